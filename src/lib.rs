@@ -1,0 +1,1 @@
+//! distrilock: named, distributed locks for every host that can mount a directory.
