@@ -1,1 +1,34 @@
 //! distrilock: named, distributed locks for every host that can mount a directory.
+//!
+//! A connection is a session, a session holds named locks, and each lock is an fcntl lock on one file in a directory. This crate
+//! is the daemon, `distrilockd`, cut so that what decides knows nothing of what acts:
+//!
+//! ```text
+//! bytes -> front -> wire -> session -> engine shard -> effects
+//!                             |            ^             |
+//! bytes <- front <- wire <----+            +--- files <--+
+//! ```
+//!
+//! - [`engine`] decides who holds a name. No I/O, no clock; its model visits every interleaving.
+//! - [`files`] makes the file calls that the engine asks for: the only module that knows fcntl(2) and paths.
+//! - [`wire`] turns bytes into messages and back, for every dialect, without a socket.
+//! - [`session`] stands between one client's requests and the engine.
+//! - [`front`] has the sockets: listeners, the upgrade to WebSocket, one task a connection.
+//! - [`server`] starts, serves and stops; its `Core` is what all sessions share.
+//! - [`systemd`] takes passed sockets, notifies, and logs to the journal.
+//! - [`limits`], [`name`], [`fault`] and [`settings`] are what the others speak of.
+//!
+//! Deliberately absent: leases, since a lock lives as long as its connection; a quorum, since the file system decides; any state
+//! of its own beside the lock files.
+
+pub mod engine;
+pub mod fault;
+pub mod files;
+pub mod front;
+pub mod limits;
+pub mod name;
+pub mod server;
+pub mod session;
+pub mod settings;
+pub mod systemd;
+pub mod wire;

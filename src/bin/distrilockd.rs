@@ -1,1 +1,17 @@
-fn main(){}
+//! The daemon. What it does is in the library; see `distrilock::server`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use distrilock::server;
+use distrilock::settings::Settings;
+
+fn main() -> ExitCode {
+    match server::run(Settings::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("distrilockd: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What sessions cost that hold a lock and do nothing: resident memory, and CPU.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::dialect::{Dialect, Verb, numbered_name};
+use crate::drive::connect;
+use crate::report::{Table, figure, median, ratio};
+use crate::server::{Server, Site};
+
+const IDLE: Duration = Duration::from_secs(5);
+
+struct Point {
+    bytes_per_session: f64,
+    idle_cpu_ms: f64,
+}
+
+/// Opens `sessions` sessions of each dialect, each holding a lock, and tells what they cost.
+pub(crate) fn compare(site: &Site, dialects: &[Dialect], sessions: u64, rounds: usize) -> Result<Table> {
+    let mut points: Vec<Vec<Point>> = dialects.iter().map(|_| Vec::new()).collect();
+    for round in 1..=rounds {
+        for (dialect, points) in dialects.iter().zip(&mut points) {
+            let what = format!("{}, {sessions} idle sessions", dialect.label());
+            eprintln!("{what}, round {round} of {rounds}");
+            points.push(measure(site, *dialect, sessions).context(what)?);
+        }
+    }
+    let reference = dialects.iter().position(|dialect| *dialect == Dialect::Redis).map(|at| &points[at]);
+    let mut table = Table::new(&["sessions", "dialect", "KiB/session", "KiB : redis", "CPU ms in 5 idle s"]);
+    for (dialect, points) in dialects.iter().zip(&points) {
+        let of_redis = reference.map_or(&[][..], Vec::as_slice);
+        let ratios =
+            points.iter().zip(of_redis).map(|(point, redis)| point.bytes_per_session / redis.bytes_per_session);
+        table.row(&[
+            sessions.to_string(),
+            dialect.label().to_owned(),
+            figure(median(points.iter().map(|point| point.bytes_per_session)) / 1024.0),
+            ratio(median(ratios)),
+            figure(median(points.iter().map(|point| point.idle_cpu_ms))),
+        ]);
+    }
+    Ok(table)
+}
+
+fn measure(site: &Site, dialect: Dialect, sessions: u64) -> Result<Point> {
+    let server = Server::start(site, dialect)?;
+    let process = server.process();
+    let resident_before = process.resident_bytes()?;
+    let mut streams = Vec::new();
+    for number in 0..sessions {
+        let mut stream = connect(dialect, server.address(dialect)).with_context(|| format!("session {number}"))?;
+        let acquire = dialect.exchange(Verb::Acquire, &numbered_name(number), false);
+        acquire.complete(&mut stream).with_context(|| format!("session {number}"))?;
+        streams.push(stream);
+    }
+    let cpu_before = process.cpu()?;
+    thread::sleep(IDLE);
+    let idle_cpu = process.cpu()? - cpu_before;
+    let resident = process.resident_bytes()?.saturating_sub(resident_before);
+    Ok(Point { bytes_per_session: resident as f64 / sessions as f64, idle_cpu_ms: idle_cpu.as_secs_f64() * 1e3 })
+}

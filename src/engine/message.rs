@@ -1,0 +1,280 @@
+//! What goes into the engine and what comes out of it.
+
+use std::fmt;
+
+use crate::fault::Fault;
+use crate::name::LockName;
+
+/// A session: one connection's life. Unique within a daemon.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s-{:x}", self.0)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A request of a session, numbered by the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// How a lock is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// Beside other shared holders.
+    Shared,
+    /// Alone.
+    Exclusive,
+}
+
+/// Who asks what about which name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Asked {
+    /// The name.
+    pub name: LockName,
+    /// The session.
+    pub session: SessionId,
+    /// Its request.
+    pub request: RequestId,
+}
+
+impl Asked {
+    pub(super) fn answer<F>(self, answer: Answer) -> Effect<F> {
+        let Self { name, session, request } = self;
+        Effect::Answer { name, session, request, answer }
+    }
+}
+
+/// What the engine takes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Input<F> {
+    /// A session wants a name.
+    Acquire {
+        /// Who, and which name.
+        asked: Asked,
+        /// How.
+        mode: Mode,
+        /// Whether it queues if it cannot have the name at once.
+        wait: bool,
+    },
+    /// A session gives a name back.
+    Release(Asked),
+    /// A session asks whether its lock is real.
+    Verify(Asked),
+    /// A session asks who holds a name.
+    Peek(Asked),
+    /// A waiting request ends without a grant; no effect if it does not wait (any more).
+    Withdraw {
+        /// The waiting request.
+        asked: Asked,
+        /// Why it ends.
+        why: Withdrawal,
+    },
+    /// A session has ended: whatever it holds, waits for or asks about this name goes, unanswered.
+    Leave {
+        /// The name.
+        name: LockName,
+        /// The session that ended.
+        session: SessionId,
+    },
+    /// The file operation of a name is complete.
+    Done {
+        /// The name.
+        name: LockName,
+        /// The file, if it is still open.
+        file: Option<F>,
+        /// What came of it.
+        outcome: Outcome,
+    },
+    /// A timer that was armed has run out. A late or repeated one is a no-op.
+    Elapsed(Timer),
+    /// What the clock shows, in milliseconds; copied into [`View`]s.
+    Now(u64),
+    /// Descriptors are short: the file that has been idle longest goes.
+    Shed,
+    /// The daemon stops: who waits is told, nobody is granted anything any more, idle files go, and the others as soon as they
+    /// are released.
+    Drain,
+}
+
+/// Why a waiting request ends without a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Withdrawal {
+    /// Its session asked for it.
+    Cancelled,
+    /// Its time ran out.
+    TimedOut,
+}
+
+impl From<Withdrawal> for Answer {
+    fn from(why: Withdrawal) -> Self {
+        match why {
+            Withdrawal::Cancelled => Self::Cancelled,
+            Withdrawal::TimedOut => Self::TimedOut,
+        }
+    }
+}
+
+/// What is to be done with a lock file; `files` says how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileOp {
+    /// Lock the file that the name means now, in this mode; the given file may be locked already, or none.
+    Try(Mode),
+    /// Find out whether the lock that the file has in this mode is real.
+    Probe(Mode),
+    /// Unlock the file and keep it open.
+    Unlock,
+    /// Remove the file if nobody else locks it; unlock and close it.
+    Retire,
+    /// Find out whether another process locks the file; take no lock.
+    Peek,
+}
+
+/// What came of a file operation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Try: the name's file is locked in the mode that was asked.
+    Locked,
+    /// Try: another process holds the name; the given file is unlocked.
+    Refused,
+    /// Try: nobody holds the name, but a process that is about to delete the file is in the way; the given file is unlocked.
+    Disturbed,
+    /// Probe: the lock is real.
+    Real,
+    /// Probe: the lock is gone, or guards nothing any more.
+    Lost(&'static str),
+    /// Unlock, Retire: nothing of the daemon's locks the file any more.
+    Unlocked {
+        /// Whether somebody had removed it while it was locked.
+        file_gone: bool,
+    },
+    /// Peek: whether another process locks it.
+    Peeked {
+        /// Whether it does.
+        locked: bool,
+    },
+    /// The system failed the operation; a try leaves no lock behind.
+    Failed(Fault),
+}
+
+/// A time that the engine wants to be told of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Timer {
+    /// Contended names are due for another try.
+    Retry,
+    /// Idle files grow older.
+    Linger,
+    /// The daemon's turn with this name ends, or it has left the name alone for long enough.
+    Turn(LockName),
+}
+
+/// What the engine wants done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Effect<F> {
+    /// Carry out a file operation; it completes with [`Input::Done`].
+    File {
+        /// The name.
+        name: LockName,
+        /// The operation.
+        op: FileOp,
+        /// The name's open file, if there is one.
+        file: Option<F>,
+    },
+    /// Answer a request.
+    Answer {
+        /// The name that it was about.
+        name: LockName,
+        /// The session that asked.
+        session: SessionId,
+        /// Its request.
+        request: RequestId,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Tell a session that a lock which it held is lost.
+    Lost {
+        /// The name.
+        name: LockName,
+        /// The session that held it.
+        session: SessionId,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Send [`Input::Elapsed`] after so many milliseconds.
+    Arm(Timer, u64),
+}
+
+/// The engine's answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// The session holds the lock.
+    Granted {
+        /// How.
+        mode: Mode,
+        /// Whether it held it before it asked.
+        already: bool,
+    },
+    /// Another session holds the name or waits for it; when one holds it, which, and since when.
+    BusyHere(Option<ViewedSession>),
+    /// Another process holds the name.
+    BusyElsewhere,
+    /// The session holds the lock in the other mode.
+    Mismatch,
+    /// The wait was cancelled.
+    Cancelled,
+    /// The wait took too long.
+    TimedOut,
+    /// The daemon stops.
+    Closing,
+    /// The session does not hold the lock any more.
+    Released {
+        /// Whether somebody had removed the lock file while it was held.
+        file_gone: bool,
+    },
+    /// The session does not hold the lock.
+    NotHeld {
+        /// Whether another session of this daemon does.
+        by_another: bool,
+    },
+    /// The session's lock is real.
+    Real,
+    /// The session's lock was not real, and is not held any more.
+    Lost(&'static str),
+    /// Who holds the name.
+    Peeked(View),
+    /// The system failed the operation.
+    Storage(Fault),
+}
+
+/// A look at one name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct View {
+    /// The sessions of this daemon that hold it, as many as a reply shows.
+    pub holders: Vec<ViewedSession>,
+    /// How many hold it.
+    pub holders_total: usize,
+    /// The sessions of this daemon that wait for it, first come first, as many as a reply shows.
+    pub waiters: Vec<ViewedSession>,
+    /// How many wait for it.
+    pub waiters_total: usize,
+    /// Whether another process holds it; when a name is only listed, whether the last try found it so.
+    pub contender: bool,
+}
+
+/// A holder or a waiter in a [`View`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ViewedSession {
+    /// The session.
+    pub session: SessionId,
+    /// How it holds the lock or wants it.
+    pub mode: Mode,
+    /// What [`Input::Now`] last said when the lock was granted, or the request came.
+    pub since_ms: u64,
+}

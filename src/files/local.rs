@@ -1,0 +1,342 @@
+//! The steps of each file operation on a local file system, without making them: [`Steps`] asks for one system call after the
+//! other ([`Call`]) and is told what came of it ([`Answer`]). The engine's model interleaves these steps with those of other
+//! processes; `os` takes them one after the other.
+//!
+//! A name is held when **byte 0 of the file that the name means** is locked. A holder locks the whole file, so that it excludes
+//! programs that do the same (daemons of the original among them). Who deletes a file that nobody holds locks it from byte 1 on:
+//! that keeps holders out while the file goes, and a try that is refused can tell the two apart, so that a name is not called
+//! held because its file is being deleted.
+//!
+//! Why a lock may be believed: a file is deleted only under a lock that excludes every holder, by who has checked, under that
+//! lock, that the name means this file. So when a lock is granted and the name *then* means the locked file, nobody else holds
+//! the name, and the file stays until the lock goes. When it does not, the file was deleted before the lock was granted, and the
+//! try starts again. A file's inode number is not used again while it is open, so that comparing it is enough.
+
+use crate::engine::{FileOp, Mode, Outcome};
+use crate::fault::Fault;
+
+/// A try that met a file which was deleted under it starts again so often; each time somebody else made progress.
+const REOPENS_MAX: u16 = if cfg!(test) { 1 } else { 1000 };
+
+/// So often a try looks again, at once, whether a deletion is over, before it says [`Outcome::Disturbed`]. (Fewer in tests, so
+/// that a model has fewer states.)
+const LOOKS_MAX: u8 = if cfg!(test) { 1 } else { 20 };
+
+/// One system call, or two that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// Open the name's file for reading and writing; create it if there is none.
+    Open,
+    /// Open the name's file for reading.
+    OpenToRead,
+    /// Lock the whole file, or convert the lock that it has.
+    Lock(Mode),
+    /// Lock the file from byte 1 on, exclusively.
+    LockToDelete,
+    /// Does the name mean the open file?
+    Check,
+    /// Does a lock of another process keep byte 0 from being locked in this mode?
+    Held(Mode),
+    /// Let another process run.
+    Yield,
+    /// Delete the name.
+    Unlink,
+    /// Let go of all locks on the file.
+    Unlock,
+    /// Close the file.
+    Close,
+}
+
+/// What came of a [`Call`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// It is done; to a question: yes.
+    Yes,
+    /// Lock: another process is in the way; to a question: no.
+    No,
+    /// Check: the name means no file; open to read: there is none.
+    Gone,
+    /// The system refused.
+    Failed(Fault),
+}
+
+/// What comes next.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Next {
+    /// Make this call.
+    Call(Call),
+    /// The operation is complete.
+    End(Outcome),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum After {
+    /// The operation ends, and the file stays open.
+    Keep,
+    /// The file is closed, and the operation ends.
+    Close,
+    /// The file is closed, and the one that the name means now is opened.
+    Reopen,
+}
+
+/// One file operation on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Steps {
+    op: FileOp,
+    /// The call that was asked for last.
+    asked: Call,
+    /// Whether the file has a lock, of whichever mode.
+    locked: bool,
+    /// What is known so far, for the end.
+    end: Outcome,
+    /// What comes after the file was let go of.
+    after: After,
+    reopens: u16,
+    looks: u8,
+}
+
+impl Steps {
+    /// Begins an operation on a file that is `open` or not, and `locked` in a mode or not; tells the first call.
+    #[must_use]
+    pub fn begin(op: FileOp, open: bool, locked: Option<Mode>) -> (Self, Next) {
+        let end = Outcome::Unlocked { file_gone: false };
+        let mut steps =
+            Self { op, asked: Call::Yield, locked: locked.is_some(), end, after: After::Keep, reopens: 0, looks: 0 };
+        let first = match op {
+            FileOp::Try(mode) if open => Call::Lock(mode),
+            FileOp::Try(_) => Call::Open,
+            FileOp::Retire if locked != Some(Mode::Exclusive) => Call::LockToDelete,
+            FileOp::Peek if !open => Call::OpenToRead,
+            FileOp::Peek | FileOp::Probe(_) | FileOp::Unlock | FileOp::Retire => Call::Check,
+        };
+        let next = steps.ask(first);
+        (steps, next)
+    }
+
+    /// Takes the answer to the last call; tells the next one.
+    pub fn answered(&mut self, answer: Answer) -> Next {
+        match (self.asked, self.op) {
+            (Call::Unlock, _) => self.locked = false,
+            (Call::Lock(_) | Call::LockToDelete, _) if answer == Answer::Yes => self.locked = true,
+            _ => {}
+        }
+        match self.op {
+            FileOp::Try(mode) => self.try_step(mode, answer),
+            FileOp::Probe(_) => Next::End(match answer {
+                Answer::Yes => Outcome::Real,
+                Answer::No => Outcome::Lost("its lock file was replaced by another one"),
+                Answer::Gone => Outcome::Lost("its lock file was deleted"),
+                Answer::Failed(fault) => Outcome::Failed(fault),
+            }),
+            FileOp::Unlock => self.unlock_step(&answer),
+            FileOp::Retire => self.retire_step(&answer),
+            FileOp::Peek => self.peek_step(answer),
+        }
+    }
+
+    fn ask(&mut self, call: Call) -> Next {
+        self.asked = call;
+        Next::Call(call)
+    }
+
+    fn try_step(&mut self, mode: Mode, answer: Answer) -> Next {
+        match (self.asked, answer) {
+            (Call::Open | Call::Yield, Answer::Yes) => self.ask(Call::Lock(mode)),
+            (Call::Open, Answer::Failed(fault)) => Next::End(Outcome::Failed(fault)),
+            (Call::Lock(_), Answer::Yes) => {
+                self.end = Outcome::Locked;
+                self.ask(Call::Check)
+            }
+            (Call::Lock(_), Answer::No) => {
+                self.end = Outcome::Refused;
+                self.ask(Call::Check)
+            }
+            (Call::Check, Answer::Yes) if self.end == Outcome::Locked => Next::End(Outcome::Locked),
+            (Call::Check, Answer::Yes) => self.ask(Call::Held(mode)),
+            // The file was deleted: away with it, and on with the one that the name means now.
+            (Call::Check, Answer::No | Answer::Gone) => self.let_go(After::Reopen),
+            (Call::Held(_), Answer::Yes) => self.refused(),
+            (Call::Held(_), Answer::No) if self.looks < LOOKS_MAX => {
+                self.looks += 1;
+                self.ask(Call::Yield)
+            }
+            (Call::Held(_), Answer::No) => {
+                self.end = Outcome::Disturbed;
+                self.refused()
+            }
+            (Call::Unlock | Call::Close, _) => self.gone(Call::Open),
+            (_, Answer::Failed(fault)) => {
+                self.end = Outcome::Failed(fault);
+                self.let_go(After::Close)
+            }
+            (call, answer) => unreachable!("{answer:?} is no answer to {call:?} in a try"),
+        }
+    }
+
+    /// The file stays open for the next try, but a lock that a refused conversion left is of no use.
+    fn refused(&mut self) -> Next {
+        if self.locked { self.let_go(After::Keep) } else { Next::End(self.end.clone()) }
+    }
+
+    /// Unlocks the file, if it is locked, and goes on to what comes after that.
+    fn let_go(&mut self, after: After) -> Next {
+        self.after = after;
+        if self.locked { self.ask(Call::Unlock) } else { self.gone(Call::Open) }
+    }
+
+    /// The file is unlocked, or closed as well.
+    fn gone(&mut self, reopen: Call) -> Next {
+        match (self.asked, self.after) {
+            (Call::Close, After::Reopen) if self.reopens < REOPENS_MAX => {
+                self.reopens += 1;
+                self.ask(reopen)
+            }
+            (Call::Close, After::Reopen) => Next::End(Outcome::Disturbed),
+            (Call::Close, _) | (_, After::Keep) => Next::End(self.end.clone()),
+            _ => self.ask(Call::Close),
+        }
+    }
+
+    fn unlock_step(&mut self, answer: &Answer) -> Next {
+        match self.asked {
+            Call::Check => {
+                self.end = Outcome::Unlocked { file_gone: *answer == Answer::Gone };
+                self.ask(Call::Unlock)
+            }
+            // A lock that cannot be undone goes with its descriptor.
+            Call::Unlock if *answer != Answer::Yes => self.ask(Call::Close),
+            _ => Next::End(self.end.clone()),
+        }
+    }
+
+    fn retire_step(&mut self, answer: &Answer) -> Next {
+        match (self.asked, answer) {
+            (Call::LockToDelete, Answer::Yes) => self.ask(Call::Check),
+            (Call::Check, Answer::Yes) => self.ask(Call::Unlink),
+            (Call::Check | Call::Unlink, answer) => {
+                self.end = Outcome::Unlocked { file_gone: *answer == Answer::Gone };
+                self.ask(Call::Unlock)
+            }
+            // Somebody else locks it: the file is theirs to delete.
+            (Call::LockToDelete, _) if self.locked => self.ask(Call::Unlock),
+            (Call::LockToDelete | Call::Unlock, _) => self.ask(Call::Close),
+            _ => Next::End(self.end.clone()),
+        }
+    }
+
+    fn peek_step(&mut self, answer: Answer) -> Next {
+        match (self.asked, answer) {
+            (Call::OpenToRead, Answer::Yes) => {
+                self.after = After::Close;
+                self.ask(Call::Held(Mode::Exclusive))
+            }
+            (Call::OpenToRead, Answer::Failed(fault)) => Next::End(Outcome::Failed(fault)),
+            (Call::OpenToRead, _) => self.peeked(false),
+            (Call::Held(_), Answer::Yes) => {
+                self.end = Outcome::Peeked { locked: true };
+                self.ask(Call::Check)
+            }
+            (Call::Held(_), _) => self.peeked(false),
+            (Call::Check, Answer::Yes) if self.end == (Outcome::Peeked { locked: true }) => self.peeked(true),
+            (Call::Check, Answer::Yes) => self.ask(Call::Held(Mode::Exclusive)),
+            (Call::Check, Answer::Failed(fault)) => {
+                self.end = Outcome::Failed(fault);
+                self.let_go(After::Close)
+            }
+            // The file was deleted: who locks it holds nothing.
+            (Call::Check, _) => {
+                self.end = Outcome::Peeked { locked: false };
+                self.let_go(After::Reopen)
+            }
+            _ => self.gone(Call::OpenToRead),
+        }
+    }
+
+    /// A file that was opened for the peek alone is closed; one that lingers stays.
+    fn peeked(&mut self, locked: bool) -> Next {
+        self.end = Outcome::Peeked { locked };
+        let open = self.asked != Call::OpenToRead;
+        if open && self.after == After::Close { self.ask(Call::Close) } else { Next::End(self.end.clone()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(op: FileOp, open: bool, locked: Option<Mode>, script: &[(Call, Answer)]) -> Outcome {
+        let (mut steps, mut next) = Steps::begin(op, open, locked);
+        for (call, answer) in script {
+            assert_eq!(next, Next::Call(*call), "{script:?}");
+            next = steps.answered(answer.clone());
+        }
+        match next {
+            Next::End(outcome) => outcome,
+            Next::Call(call) => panic!("{call:?} was not expected"),
+        }
+    }
+
+    /// A try whose file was deleted before the lock came lets go of it and starts over with the new one.
+    #[test]
+    fn a_deleted_file_is_left() {
+        let mode = Mode::Exclusive;
+        let script = [
+            (Call::Lock(mode), Answer::Yes),
+            (Call::Check, Answer::Gone),
+            (Call::Unlock, Answer::Yes),
+            (Call::Close, Answer::Yes),
+            (Call::Open, Answer::Yes),
+            (Call::Lock(mode), Answer::Yes),
+            (Call::Check, Answer::Yes),
+        ];
+        assert_eq!(run(FileOp::Try(mode), true, None, &script), Outcome::Locked);
+    }
+
+    /// A refusal counts only if the name still means the file that was locked, and only if its byte 0 is.
+    #[test]
+    fn a_refusal_is_looked_at_twice() {
+        let mode = Mode::Exclusive;
+        let mut script = vec![(Call::Lock(mode), Answer::No), (Call::Check, Answer::No), (Call::Close, Answer::Yes)];
+        script.extend([(Call::Open, Answer::Yes), (Call::Lock(mode), Answer::No), (Call::Check, Answer::Yes)]);
+        let mut held = script.clone();
+        held.push((Call::Held(mode), Answer::Yes));
+        assert_eq!(run(FileOp::Try(mode), true, None, &held), Outcome::Refused);
+        for _ in 0..LOOKS_MAX {
+            script.extend([(Call::Held(mode), Answer::No), (Call::Yield, Answer::Yes)]);
+            script.extend([(Call::Lock(mode), Answer::No), (Call::Check, Answer::Yes)]);
+        }
+        script.push((Call::Held(mode), Answer::No));
+        assert_eq!(run(FileOp::Try(mode), true, None, &script), Outcome::Disturbed);
+    }
+
+    /// Whatever the answers, an operation ends, and a try that ends without a lock leaves none behind.
+    #[test]
+    fn every_path_ends() {
+        let fault = Fault { operation: "test", path: "".into(), errno: 5 };
+        let answers = [Answer::Yes, Answer::No, Answer::Gone, Answer::Failed(fault)];
+        let ops =
+            [FileOp::Try(Mode::Shared), FileOp::Probe(Mode::Shared), FileOp::Unlock, FileOp::Retire, FileOp::Peek];
+        for (op, seed) in ops.into_iter().flat_map(|op| (0..5000_u64).map(move |seed| (op, seed))) {
+            let fresh = seed % 3 == 0 && matches!(op, FileOp::Try(_) | FileOp::Peek);
+            let locked = (!fresh && seed % 3 == 1 && op != FileOp::Peek).then_some(Mode::Shared);
+            let (mut steps, mut next) = Steps::begin(op, !fresh, locked);
+            let mut random = seed;
+            for _ in 0..100_000 {
+                let Next::Call(call) = &next else { break };
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let answer = &answers[usize::try_from(random >> 62).unwrap()];
+                let possible = match call {
+                    Call::Yield | Call::Close | Call::Unlock => &Answer::Yes,
+                    Call::Open if matches!(answer, Answer::No | Answer::Gone) => &Answer::Yes,
+                    Call::Lock(_) | Call::LockToDelete | Call::Held(_) if *answer == Answer::Gone => &Answer::No,
+                    _ => answer,
+                };
+                next = steps.answered(possible.clone());
+            }
+            let Next::End(outcome) = next else { panic!("{op:?} {seed} did not end") };
+            if matches!(op, FileOp::Try(_)) {
+                assert_eq!(steps.locked, outcome == Outcome::Locked, "{op:?} {seed} {outcome:?}");
+            }
+        }
+    }
+}

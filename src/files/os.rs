@@ -1,0 +1,240 @@
+//! The system calls behind [`local`](super::local).
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, flock};
+use nix::sys::stat::{FileStat, Mode as Permissions, SFlag, fstat, lstat};
+use nix::unistd::unlink;
+
+use super::local::{Answer, Call, Next, Steps};
+use super::{FileOp, Outcome};
+use crate::engine::Mode;
+use crate::fault::Fault;
+use crate::name::LockName;
+
+/// What is added to a lock's name to make its file's name.
+const SUFFIX: &str = ".lck";
+
+/// The lock directory.
+#[derive(Debug)]
+pub struct Files {
+    directory: PathBuf,
+}
+
+/// An open lock file. Dropping it closes it, and the kernel drops its lock.
+#[derive(Debug)]
+pub struct OpenFile {
+    descriptor: OwnedFd,
+    path: CString,
+    /// Device and inode: what the name has to mean for a lock on this file to count.
+    identity: (u64, u64),
+    locked: Option<Mode>,
+}
+
+impl Files {
+    /// The lock files in a directory, an absolute path. Paths are resolved anew at every call, so that a directory that was
+    /// replaced, or a file system mounted over it, is noticed by the checks and not locked past.
+    #[must_use]
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// The lock directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The path of a name's lock file.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        let mut file = String::with_capacity(name.len() + SUFFIX.len());
+        file.push_str(name);
+        file.push_str(SUFFIX);
+        self.directory.join(file)
+    }
+
+    /// Carries out one operation: microseconds on a local file system.
+    #[must_use]
+    pub fn perform(&self, name: &LockName, op: FileOp, file: Option<OpenFile>) -> (Option<OpenFile>, Outcome) {
+        let mut hand = Hand { files: self, name, file };
+        let locked = hand.file.as_ref().and_then(|file| file.locked);
+        let (mut steps, mut next) = Steps::begin(op, hand.file.is_some(), locked);
+        loop {
+            match next {
+                Next::Call(call) => next = steps.answered(hand.make(call)),
+                Next::End(outcome) => return (hand.file, outcome),
+            }
+        }
+    }
+
+    /// Deletes the lock files that nobody locks and that are empty, as every daemon's are: those which daemons left that
+    /// were killed. Tells how many went.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn collect(&self) -> Result<usize, Fault> {
+        let failed = |error: &std::io::Error| Fault {
+            operation: "read",
+            path: self.directory.to_string_lossy().into(),
+            errno: error.raw_os_error().unwrap_or(nix::libc::EIO),
+        };
+        let mut collected = 0;
+        for entry in std::fs::read_dir(&self.directory).map_err(|error| failed(&error))? {
+            let entry = entry.map_err(|error| failed(&error))?;
+            let file = entry.file_name();
+            let Some(stem) = file.as_bytes().strip_suffix(SUFFIX.as_bytes()) else { continue };
+            let Ok(name) = LockName::parse(stem) else { continue };
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_file() && metadata.len() == 0 && self.collect_one(&name) {
+                collected += 1;
+            }
+        }
+        Ok(collected)
+    }
+
+    fn collect_one(&self, name: &LockName) -> bool {
+        let mut hand = Hand { files: self, name, file: None };
+        if hand.open(OFlag::O_RDWR) != Answer::Yes {
+            return false;
+        }
+        drop(self.perform(name, FileOp::Retire, hand.file.take()));
+        lstat(&*self.c_path(name)).is_err()
+    }
+
+    fn c_path(&self, name: &LockName) -> CString {
+        CString::new(self.path(name.as_str()).into_os_string().into_encoded_bytes())
+            .expect("neither a lock name nor a directory's path has a NUL byte")
+    }
+}
+
+/// Makes the calls of one operation.
+struct Hand<'a> {
+    files: &'a Files,
+    name: &'a LockName,
+    file: Option<OpenFile>,
+}
+
+impl Hand<'_> {
+    fn make(&mut self, call: Call) -> Answer {
+        match call {
+            Call::Open => self.open(OFlag::O_RDWR | OFlag::O_CREAT),
+            Call::OpenToRead => self.open(OFlag::O_RDONLY),
+            Call::Lock(mode) => self.lock(Some(mode), 0),
+            Call::LockToDelete => self.lock(Some(Mode::Exclusive), 1),
+            Call::Unlock => self.lock(None, 0),
+            Call::Check => self.check(),
+            Call::Held(mode) => self.held(mode),
+            Call::Yield => {
+                std::thread::yield_now();
+                Answer::Yes
+            }
+            Call::Unlink => self.unlink(),
+            Call::Close => {
+                self.file = None;
+                Answer::Yes
+            }
+        }
+    }
+
+    fn open_file(&mut self) -> &mut OpenFile {
+        self.file.as_mut().expect("the steps use a file only while it is open")
+    }
+
+    fn open(&mut self, flags: OFlag) -> Answer {
+        let path = self.files.c_path(self.name);
+        // O_NOFOLLOW: no lock outside the directory; O_NONBLOCK: a FIFO or a device must not block us.
+        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let opened = open(&*path, flags, Permissions::from_bits_truncate(0o664));
+        let opened = opened.and_then(|descriptor| Ok((fstat(&descriptor)?, descriptor)));
+        let reading = !flags.contains(OFlag::O_RDWR);
+        let (stat, descriptor) = match opened {
+            Ok(opened) => opened,
+            Err(Errno::ENOENT) if reading => return Answer::Gone,
+            Err(errno) => return failed("open", &path, errno),
+        };
+        if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+            return if reading { Answer::Gone } else { failed("open", &path, Errno::EINVAL) };
+        }
+        self.file = Some(OpenFile { descriptor, path, identity: identity(&stat), locked: None });
+        Answer::Yes
+    }
+
+    fn lock(&mut self, mode: Option<Mode>, from: i64) -> Answer {
+        let file = self.open_file();
+        match fcntl(file.descriptor.as_fd(), FcntlArg::F_OFD_SETLK(&range(mode, from, 0))) {
+            Ok(_) => {
+                file.locked = mode;
+                Answer::Yes
+            }
+            Err(Errno::EAGAIN | Errno::EACCES) => Answer::No,
+            Err(errno) => failed("lock", &file.path, errno),
+        }
+    }
+
+    fn check(&mut self) -> Answer {
+        let file = self.open_file();
+        match lstat(&*file.path) {
+            Ok(stat) if identity(&stat) == file.identity => Answer::Yes,
+            Ok(_) => Answer::No,
+            Err(Errno::ENOENT) => Answer::Gone,
+            Err(errno) => failed("stat", &file.path, errno),
+        }
+    }
+
+    fn unlink(&mut self) -> Answer {
+        let file = self.open_file();
+        match unlink(&*file.path) {
+            Ok(()) => Answer::Yes,
+            Err(Errno::ENOENT) => Answer::Gone,
+            Err(errno) => failed("remove", &file.path, errno),
+        }
+    }
+
+    fn held(&mut self, mode: Mode) -> Answer {
+        let file = self.open_file();
+        let mut byte = range(Some(mode), 0, 1);
+        match fcntl(file.descriptor.as_fd(), FcntlArg::F_OFD_GETLK(&mut byte)) {
+            Ok(_) if i32::from(byte.l_type) == F_UNLCK => Answer::No,
+            Ok(_) => Answer::Yes,
+            Err(errno) => failed("lock", &file.path, errno),
+        }
+    }
+}
+
+impl OpenFile {
+    /// The number of its descriptor, for those who list them.
+    #[must_use]
+    pub fn number(&self) -> i32 {
+        self.descriptor.as_raw_fd()
+    }
+}
+
+fn identity(stat: &FileStat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// A range for fcntl(2), `F_OFD_SETLK`: `length` 0 is to the end of what a file can be, and `l_pid` has to be 0.
+fn range(mode: Option<Mode>, start: i64, length: i64) -> flock {
+    let kind = match mode {
+        Some(Mode::Exclusive) => F_WRLCK,
+        Some(Mode::Shared) => F_RDLCK,
+        None => F_UNLCK,
+    };
+    flock {
+        l_type: i16::try_from(kind).expect("lock types are small"),
+        l_whence: i16::try_from(SEEK_SET).expect("SEEK_SET is 0"),
+        l_start: start,
+        l_len: length,
+        l_pid: 0,
+    }
+}
+
+fn failed(operation: &'static str, path: &CStr, errno: Errno) -> Answer {
+    Answer::Failed(Fault { operation, path: path.to_string_lossy().into(), errno: errno as i32 })
+}

@@ -1,0 +1,241 @@
+//! One connection: its task reads, lets the session take message after message, and writes what there is to say.
+//!
+//! A connection that is silent keeps no buffer: bytes are read into the thread's own, and only what is left of a message or of a
+//! reply stays with the connection.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::time::Sleep;
+
+use super::stream::{Stream, farewell};
+use crate::engine::SessionId;
+use crate::limits::{OUTBOX_BYTES_PAUSE, READ_BYTES_MAX};
+use crate::server::Core;
+use crate::server::mailbox::Mailbox;
+use crate::session::{End, Session};
+use crate::systemd::ids;
+use crate::wire::{Codec, Violation};
+
+thread_local! {
+    static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES_MAX]);
+    static WRITE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Connection {
+    stream: Stream,
+    session: Session,
+    mailbox: Arc<Mailbox>,
+    /// Bytes that have come and are not yet a whole message, or may not be taken yet.
+    input: Vec<u8>,
+    /// Bytes that the socket has not taken yet.
+    output: Vec<u8>,
+    outbox_bytes_max: usize,
+    /// Runs until the first of the session's waits is over.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why the connection's task wakes.
+enum Wake {
+    Readable,
+    Writable,
+    Mail,
+    Deadline,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+enum Ended {
+    /// The session said so.
+    Session,
+    /// The peer sent FIN.
+    Finished,
+    /// The socket failed: RST, or a dead peer.
+    Failed(io::Error),
+}
+
+/// Serves a connection until it ends. `first` is what was read of it already.
+pub(super) async fn serve(
+    core: Arc<Core>,
+    stream: Stream,
+    peer: String,
+    codec: Codec,
+    first: Vec<u8>,
+    open: (SessionId, Arc<Mailbox>),
+) {
+    let (id, mailbox) = open;
+    let outbox_bytes_max = core.settings.outbox_bytes;
+    let session = Session::new(id, core, Arc::clone(&mailbox), codec);
+    tracing::debug!(SESSION = %id, PEER = peer, "session {id} from {peer}");
+    let mut connection =
+        Connection { stream, session, mailbox, input: first, output: Vec::new(), outbox_bytes_max, timer: None };
+    let ended = connection.run().await;
+    connection.session.leave();
+    connection.log(&peer, &ended);
+    if matches!(ended, Ended::Session) {
+        farewell(&connection.stream, &connection.output).await;
+    }
+}
+
+impl Connection {
+    async fn run(&mut self) -> Ended {
+        if !self.input.is_empty()
+            && let Some(ended) = self.turn(|connection, out| connection.take_all(&[], out))
+        {
+            return ended;
+        }
+        loop {
+            let wake = poll_fn(|cx| self.poll(cx)).await;
+            let ended = match wake {
+                Ok(Wake::Readable) => self.read(),
+                Ok(Wake::Writable) => self.turn(|connection, out| connection.take_all(&[], out)),
+                Ok(Wake::Mail) => self.turn(|connection, out| {
+                    connection.session.read_mail(out);
+                    connection.take_all(&[], out);
+                }),
+                Ok(Wake::Deadline) => self.turn(|connection, out| {
+                    connection.timer = None;
+                    connection.session.expire(Instant::now(), out);
+                }),
+                Err(error) => Some(Ended::Failed(error)),
+            };
+            if let Some(ended) = ended {
+                return ended;
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Wake>> {
+        if self.mailbox.poll(cx).is_ready() {
+            return Poll::Ready(Ok(Wake::Mail));
+        }
+        if !self.output.is_empty()
+            && let Poll::Ready(ready) = self.stream.poll_writable(cx)
+        {
+            return Poll::Ready(ready.map(|()| Wake::Writable));
+        }
+        if self.reads()
+            && let Poll::Ready(ready) = self.stream.poll_readable(cx)
+        {
+            return Poll::Ready(ready.map(|()| Wake::Readable));
+        }
+        self.set_timer();
+        if let Some(timer) = &mut self.timer
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Ok(Wake::Deadline));
+        }
+        Poll::Pending
+    }
+
+    /// Whether the session may be given more: a client that does not read its replies has to wait with its requests.
+    fn reads(&self) -> bool {
+        self.session.takes_more() && self.output.len() < OUTBOX_BYTES_PAUSE
+    }
+
+    /// The timer is made for the earliest deadline, and again when an earlier one has come.
+    fn set_timer(&mut self) {
+        let Some(deadline) = self.session.deadline() else {
+            self.timer = None;
+            return;
+        };
+        let deadline = tokio::time::Instant::from_std(deadline);
+        if self.timer.as_ref().is_none_or(|timer| timer.deadline() != deadline) {
+            self.timer = Some(Box::pin(tokio::time::sleep_until(deadline)));
+        }
+    }
+
+    fn read(&mut self) -> Option<Ended> {
+        READ.with_borrow_mut(|buffer| match self.stream.try_read(buffer) {
+            Ok(0) => Some(Ended::Finished),
+            Ok(count) => self.turn(|connection, out| connection.take_all(&buffer[..count], out)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) => Some(Ended::Failed(error)),
+        })
+    }
+
+    /// Lets `work` say something, writes as much of it as the socket takes, and keeps the rest.
+    fn turn(&mut self, work: impl FnOnce(&mut Self, &mut Vec<u8>)) -> Option<Ended> {
+        WRITE.with_borrow_mut(|out| {
+            out.clear();
+            work(self, out);
+            let written = self.write(out);
+            // One long reply is no reason to keep its room for ever.
+            out.shrink_to(READ_BYTES_MAX);
+            match written {
+                Err(error) => Some(Ended::Failed(error)),
+                Ok(()) => self.session.ended().is_some().then_some(Ended::Session),
+            }
+        })
+    }
+
+    fn write(&mut self, out: &[u8]) -> io::Result<()> {
+        if !self.output.is_empty() {
+            self.output.extend_from_slice(out);
+            let written = self.stream.write_some(&self.output)?;
+            self.output.drain(..written);
+        } else if !out.is_empty() {
+            let written = self.stream.write_some(out)?;
+            self.output.extend_from_slice(&out[written..]);
+        }
+        if self.output.is_empty() {
+            self.output = Vec::new();
+        } else if self.output.len() > self.outbox_bytes_max && self.session.ended().is_none() {
+            let (bytes, bytes_max) = (self.output.len(), self.outbox_bytes_max);
+            self.session.violate(Violation::SlowReader { bytes, bytes_max }, &mut self.output);
+        }
+        Ok(())
+    }
+
+    /// Lets the session take every whole message of what has come before and of `bytes`, unless it has to wait.
+    fn take_all(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        let kept = std::mem::take(&mut self.input);
+        if kept.is_empty() {
+            let taken = self.take_from(bytes, out);
+            self.input = bytes[taken..].to_vec();
+        } else {
+            let mut kept = kept;
+            kept.extend_from_slice(bytes);
+            let taken = self.take_from(&kept, out);
+            if taken > 0 {
+                kept.drain(..taken);
+                kept.shrink_to_fit();
+            }
+            self.input = kept;
+        }
+    }
+
+    fn take_from(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> usize {
+        let mut taken = 0;
+        while self.session.takes_more() && self.output.len() + out.len() < OUTBOX_BYTES_PAUSE {
+            match self.session.take(&bytes[taken..], out) {
+                Some(count) => taken += count,
+                None => break,
+            }
+        }
+        taken
+    }
+
+    fn log(&self, peer: &str, ended: &Ended) {
+        let (id, dialect) = (self.session.id(), self.session.codec().dialect().word());
+        match (ended, self.session.ended()) {
+            (_, Some(End::Violation(violation @ Violation::SlowReader { .. }))) => tracing::warn!(
+                MESSAGE_ID = ids::SLOW_READER, SESSION = %id, PEER = peer, DIALECT = dialect,
+                "session {id} of {peer} closed: {violation}"
+            ),
+            (_, Some(End::Violation(violation))) => tracing::info!(
+                MESSAGE_ID = ids::SESSION_VIOLATION, SESSION = %id, PEER = peer, DIALECT = dialect,
+                "session {id} of {peer} closed: {violation}"
+            ),
+            (Ended::Failed(error), _) => tracing::debug!(
+                SESSION = %id, PEER = peer, DIALECT = dialect, "session {id} of {peer} ended: {error}"
+            ),
+            _ => tracing::debug!(SESSION = %id, PEER = peer, DIALECT = dialect, "session {id} of {peer} ended"),
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The side that faces the network: listeners, the upgrade to WebSocket, and one task a connection that moves bytes between its
+//! socket and its [`Session`](crate::session::Session).
+
+mod accept;
+mod connection;
+mod stream;
+mod upgrade;
+
+pub use accept::{Front, Worker, accept};
+pub use stream::{Listening, Stream};

@@ -1,0 +1,166 @@
+//! Sockets of two families behind one type, and their options.
+
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use crate::limits::{FAREWELL_BYTES_MAX, FAREWELL_MS_MAX};
+use crate::systemd::sockets::Listener;
+
+/// A listening socket that the runtime watches.
+#[derive(Debug)]
+pub enum Listening {
+    /// TCP over IPv4 or IPv6.
+    Tcp(TcpListener),
+    /// A Unix stream socket.
+    Unix(UnixListener),
+}
+
+impl Listening {
+    /// Hands a listener to the runtime that calls.
+    ///
+    /// # Errors
+    /// If the runtime cannot watch it.
+    pub fn new(listener: Listener) -> io::Result<Self> {
+        match listener {
+            Listener::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener).map(Self::Tcp)
+            }
+            Listener::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                UnixListener::from_std(listener).map(Self::Unix)
+            }
+        }
+    }
+
+    /// The next connection, and its peer for logs. It belongs to no runtime yet.
+    pub(super) async fn accept(&self) -> io::Result<(Accepted, String)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Accepted::Tcp(stream.into_std()?), peer.to_string()))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
+                let peer = peer.map_or_else(|| "unix".into(), |process| format!("unix:pid={process}"));
+                Ok((Accepted::Unix(stream.into_std()?), peer))
+            }
+        }
+    }
+}
+
+/// A connection on its way to the thread that serves it.
+#[derive(Debug)]
+pub(super) enum Accepted {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+/// A connected socket.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP over IPv4 or IPv6.
+    Tcp(TcpStream),
+    /// A Unix stream socket.
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// Hands a connection to the runtime that calls. A peer that is silent for `dead_after`, to keep-alive probes or to data, is
+    /// given up by the kernel (tcp(7), TCP_KEEPIDLE and TCP_USER_TIMEOUT).
+    pub(super) fn new(accepted: Accepted, dead_after: Duration) -> io::Result<Self> {
+        match accepted {
+            Accepted::Tcp(stream) => {
+                stream.set_nodelay(true)?;
+                let seconds = u32::try_from(dead_after.as_secs()).unwrap_or(u32::MAX).max(3);
+                let millis = u32::try_from(dead_after.as_millis()).unwrap_or(u32::MAX);
+                setsockopt(&stream, sockopt::KeepAlive, &true)?;
+                setsockopt(&stream, sockopt::TcpKeepIdle, &(seconds / 3))?;
+                setsockopt(&stream, sockopt::TcpKeepInterval, &(seconds / 3))?;
+                setsockopt(&stream, sockopt::TcpKeepCount, &2)?;
+                setsockopt(&stream, sockopt::TcpUserTimeout, &millis)?;
+                TcpStream::from_std(stream).map(Self::Tcp)
+            }
+            Accepted::Unix(stream) => UnixStream::from_std(stream).map(Self::Unix),
+        }
+    }
+
+    pub(super) fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_read(into),
+            Self::Unix(stream) => stream.try_read(into),
+        }
+    }
+
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Unix(stream) => stream.try_write(bytes),
+        }
+    }
+
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+            Self::Unix(stream) => stream.poll_read_ready(cx),
+        }
+    }
+
+    pub(super) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_write_ready(cx),
+            Self::Unix(stream) => stream.poll_write_ready(cx),
+        }
+    }
+
+    /// Writes what the socket takes now; tells how much that was.
+    pub(super) fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self.try_write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            written => written,
+        }
+    }
+
+    /// Sends FIN: nothing more will be written.
+    pub(super) fn finish(&self) {
+        let descriptor = match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        };
+        // A peer that has reset the connection needs no FIN.
+        let _ = shutdown(descriptor.as_raw_fd(), Shutdown::Write);
+    }
+}
+
+/// Writes the last words and waits, for a while, until the peer has closed, too: an unread byte at close would make the kernel
+/// send RST, which can destroy them on their way. The session is over already.
+pub(super) async fn farewell(stream: &Stream, words: &[u8]) {
+    let last = async {
+        let mut written = 0;
+        while written < words.len() {
+            poll_fn(|cx| stream.poll_writable(cx)).await?;
+            written += stream.write_some(&words[written..])?;
+        }
+        stream.finish();
+        let (mut scrap, mut dropped) = ([0; 1024], 0);
+        while dropped < FAREWELL_BYTES_MAX {
+            poll_fn(|cx| stream.poll_readable(cx)).await?;
+            match stream.try_read(&mut scrap) {
+                Ok(0) => break,
+                Ok(count) => dropped += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    };
+    // Whether they arrived or not, this was the end.
+    let _: Result<io::Result<()>, _> = tokio::time::timeout(Duration::from_millis(FAREWELL_MS_MAX), last).await;
+}

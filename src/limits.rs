@@ -1,0 +1,82 @@
+//! Every limit of the daemon, with its reason. Those that an administrator may want to change are the defaults of flags
+//! (`settings`); docs/protocol.md, chapter 7, tells clients about them.
+
+/// A line, a WebSocket message or a gob message: room for any request many times over, and little enough that thousands of
+/// sessions that send half a message each do not hurt.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes that one read takes from a socket: a whole frame at its largest.
+pub const READ_BYTES_MAX: usize = FRAME_BYTES_MAX;
+
+/// Bytes that wait for a client that does not read, before its further requests are left in the kernel's buffer.
+pub const OUTBOX_BYTES_PAUSE: usize = 64 * 1024;
+
+/// Default of `--outbox-bytes`: what answers to waiting requests, events and lists may add before the session is closed.
+pub const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
+
+/// The largest number as a request's `id`: 2^53-1, what every JSON library can carry (RFC 8259, section 6).
+pub const ID_NUMBER_MAX: u64 = (1 << 53) - 1;
+
+/// The longest text as a request's `id`: a UUID with its punctuation and a prefix.
+pub const ID_BYTES_MAX: usize = 64;
+
+/// The longest `name` of a hello.
+pub const HELLO_NAME_BYTES_MAX: usize = 128;
+
+/// The longest `note` of a hello.
+pub const HELLO_NOTE_BYTES_MAX: usize = 256;
+
+/// Default of `--locks-per-session`: each costs a descriptor of the daemon.
+pub const LOCKS_PER_SESSION_MAX: usize = 1024;
+
+/// Default of `--waits-per-session`: each costs an entry in a queue.
+pub const WAITS_PER_SESSION_MAX: usize = 1024;
+
+/// Default of `--sessions`: each costs a descriptor, and a few KiB.
+pub const SESSIONS_MAX: usize = 65_536;
+
+/// Locks in one reply to `list`, and holders and waiters of each: a reply stays within the outbox.
+pub const LIST_LOCKS_MAX: usize = 256;
+
+/// Holders, or waiters, of a lock in one reply to `list` or `peek`.
+pub const LIST_SESSIONS_MAX: usize = 64;
+
+/// The head of an HTTP request on the WebSocket port; hyper takes no less.
+pub const HTTP_HEAD_BYTES_MAX: usize = 8192;
+
+/// How long an HTTP request head may take to arrive, in seconds: a client that trickles bytes is not a session yet.
+pub const HTTP_HEAD_SECONDS_MAX: u64 = 10;
+
+/// How long the last words to a peer may take, in milliseconds, once its locks are released.
+pub const FAREWELL_MS_MAX: u64 = 2000;
+
+/// Bytes that are read and dropped while the last words are on their way: an unread byte at close would make the kernel send
+/// RST (RFC 9293, section 3.10.4), which can destroy them.
+pub const FAREWELL_BYTES_MAX: usize = 256 * 1024;
+
+/// Shards of the engine: a few times the threads that a daemon uses, so that two of them seldom want the same one.
+pub const SHARDS: usize = 16;
+
+/// For how long a daemon passes a name on among its own sessions before it lets other daemons try, in milliseconds.
+pub const TURN_MS: u64 = 100;
+
+/// For how long it then leaves the name alone, in milliseconds: other daemons try again after [`RETRY_MS_MIN`] when few names
+/// are contended.
+pub const YIELD_MS: u64 = 10;
+
+/// The shortest and the longest time between two tries for a name that another process holds, in milliseconds, and how much
+/// each further such name of a shard adds, in microseconds. With 1000 of them (62 a shard) a try each 80 ms: half of that is the
+/// median time from a release to the grant, and 12,500 tries a second stay far below 2 % of a core.
+pub const RETRY_MS_MIN: u64 = 5;
+/// See [`RETRY_MS_MIN`].
+pub const RETRY_MS_MAX: u64 = 80;
+/// See [`RETRY_MS_MIN`].
+pub const RETRY_US_PER_NAME: u64 = 1250;
+
+/// How many descriptors of released locks are kept at most, as a share of the descriptor limit (one in so many), and in all.
+pub const LINGER_SHARE_OF_DESCRIPTORS: u64 = 4;
+/// See [`LINGER_SHARE_OF_DESCRIPTORS`].
+pub const LINGER_FILES_MAX: u64 = 4096;
+
+/// Below this many descriptors the daemon says at start how to raise the limit: a session with one lock takes two.
+pub const DESCRIPTORS_LOW: u64 = 4096;

@@ -1,0 +1,305 @@
+//! Start, serve and stop.
+
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{self, Backlog};
+use nix::sys::statfs::statfs;
+use nix::unistd::{AccessFlags, access};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::Core;
+use crate::files::Files;
+use crate::front::{Front, Listening, Worker, accept};
+use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
+use crate::settings::{Address, Settings};
+use crate::systemd::notify::{Notifier, watchdog_interval};
+use crate::systemd::sockets::{Listener, Passed};
+use crate::systemd::{ids, journal, sockets};
+
+/// Why the daemon does not start. Each names what is wrong and what to do.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum StartFault {
+    #[error(transparent)]
+    Socket(#[from] sockets::SocketFault),
+    #[error(transparent)]
+    Log(#[from] journal::LogFault),
+    #[error("the lock directory {} {what}: {error}; {remedy}", path.display())]
+    Directory { path: PathBuf, what: &'static str, error: io::Error, remedy: &'static str },
+    #[error("the lock directory {} is on {kind}: this version locks safely on local file systems only; use a directory \
+             on a local one", path.display())]
+    FileSystem { path: PathBuf, kind: &'static str },
+    #[error(
+        "no lock directory: set -d DIR, since neither $STATE_DIRECTORY, $XDG_STATE_HOME nor $HOME says where it is"
+    )]
+    NoDirectory,
+    #[error("cannot listen at {address}: {error}; is another daemon running, or is the address not of this host?")]
+    Listen { address: Address, error: io::Error },
+    #[error("cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+/// How many connections may wait to be accepted: as many as systemd asks for (systemd.socket(5), Backlog=).
+const BACKLOG: i32 = 4096;
+
+/// The sockets of both fronts.
+struct Fronts {
+    tcp: Vec<Listener>,
+    ws: Vec<Listener>,
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// If it cannot start.
+pub fn run(settings: Settings) -> Result<(), StartFault> {
+    // The sockets come first: nothing else may have opened a descriptor.
+    let passed = sockets::take()?;
+    journal::start(settings.log)?;
+    let descriptors = raise_descriptor_limit()?;
+    let directory = directory(&settings)?;
+    let fronts = listen(&settings, passed)?;
+    let workers = (0..settings.threads()).map(|n| worker(n)).collect::<io::Result<Vec<_>>>()?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let node = nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
+    let core = Arc::new(Core::new(settings, Files::new(directory), node, descriptors, runtime.handle().clone()));
+    runtime.block_on(serve(core, workers.into(), fronts))
+}
+
+async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts) -> Result<(), StartFault> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let directory = core.files.directory().display().to_string();
+    let notifier = Arc::new(Notifier::from_env());
+    let mut tasks = Vec::new();
+    for (front, listeners) in [(Front::Tcp, fronts.tcp), (Front::WebSocket, fronts.ws)] {
+        for listener in listeners {
+            let listening = Listening::new(listener)?;
+            tasks.push(tokio::spawn(accept(Arc::clone(&core), Arc::clone(&workers), listening, front)));
+        }
+    }
+    collect(&core);
+    tasks.push(tokio::spawn(watch(Arc::clone(&core), Arc::clone(&workers), Arc::clone(&notifier))));
+    notifier.status(&status(&core));
+    tasks.push(tokio::spawn(report(Arc::clone(&core), Arc::clone(&notifier))));
+    tracing::info!(MESSAGE_ID = ids::DAEMON_READY, DIRECTORY = directory, "serving the lock directory {directory}");
+    notifier.ready();
+    let by = loop {
+        tokio::select! {
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+            // Nothing is read anew: what a terminal's end says to its programs is not meant for a daemon.
+            _ = hang_up.recv() => {}
+        }
+    };
+    tracing::info!(MESSAGE_ID = ids::DAEMON_STOPPING, "stopping on {by}");
+    notifier.stopping();
+    stop(&core, tasks).await;
+    Ok(())
+}
+
+/// Ends every session and leaves the directory as clean as it was found.
+async fn stop(core: &Arc<Core>, tasks: Vec<JoinHandle<()>>) {
+    tasks.iter().for_each(JoinHandle::abort);
+    core.drain();
+    core.mailboxes.stop_all();
+    // A session gives its locks back before its last words, which may take a while: twice that is enough for all.
+    let all_left = timeout(2 * Duration::from_millis(FAREWELL_MS_MAX), core.mailboxes.emptied()).await;
+    if all_left.is_err() {
+        tracing::warn!("{} sessions did not end in time; the kernel frees their locks now", core.mailboxes.count());
+    }
+    // The last words are on their way in the other threads; whoever reads gets them at once.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+/// Deletes what daemons left that were killed, in a thread of its own: there may be much of it.
+fn collect(core: &Arc<Core>) {
+    let core = Arc::clone(core);
+    tokio::task::spawn_blocking(move || match core.files.collect() {
+        Ok(0) => {}
+        Ok(count) => tracing::info!("deleted {count} lock files that nobody held"),
+        Err(fault) => tracing::warn!(MESSAGE_ID = ids::STORAGE_FAULT, "{fault}: {}", fault.remedy()),
+    });
+}
+
+/// Tells systemd that the daemon lives, as long as its threads and its shards turn.
+async fn watch(core: Arc<Core>, workers: Arc<[Worker]>, notifier: Arc<Notifier>) {
+    let Some(period) = watchdog_interval() else { return };
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let turns = workers.iter().map(|worker| {
+            let core = Arc::clone(&core);
+            worker.handle.spawn(async move { core.turn_shards() })
+        });
+        let turned = async {
+            for turn in turns.collect::<Vec<_>>() {
+                let _ = turn.await;
+            }
+        };
+        if timeout(period, turned).await.is_ok() {
+            notifier.watchdog();
+        } else {
+            tracing::error!(MESSAGE_ID = ids::ENGINE_STALLED, "a thread or a shard of the engine does not turn");
+        }
+    }
+}
+
+/// Tells systemd how many sessions and locks there are, when that changes, at most once a second.
+async fn report(core: Arc<Core>, notifier: Arc<Notifier>) {
+    let mut told = status(&core);
+    let mut ticks = interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let now = status(&core);
+        if now != told {
+            notifier.status(&now);
+            told = now;
+        }
+    }
+}
+
+fn status(core: &Core) -> String {
+    let (held, waiting) = core.count();
+    format!("{} sessions, {held} locks, {waiting} waiting requests", core.mailboxes.count())
+}
+
+/// A thread that serves connections.
+fn worker(number: usize) -> io::Result<Worker> {
+    let runtime: Runtime = Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    let name = format!("sessions-{number}");
+    std::thread::Builder::new().name(name).spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    Ok(Worker::new(handle))
+}
+
+fn listen(settings: &Settings, passed: Passed) -> Result<Fronts, StartFault> {
+    let named = !settings.tcp.is_empty() || !settings.ws.is_empty();
+    let standalone = passed.has_no_listener() && !named;
+    let mut fronts = Fronts { tcp: passed.tcp, ws: passed.ws };
+    let default = |port: u16| standalone.then(|| Address::Tcp(([127, 0, 0, 1], port).into()));
+    for address in settings.tcp.iter().cloned().chain(default(40_800)) {
+        fronts.tcp.push(bind(address, "tcp")?);
+    }
+    for address in settings.ws.iter().cloned().chain(default(40_801)) {
+        fronts.ws.push(bind(address, "ws")?);
+    }
+    Ok(fronts)
+}
+
+/// Binds an address, and prints it: with port 0 only the kernel knows which it is.
+fn bind(address: Address, front: &str) -> Result<Listener, StartFault> {
+    let (listener, bound) = match &address {
+        Address::Tcp(ip) => TcpListener::bind(ip)
+            .and_then(|listener| {
+                // The standard library asks for 128; while descriptors are short, more may have to wait.
+                socket::listen(&listener, Backlog::new(BACKLOG)?)?;
+                Ok((listener.local_addr()?, listener))
+            })
+            .map(|(bound, listener)| (Listener::Tcp(listener), Address::Tcp(bound))),
+        Address::Unix(path) => bind_unix(path).map(|listener| (Listener::Unix(listener), Address::Unix(path.clone()))),
+    }
+    .map_err(|error| StartFault::Listen { address, error })?;
+    // Nobody has to read it.
+    let mut stdout = io::stdout();
+    let _ = writeln!(stdout, "{front} {bound}").and_then(|()| stdout.flush());
+    Ok(listener)
+}
+
+/// A socket that a killed daemon left is in the way of its successor: nobody answers there.
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if std::os::unix::net::UnixStream::connect(path).err().as_ref().is_some_and(refused) {
+                std::fs::remove_file(path)?;
+                UnixListener::bind(path)
+            } else {
+                Err(error)
+            }
+        }
+        bound => bound,
+    }
+}
+
+fn directory(settings: &Settings) -> Result<PathBuf, StartFault> {
+    let fault = |path: &Path, what, error, remedy| StartFault::Directory { path: path.to_owned(), what, error, remedy };
+    let path = match (&settings.directory, std::env::var_os("STATE_DIRECTORY")) {
+        (Some(path), _) => path.clone(),
+        // systemd.exec(5): several directories are separated by colons.
+        (None, Some(paths)) => std::env::split_paths(&paths).next().ok_or(StartFault::NoDirectory)?,
+        (None, None) => {
+            let path = state_folder().ok_or(StartFault::NoDirectory)?.join("distrilock");
+            std::fs::create_dir_all(&path)
+                .map_err(|error| fault(&path, "cannot be created", error, "set another one with -d"))?;
+            path
+        }
+    };
+    let resolved = path
+        .canonicalize()
+        .map_err(|error| fault(&path, "cannot be found", error, "create it, as in: install -d -m 0755 DIR"))?;
+    if !resolved.is_dir() {
+        let error = io::ErrorKind::NotADirectory.into();
+        return Err(fault(&resolved, "is no directory", error, "name the directory with -d"));
+    }
+    access(&resolved, AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK).map_err(|errno| {
+        let remedy = "the daemon's user has to read and write it: mend its owner or mode, or mount it read-write";
+        fault(&resolved, "cannot be written", errno.into(), remedy)
+    })?;
+    match foreign_file_system(&resolved)? {
+        Some(kind) => Err(StartFault::FileSystem { path: resolved, kind }),
+        None => Ok(resolved),
+    }
+}
+
+fn state_folder() -> Option<PathBuf> {
+    let absolute = |path: &PathBuf| path.is_absolute();
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(absolute);
+    state.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state")).filter(absolute))
+}
+
+/// The name of a file system that several hosts can mount: deleting a lock file there is not safe in the way that it is on a
+/// local one. The numbers are those of statfs(2) and of the kernel's magic.h.
+fn foreign_file_system(directory: &Path) -> io::Result<Option<&'static str>> {
+    const FOREIGN: [(u32, &str); 10] = [
+        (0x6969, "NFS"),
+        (0x517b, "SMB"),
+        (0xff53_4d42, "CIFS"),
+        (0xfe53_4d42, "SMB"),
+        (0x00c3_6400, "CephFS"),
+        (0x5346_414f, "AFS"),
+        (0x0116_1970, "GFS2"),
+        (0x7461_636f, "OCFS2"),
+        (0x0bd0_0bd0, "Lustre"),
+        (0x0102_1997, "9P"),
+    ];
+    let kind = statfs(directory)?.filesystem_type().0;
+    Ok(FOREIGN.into_iter().find(|(magic, _)| i64::from(*magic) == kind).map(|(_, name)| name))
+}
+
+/// Raises the limit of open files as far as it goes; tells how far that is.
+fn raise_descriptor_limit() -> io::Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    if hard < DESCRIPTORS_LOW {
+        tracing::warn!(
+            MESSAGE_ID = ids::DESCRIPTOR_LIMIT_LOW,
+            LIMIT = hard,
+            "only {hard} file descriptors: a session with one lock takes two; raise LimitNOFILE= of the service, or ulimit -Hn"
+        );
+    }
+    Ok(hard)
+}

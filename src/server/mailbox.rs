@@ -1,0 +1,207 @@
+//! Mailboxes: how one session's task hands another session an answer. A letter waits in the mailbox until the session's own task
+//! takes it out and writes it, so that nothing but that task touches its socket.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use tokio::sync::Notify;
+
+use crate::engine::{Answer, RequestId, SessionId};
+use crate::limits::SHARDS;
+use crate::name::LockName;
+
+/// What a session is told by others.
+#[derive(Debug)]
+pub enum Letter {
+    /// The engine answers a request.
+    Answer {
+        /// The name that it was about.
+        name: LockName,
+        /// The request.
+        request: RequestId,
+        /// The answer.
+        answer: Answer,
+    },
+    /// A lock that the session held is lost.
+    Lost {
+        /// Which.
+        name: LockName,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The daemon stops.
+    Stop,
+}
+
+/// What a session says of itself in a hello.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Introduction {
+    /// Its name.
+    pub name: Option<Box<str>>,
+    /// What it does.
+    pub note: Option<Box<str>>,
+}
+
+/// One session's mailbox.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    post: Mutex<Post>,
+}
+
+#[derive(Debug, Default)]
+struct Post {
+    letters: Vec<Letter>,
+    waker: Option<Waker>,
+    introduction: Option<Box<Introduction>>,
+}
+
+impl Mailbox {
+    fn post(&self) -> MutexGuard<'_, Post> {
+        locked(&self.post)
+    }
+
+    /// Takes the letters out.
+    pub fn take(&self) -> Vec<Letter> {
+        std::mem::take(&mut self.post().letters)
+    }
+
+    /// Ready when there are letters.
+    pub fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut post = self.post();
+        if !post.letters.is_empty() {
+            return Poll::Ready(());
+        }
+        match &mut post.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Keeps what the session says of itself.
+    pub fn introduce(&self, introduction: Introduction) {
+        self.post().introduction = Some(Box::new(introduction));
+    }
+}
+
+/// The mailboxes of all sessions.
+#[derive(Debug)]
+pub struct Mailboxes {
+    parts: [Mutex<HashMap<u64, Arc<Mailbox>>>; SHARDS],
+    next: AtomicU64,
+    open: AtomicUsize,
+    open_max: usize,
+    emptied: Notify,
+}
+
+/// There are as many sessions as there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this daemon serves {sessions_max} sessions at once and has them; try again later, or raise --sessions")]
+pub struct TooMany {
+    /// The limit.
+    pub sessions_max: usize,
+}
+
+impl Mailboxes {
+    pub(super) fn new(open_max: usize) -> Self {
+        Self {
+            parts: std::array::from_fn(|_| Mutex::default()),
+            next: AtomicU64::new(1),
+            open: AtomicUsize::new(0),
+            open_max,
+            emptied: Notify::new(),
+        }
+    }
+
+    /// A mailbox for a new session.
+    ///
+    /// # Errors
+    /// If there are as many sessions as there may be.
+    pub fn open(&self) -> Result<(SessionId, Arc<Mailbox>), TooMany> {
+        if self.open.fetch_add(1, Ordering::SeqCst) >= self.open_max {
+            self.leave();
+            return Err(TooMany { sessions_max: self.open_max });
+        }
+        let session = SessionId(self.next.fetch_add(1, Ordering::Relaxed));
+        let mailbox = Arc::default();
+        self.part(session).insert(session.0, Arc::clone(&mailbox));
+        Ok((session, mailbox))
+    }
+
+    /// The session has ended.
+    pub fn close(&self, session: SessionId) {
+        if self.part(session).remove(&session.0).is_some() {
+            self.leave();
+        }
+    }
+
+    fn leave(&self) {
+        if self.open.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    /// How many sessions there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    /// Drops a letter into a session's mailbox; a session that has ended needs none.
+    pub(super) fn post(&self, session: SessionId, letter: Letter) {
+        let mailbox = self.part(session).get(&session.0).cloned();
+        if let Some(mailbox) = mailbox {
+            deliver(&mailbox, letter);
+        }
+    }
+
+    /// Tells every session that the daemon stops.
+    pub(super) fn stop_all(&self) {
+        for part in &self.parts {
+            let mailboxes: Vec<_> = locked(part).values().cloned().collect();
+            mailboxes.iter().for_each(|mailbox| deliver(mailbox, Letter::Stop));
+        }
+    }
+
+    /// Waits until there is no session.
+    pub(super) async fn emptied(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.count() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// What a session said of itself.
+    #[must_use]
+    pub fn introduction(&self, session: SessionId) -> Introduction {
+        let mailbox = self.part(session).get(&session.0).cloned();
+        let introduction = mailbox.and_then(|mailbox| mailbox.post().introduction.clone());
+        introduction.map(|introduction| *introduction).unwrap_or_default()
+    }
+
+    fn part(&self, session: SessionId) -> MutexGuard<'_, HashMap<u64, Arc<Mailbox>>> {
+        let places = SHARDS as u64;
+        locked(&self.parts[usize::try_from(session.0 % places).expect("there are few parts")])
+    }
+}
+
+fn deliver(mailbox: &Mailbox, letter: Letter) {
+    let waker = {
+        let mut post = mailbox.post();
+        post.letters.push(letter);
+        post.waker.take()
+    };
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// A panic aborts the daemon, so that a poisoned mutex is never met outside of tests.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,259 @@
+//! The daemon's life: start, serve, stop; and [`Core`], what all its sessions share.
+//!
+//! The way of a request: `front` reads bytes and hands them to a [`Session`](crate::session::Session), which decodes them and
+//! gives the engine an input through [`Core::submit`]. The same task then carries out the effects: it makes the file calls
+//! itself (microseconds on a local file system), and posts answers to other sessions into their mailboxes.
+
+mod clock;
+mod life;
+pub mod mailbox;
+mod throttle;
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use nix::libc::{EMFILE, ENFILE};
+
+use crate::engine::{Config, Effect, Engine, FileOp, Input, Outcome, SessionId, Timer, View};
+use crate::fault::Fault;
+use crate::files::{Files, OpenFile};
+use crate::limits;
+use crate::name::LockName;
+use crate::settings::Settings;
+use crate::systemd::ids;
+use clock::Clock;
+pub use life::{StartFault, run};
+use mailbox::{Letter, Mailboxes, TooMany};
+use throttle::Throttle;
+
+type Shard = Engine<OpenFile>;
+
+/// What all sessions of a daemon share.
+#[derive(Debug)]
+pub struct Core {
+    /// What the daemon was told.
+    pub settings: Settings,
+    /// The host's name, for those who ask which daemon this is.
+    pub node: String,
+    /// The sessions' mailboxes.
+    pub mailboxes: Mailboxes,
+    clock: Clock,
+    files: Files,
+    shards: Box<[Mutex<Shard>]>,
+    hash: RandomState,
+    faults: Throttle,
+    exhausted: Throttle,
+    too_many: Throttle,
+    /// Where timers run.
+    timers: tokio::runtime::Handle,
+}
+
+impl Core {
+    fn new(settings: Settings, files: Files, node: String, descriptors: u64, timers: tokio::runtime::Handle) -> Self {
+        let files_max = (descriptors / limits::LINGER_SHARE_OF_DESCRIPTORS).min(limits::LINGER_FILES_MAX);
+        let config = Config {
+            linger_ms: u64::try_from(settings.linger.as_millis()).unwrap_or(u64::MAX),
+            linger_files_max: usize::try_from(files_max).unwrap_or(usize::MAX).div_ceil(limits::SHARDS),
+        };
+        let shards = (0..limits::SHARDS).map(|_| Mutex::new(Engine::new(config.clone()))).collect();
+        let mailboxes = Mailboxes::new(settings.sessions);
+        Self {
+            settings,
+            node,
+            mailboxes,
+            clock: Clock::new(),
+            files,
+            shards,
+            hash: RandomState::new(),
+            faults: Throttle::default(),
+            exhausted: Throttle::default(),
+            too_many: Throttle::default(),
+            timers,
+        }
+    }
+
+    /// Milliseconds since the daemon's start.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+
+    /// The path of a name's lock file, for those who have to be told of it.
+    #[must_use]
+    pub fn lock_path(&self, name: &str) -> String {
+        self.files.path(name).to_string_lossy().into_owned()
+    }
+
+    /// Gives the engine an input about a name and carries out what follows. Letters to `me` go to `mine`, others by mail.
+    pub fn submit(self: &Arc<Self>, name: &LockName, input: Input<OpenFile>, me: SessionId, mine: &mut Vec<Letter>) {
+        self.carry_out(self.shard_of(name), input, Some(me), mine);
+    }
+
+    fn shard_of(&self, name: &LockName) -> usize {
+        let places = limits::SHARDS as u64;
+        usize::try_from(self.hash.hash_one(name) % places).expect("there are few shards")
+    }
+
+    fn shard(&self, shard: usize) -> MutexGuard<'_, Shard> {
+        self.shards[shard].lock().expect("a panic aborts the daemon, so that no mutex is ever poisoned")
+    }
+
+    /// The engine's mutex is held for each input, not for the file calls in between: the file is with us meanwhile, so that
+    /// nobody else begins another operation on the name (I4). Tells whether there was anything to do.
+    fn carry_out(
+        self: &Arc<Self>,
+        shard: usize,
+        input: Input<OpenFile>,
+        me: Option<SessionId>,
+        mine: &mut Vec<Letter>,
+    ) -> bool {
+        let mut effects = Vec::new();
+        self.input(shard, input, &mut effects);
+        let anything = !effects.is_empty();
+        let mut due: VecDeque<_> = effects.drain(..).collect();
+        while let Some(effect) = due.pop_front() {
+            match effect {
+                Effect::File { name, op, file } => {
+                    let (file, outcome) = self.perform(&name, op, file);
+                    self.input(shard, Input::Done { name, file, outcome }, &mut effects);
+                    due.extend(effects.drain(..));
+                }
+                Effect::Answer { name, session, request, answer } => {
+                    self.post(session, Letter::Answer { name, request, answer }, me, mine);
+                }
+                Effect::Lost { name, session, reason } => {
+                    tracing::warn!(
+                        MESSAGE_ID = ids::LOCK_LOST, LOCK = %name, SESSION = %session,
+                        "session {session} lost the lock {name}: {reason}"
+                    );
+                    self.post(session, Letter::Lost { name, reason }, me, mine);
+                }
+                Effect::Arm(timer, after_ms) => self.arm(shard, timer, after_ms),
+            }
+        }
+        anything
+    }
+
+    fn input(&self, shard: usize, input: Input<OpenFile>, effects: &mut Vec<Effect<OpenFile>>) {
+        let now_ms = self.now_ms();
+        let mut engine = self.shard(shard);
+        engine.input(Input::Now(now_ms), effects);
+        engine.input(input, effects);
+    }
+
+    fn post(&self, session: SessionId, letter: Letter, me: Option<SessionId>, mine: &mut Vec<Letter>) {
+        if me == Some(session) {
+            mine.push(letter);
+        } else {
+            self.mailboxes.post(session, letter);
+        }
+    }
+
+    fn arm(self: &Arc<Self>, shard: usize, timer: Timer, after_ms: u64) {
+        let core = Arc::clone(self);
+        self.timers.spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_millis(after_ms)).await;
+            core.carry_out(shard, Input::Elapsed(timer), None, &mut Vec::new());
+        });
+    }
+
+    /// Makes the file calls. When descriptors run out, released files give way first.
+    fn perform(
+        self: &Arc<Self>,
+        name: &LockName,
+        op: FileOp,
+        mut file: Option<OpenFile>,
+    ) -> (Option<OpenFile>, Outcome) {
+        loop {
+            let (left, outcome) = self.files.perform(name, op, file);
+            match &outcome {
+                Outcome::Failed(fault) if matches!(fault.errno, EMFILE | ENFILE) && self.shed() => file = left,
+                Outcome::Failed(fault) => {
+                    self.log_fault(name, fault);
+                    return (left, outcome);
+                }
+                Outcome::Unlocked { file_gone: true } if op == FileOp::Unlock => {
+                    tracing::warn!(
+                        MESSAGE_ID = ids::LOCK_LOST, LOCK = %name,
+                        "the file of the lock {name} was deleted while it was held: another daemon may have granted it"
+                    );
+                    return (left, outcome);
+                }
+                _ => return (left, outcome),
+            }
+        }
+    }
+
+    fn log_fault(&self, name: &LockName, fault: &Fault) {
+        if let Some(more) = self.faults.pass(&self.clock) {
+            tracing::error!(
+                MESSAGE_ID = ids::STORAGE_FAULT, LOCK = %name,
+                "{fault}: {} ({more} more failures since this was last said)", fault.remedy()
+            );
+        }
+    }
+
+    /// Says that a connection has to wait for a descriptor.
+    pub fn log_exhausted(&self, error: &std::io::Error) {
+        if let Some(more) = self.exhausted.pass(&self.clock) {
+            tracing::error!(
+                MESSAGE_ID = ids::DESCRIPTORS_EXHAUSTED,
+                "out of file descriptors, new connections wait: {error}; raise LimitNOFILE= of the service, or ulimit -n \
+                 ({more} more attempts since this was last said)"
+            );
+        }
+    }
+
+    /// Says that a connection was turned away.
+    pub fn log_too_many(&self, too_many: TooMany) {
+        if let Some(more) = self.too_many.pass(&self.clock) {
+            tracing::warn!(
+                MESSAGE_ID = ids::SESSION_LIMIT,
+                LIMIT = too_many.sessions_max,
+                "a connection was turned away: {too_many} ({more} more since this was last said)"
+            );
+        }
+    }
+
+    /// Whether every shard can be reached: nobody keeps one locked.
+    fn turn_shards(&self) {
+        for shard in 0..limits::SHARDS {
+            drop(self.shard(shard));
+        }
+    }
+
+    /// Closes and deletes the released file that is oldest in some shard; false if there is none.
+    pub fn shed(self: &Arc<Self>) -> bool {
+        (0..limits::SHARDS).any(|shard| self.carry_out(shard, Input::Shed, None, &mut Vec::new()))
+    }
+
+    /// Tells who waits that the daemon stops, and deletes each file as soon as it is released.
+    fn drain(self: &Arc<Self>) {
+        for shard in 0..limits::SHARDS {
+            self.carry_out(shard, Input::Drain, None, &mut Vec::new());
+        }
+    }
+
+    /// How many locks are held, and how many requests wait.
+    #[must_use]
+    pub fn count(&self) -> (usize, usize) {
+        (0..limits::SHARDS)
+            .map(|shard| self.shard(shard).count())
+            .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    }
+
+    /// The first names after `after` that are held or waited for, at most `count`, and whether there are more.
+    #[must_use]
+    pub fn views(&self, after: Option<&LockName>, count: usize) -> (Vec<(LockName, View)>, bool) {
+        let mut views: Vec<(LockName, View)> = Vec::new();
+        for shard in 0..limits::SHARDS {
+            let engine = self.shard(shard);
+            views.extend(engine.views(after).take(count + 1).map(|(name, view)| (name.clone(), view)));
+        }
+        views.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+        let more = views.len() > count;
+        views.truncate(count);
+        (views, more)
+    }
+}

@@ -1,0 +1,251 @@
+//! One session: what it holds and asks, and the rules between a client's requests and the engine. It takes decoded messages and
+//! letters, and appends replies to a buffer; it knows no socket.
+
+mod v0;
+mod v1;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tungstenite::protocol::frame::coding::CloseCode;
+
+use crate::engine::{Answer, Asked, Input, RequestId, SessionId, Withdrawal};
+use crate::files::OpenFile;
+use crate::name::LockName;
+use crate::server::Core;
+use crate::server::mailbox::{Letter, Mailbox};
+use crate::wire::v1::{Event, Id, Refusal};
+use crate::wire::{Codec, Dialect, Form, Incoming, Violation};
+
+type LockInput = Input<OpenFile>;
+
+/// A session and what is on its way between its client and the engine.
+#[derive(Debug)]
+pub struct Session {
+    id: SessionId,
+    core: Arc<Core>,
+    mailbox: Arc<Mailbox>,
+    codec: Codec,
+    held: BTreeSet<LockName>,
+    /// Requests that the engine has not answered.
+    pending: Vec<Pending>,
+    next_request: u64,
+    end: Option<End>,
+    /// The id of a bye whose releases are under way.
+    bye: Option<Option<Id>>,
+}
+
+/// A request that the engine has not answered.
+#[derive(Debug)]
+struct Pending {
+    request: RequestId,
+    name: LockName,
+    kind: Kind,
+    to: To,
+    /// When an acquire has waited for long enough.
+    deadline: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Try,
+    Wait,
+    Release,
+    Verify,
+    Peek,
+}
+
+/// How the answer is written.
+#[derive(Debug)]
+enum To {
+    V0(Form, u8),
+    V1(Option<Id>),
+    /// To nobody: the session says goodbye.
+    Bye,
+}
+
+/// Why a session ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The peer closed, or said bye.
+    Goodbye,
+    /// The peer broke the protocol.
+    Violation(Violation),
+    /// A lock is lost, and the peer's protocol has no other way to say so.
+    LockLost,
+    /// The daemon stops.
+    Stop,
+}
+
+impl Session {
+    /// A session that has just connected.
+    #[must_use]
+    pub fn new(id: SessionId, core: Arc<Core>, mailbox: Arc<Mailbox>, codec: Codec) -> Self {
+        let (held, pending) = (BTreeSet::new(), Vec::new());
+        Self { id, core, mailbox, codec, held, pending, next_request: 0, end: None, bye: None }
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// Its connection's framing and dialect.
+    #[must_use]
+    pub fn codec(&self) -> &Codec {
+        &self.codec
+    }
+
+    /// Why it ends, if it does: nothing more is to be read.
+    #[must_use]
+    pub fn ended(&self) -> Option<&End> {
+        self.end.as_ref()
+    }
+
+    /// Whether its next message may be taken: requests of version 0.1 are answered one after the other.
+    #[must_use]
+    pub fn takes_more(&self) -> bool {
+        self.end.is_none() && !self.pending.iter().any(|pending| matches!(pending.to, To::V0(..) | To::Bye))
+    }
+
+    /// When the next of its waits is over.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.pending.iter().filter_map(|pending| pending.deadline).min()
+    }
+
+    /// Takes the first message of `input`, if it is there as a whole; tells how many bytes it had.
+    pub fn take(&mut self, input: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+        match self.codec.next(input, out) {
+            Ok(None) => None,
+            Ok(Some((bytes, incoming))) => {
+                match incoming {
+                    Incoming::Nothing => {}
+                    Incoming::Closed => self.end = Some(End::Goodbye),
+                    Incoming::V0(request, form) => self.request_v0(&request, form, out),
+                    Incoming::V1(Ok(request)) => self.request_v1(request, out),
+                    Incoming::V1(Err(Refusal { id, error, message })) => self.refuse(id.as_ref(), error, &message, out),
+                }
+                Some(bytes)
+            }
+            Err(violation) => {
+                self.violate(violation, out);
+                None
+            }
+        }
+    }
+
+    /// The peer broke the protocol.
+    pub fn violate(&mut self, violation: Violation, out: &mut Vec<u8>) {
+        self.codec.violated(&violation, out);
+        self.end = Some(End::Violation(violation));
+    }
+
+    /// Takes what has come by mail.
+    pub fn read_mail(&mut self, out: &mut Vec<u8>) {
+        for letter in self.mailbox.take() {
+            self.letter(letter, out);
+        }
+    }
+
+    /// Ends the waits whose time is over.
+    pub fn expire(&mut self, now: Instant, out: &mut Vec<u8>) {
+        let over: Vec<Asked> = self
+            .pending
+            .iter_mut()
+            .filter(|pending| pending.deadline.is_some_and(|deadline| deadline <= now))
+            .map(|pending| {
+                pending.deadline = None;
+                Asked { name: pending.name.clone(), session: self.id, request: pending.request }
+            })
+            .collect();
+        for asked in over {
+            self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::TimedOut }, out);
+        }
+    }
+
+    /// Gives everything back, unanswered. The session is not used after that.
+    pub fn leave(&mut self) {
+        let asked = self.pending.drain(..).map(|pending| pending.name);
+        let names: BTreeSet<LockName> = std::mem::take(&mut self.held).into_iter().chain(asked).collect();
+        for name in names {
+            let input = Input::Leave { name: name.clone(), session: self.id };
+            self.core.submit(&name, input, self.id, &mut Vec::new());
+        }
+        self.core.mailboxes.close(self.id);
+    }
+
+    fn letter(&mut self, letter: Letter, out: &mut Vec<u8>) {
+        match letter {
+            Letter::Answer { name, request, answer } => {
+                if let Some(place) = self.pending.iter().position(|pending| pending.request == request) {
+                    let pending = self.pending.swap_remove(place);
+                    self.note(&pending, &name, &answer);
+                    match &pending.to {
+                        To::V0(form, command) => self.reply_v0(*form, *command, &name, answer, out),
+                        To::V1(id) => self.reply_v1(id.as_ref(), &name, answer, out),
+                        To::Bye => {}
+                    }
+                }
+            }
+            Letter::Lost { name, reason } => {
+                self.held.remove(&name);
+                if self.codec.dialect() == Dialect::JsonV1 {
+                    self.codec.send_v1(&Event::Lost { lock: name.as_str(), reason }, out);
+                } else {
+                    self.finish(End::LockLost, CloseCode::Error, &format!("the lock {name} is lost: {reason}"), out);
+                }
+            }
+            // Who waits has been told by the engine; the session's locks go when it leaves.
+            Letter::Stop => self.finish(End::Stop, CloseCode::Away, "the daemon stops", out),
+        }
+        if self.pending.is_empty() {
+            // An idle session keeps no room for requests.
+            self.pending = Vec::new();
+            self.say_bye(out);
+        }
+    }
+
+    /// Keeps the session's own list of what it holds.
+    fn note(&mut self, pending: &Pending, name: &LockName, answer: &Answer) {
+        match (pending.kind, answer) {
+            (Kind::Try | Kind::Wait, Answer::Granted { .. }) => drop(self.held.insert(name.clone())),
+            (Kind::Release, _) | (_, Answer::Lost(_)) => drop(self.held.remove(name)),
+            _ => {}
+        }
+    }
+
+    fn submit(&mut self, name: &LockName, input: LockInput, out: &mut Vec<u8>) {
+        let mut mine = Vec::new();
+        self.core.submit(name, input, self.id, &mut mine);
+        for letter in mine {
+            self.letter(letter, out);
+        }
+    }
+
+    /// Asks the engine, and remembers how to answer.
+    fn ask(&mut self, name: LockName, kind: Kind, to: To, out: &mut Vec<u8>, input: impl FnOnce(Asked) -> LockInput) {
+        let asked = self.pend(&name, kind, to, None);
+        self.submit(&name, input(asked), out);
+    }
+
+    fn pend(&mut self, name: &LockName, kind: Kind, to: To, deadline: Option<Instant>) -> Asked {
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        self.pending.push(Pending { request, name: name.clone(), kind, to, deadline });
+        Asked { name: name.clone(), session: self.id, request }
+    }
+
+    fn asked(&self, pending: &Pending) -> Asked {
+        Asked { name: pending.name.clone(), session: self.id, request: pending.request }
+    }
+
+    fn finish(&mut self, end: End, code: CloseCode, reason: &str, out: &mut Vec<u8>) {
+        if self.end.is_none() {
+            self.codec.end(code, reason, out);
+            self.end = Some(end);
+        }
+    }
+}

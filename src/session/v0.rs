@@ -1,0 +1,92 @@
+//! Requests of version 0.1 and their replies, word for word as the original's (docs/protocol.md, chapter 8).
+
+use super::{Kind, Session, To};
+use crate::engine::{Answer, Input, Mode};
+use crate::fault::Fault;
+use crate::name::{BadName, LockName};
+use crate::wire::Form;
+use crate::wire::v0::{self, Outcome, Reply, Request};
+
+impl Session {
+    pub(super) fn request_v0(&mut self, request: &Request, form: Form, out: &mut Vec<u8>) {
+        if request.major > 0 {
+            return;
+        }
+        let command = request.command;
+        let known = (v0::PEEK..=v0::VERIFY).contains(&command);
+        let name = match LockName::parse(&request.name) {
+            Err(BadName::Empty | BadName::Byte { .. }) => {
+                return self.answer_v0(form, command, &request.name, Outcome::BadRequest, v0::INVALID_NAME, out);
+            }
+            _ if !known => {
+                return self.answer_v0(form, command, &request.name, Outcome::BadRequest, v0::UNKNOWN_COMMAND, out);
+            }
+            Err(BadName::TooLong { .. }) => return self.too_long(form, command, &request.name, out),
+            Ok(name) => name,
+        };
+        let to = To::V0(form, command);
+        match command {
+            v0::ACQUIRE if self.full() => {
+                let reason =
+                    format!("this session has {} locks, as many as it may", self.core.settings.locks_per_session);
+                self.answer_v0(form, command, &request.name, Outcome::Failed, &reason, out);
+            }
+            // The session waits for this name with a request of version 1.
+            v0::ACQUIRE if self.waits_for(&name).is_some() => {
+                self.answer_v0(form, command, &request.name, Outcome::Failed, v0::OTHER_SESSION, out);
+            }
+            v0::ACQUIRE => {
+                self.ask(name, Kind::Try, to, out, |asked| Input::Acquire { asked, mode: Mode::Exclusive, wait: false })
+            }
+            v0::RELEASE => self.ask(name, Kind::Release, to, out, Input::Release),
+            v0::VERIFY => self.ask(name, Kind::Verify, to, out, Input::Verify),
+            _ => self.ask(name, Kind::Peek, to, out, Input::Peek),
+        }
+    }
+
+    /// The original finds out when it opens the file; who does not open one finds nothing.
+    fn too_long(&mut self, form: Form, command: u8, name: &[u8], out: &mut Vec<u8>) {
+        if matches!(command, v0::RELEASE | v0::VERIFY) {
+            return self.answer_v0(form, command, name, Outcome::Failed, v0::NOT_FOUND, out);
+        }
+        let path = self.core.lock_path(&String::from_utf8_lossy(name)).into();
+        let fault = Fault { operation: "open", path, errno: nix::libc::ENAMETOOLONG };
+        self.answer_v0(form, command, name, Outcome::InternalError, &fault.to_string(), out);
+    }
+
+    pub(super) fn reply_v0(&mut self, form: Form, command: u8, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
+        let (outcome, reason) = match answer {
+            Answer::Granted { already: true, .. } => (Outcome::Success, v0::NO_OP.into()),
+            Answer::Granted { .. } | Answer::Released { file_gone: false } | Answer::Real => {
+                (Outcome::Success, "".into())
+            }
+            Answer::Released { file_gone: true } => (Outcome::InternalError, self.removed(name)),
+            Answer::BusyHere(_) | Answer::NotHeld { by_another: true } | Answer::Mismatch => {
+                (Outcome::Failed, v0::OTHER_SESSION.into())
+            }
+            Answer::BusyElsewhere => (Outcome::Failed, v0::OTHER_PROCESS.into()),
+            Answer::NotHeld { by_another: false } | Answer::Lost(_) => (Outcome::Failed, v0::NOT_FOUND.into()),
+            Answer::Peeked(view) => {
+                let is_locked = view.contender || view.holders_total > 0;
+                let name = name.as_str().as_bytes();
+                let reply = Reply { command, name, outcome: Outcome::Success, reason: "", is_locked };
+                return self.codec.reply_v0(form, &reply, out);
+            }
+            // The original leaves the path out where fcntl fails, which has a descriptor only.
+            Answer::Storage(fault) if fault.operation == "lock" => (Outcome::InternalError, fault.reason().into()),
+            Answer::Storage(fault) => (Outcome::InternalError, fault.to_string().into()),
+            // The session ends with this; version 0.1 has no waits that could be cancelled.
+            Answer::Closing | Answer::Cancelled | Answer::TimedOut => (Outcome::Failed, "the daemon stops".into()),
+        };
+        self.answer_v0(form, command, name.as_str().as_bytes(), outcome, &reason, out);
+    }
+
+    fn removed(&self, name: &LockName) -> std::borrow::Cow<'static, str> {
+        let path = self.core.lock_path(name.as_str()).into();
+        Fault { operation: "remove", path, errno: nix::libc::ENOENT }.to_string().into()
+    }
+
+    fn answer_v0(&mut self, form: Form, command: u8, name: &[u8], outcome: Outcome, reason: &str, out: &mut Vec<u8>) {
+        self.codec.reply_v0(form, &Reply { command, name, outcome, reason, is_locked: false }, out);
+    }
+}

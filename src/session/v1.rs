@@ -1,0 +1,206 @@
+//! Requests of version 1 and their replies (docs/protocol.md, chapters 3 to 5).
+
+use std::time::{Duration, Instant};
+
+use tungstenite::protocol::frame::coding::CloseCode;
+
+use super::{End, Kind, Session, To};
+use crate::engine::{Answer, Input, Mode, View, ViewedSession, Withdrawal};
+use crate::limits::LIST_LOCKS_MAX;
+use crate::name::LockName;
+use crate::server::mailbox::Introduction;
+use crate::wire::v1::{Error, Id, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, word};
+
+impl Session {
+    pub(super) fn request_v1(&mut self, request: Request, out: &mut Vec<u8>) {
+        let Request { id, op } = request;
+        if let Some(used) = id.as_ref().filter(|id| self.place_of(id).is_some()) {
+            let message = "a request with this id is still waiting for its answer; give each one its own";
+            return self.refuse(Some(used), Error::BadRequest, message, out);
+        }
+        match op {
+            Op::Hello { name, note } => self.hello(id.as_ref(), Introduction { name, note }, out),
+            Op::Acquire { lock, mode, wait } => self.acquire(id, lock, mode, wait, out),
+            Op::Release(lock) => self.ask(lock, Kind::Release, To::V1(id), out, Input::Release),
+            Op::Verify(lock) => self.ask(lock, Kind::Verify, To::V1(id), out, Input::Verify),
+            Op::Peek(lock) => self.ask(lock, Kind::Peek, To::V1(id), out, Input::Peek),
+            Op::Cancel(request) => self.cancel(id.as_ref(), &request, out),
+            Op::List(after) => self.list(id.as_ref(), after.as_ref(), out),
+            Op::Ping => self.codec.send_v1(&Reply { id: id.as_ref(), ok: true, ..Reply::default() }, out),
+            Op::Bye => self.bye(id, out),
+        }
+    }
+
+    fn hello(&mut self, id: Option<&Id>, introduction: Introduction, out: &mut Vec<u8>) {
+        self.mailbox.introduce(introduction);
+        let session = self.id.to_string();
+        let dead_after_ms = u64::try_from(self.core.settings.dead_after.as_millis()).unwrap_or(u64::MAX);
+        let (node, directory) = (&*self.core.node, "local");
+        let reply = Welcome { id, ok: true, version: VERSION, session: &session, node, directory, dead_after_ms };
+        self.codec.send_v1(&reply, out);
+    }
+
+    fn acquire(&mut self, id: Option<Id>, lock: LockName, mode: Mode, wait: Wait, out: &mut Vec<u8>) {
+        if let Some((error, message)) = self.refusal_of_acquire(&lock, wait) {
+            return self.refuse(id.as_ref(), error, &message, out);
+        }
+        let (kind, deadline) = match wait {
+            Wait::No => (Kind::Try, None),
+            // A time beyond what the clock can tell is as good as no limit.
+            Wait::Millis(millis) => (Kind::Wait, Instant::now().checked_add(Duration::from_millis(millis))),
+            Wait::NoLimit => (Kind::Wait, None),
+        };
+        let asked = self.pend(&lock, kind, To::V1(id), deadline);
+        self.submit(&lock, Input::Acquire { asked, mode, wait: kind == Kind::Wait }, out);
+    }
+
+    fn refusal_of_acquire(&self, lock: &LockName, wait: Wait) -> Option<(Error, String)> {
+        let settings = &self.core.settings;
+        let waits = self.pending.iter().filter(|pending| pending.kind == Kind::Wait).count();
+        if self.full() {
+            let message = format!(
+                "this session holds or is acquiring {} locks, as many as it may (--locks-per-session)",
+                settings.locks_per_session
+            );
+            Some((Error::Limit, message))
+        } else if wait != Wait::No && waits >= settings.waits_per_session {
+            let message = format!("{waits} requests of this session wait, as many as may (--waits-per-session)");
+            Some((Error::Limit, message))
+        } else if self.waits_for(lock).is_some() {
+            let message = format!("a request of this session already waits for the lock {lock}");
+            Some((Error::BadRequest, message))
+        } else {
+            None
+        }
+    }
+
+    /// Whether the session holds and acquires as many locks as it may.
+    pub(super) fn full(&self) -> bool {
+        let acquiring = self.pending.iter().filter(|pending| matches!(pending.kind, Kind::Try | Kind::Wait)).count();
+        self.held.len() + acquiring >= self.core.settings.locks_per_session
+    }
+
+    /// The place of the request that waits for a lock.
+    pub(super) fn waits_for(&self, lock: &LockName) -> Option<usize> {
+        let acquires = |kind| matches!(kind, Kind::Try | Kind::Wait);
+        self.pending.iter().position(|pending| acquires(pending.kind) && pending.name == *lock)
+    }
+
+    fn place_of(&self, id: &Id) -> Option<usize> {
+        self.pending.iter().position(|pending| matches!(&pending.to, To::V1(Some(used)) if used == id))
+    }
+
+    fn cancel(&mut self, id: Option<&Id>, request: &Id, out: &mut Vec<u8>) {
+        let waiting = self.place_of(request).map(|place| &self.pending[place]).filter(|it| it.kind == Kind::Wait);
+        let asked = waiting.map(|pending| self.asked(pending));
+        let number = asked.as_ref().map(|asked| asked.request);
+        if let Some(asked) = asked {
+            self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
+        }
+        // What the engine found waiting it has answered by now; what it did not is on its way by mail.
+        let answered = |number| !self.pending.iter().any(|pending| pending.request == number);
+        let cancelled = Some(number.is_some_and(answered));
+        self.codec.send_v1(&Reply { id, ok: true, cancelled, ..Reply::default() }, out);
+    }
+
+    fn bye(&mut self, id: Option<Id>, out: &mut Vec<u8>) {
+        let waiting: Vec<_> =
+            self.pending.iter().filter(|it| it.kind == Kind::Wait).map(|pending| self.asked(pending)).collect();
+        for asked in waiting {
+            self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
+        }
+        for name in self.held.clone() {
+            self.ask(name, Kind::Release, To::Bye, out, Input::Release);
+        }
+        self.bye = Some(id);
+        self.say_bye(out);
+    }
+
+    /// The last reply, once everything is released.
+    pub(super) fn say_bye(&mut self, out: &mut Vec<u8>) {
+        if self.pending.is_empty()
+            && self.end.is_none()
+            && let Some(id) = self.bye.take()
+        {
+            self.codec.send_v1(&Reply { id: id.as_ref(), ok: true, ..Reply::default() }, out);
+            self.finish(End::Goodbye, CloseCode::Normal, "bye", out);
+        }
+    }
+
+    fn list(&mut self, id: Option<&Id>, after: Option<&LockName>, out: &mut Vec<u8>) {
+        let (views, more) = self.core.views(after, LIST_LOCKS_MAX);
+        let locks = views.into_iter().map(|(name, view)| self.listed(&name, &view)).collect();
+        self.codec.send_v1(&Listing { id, ok: true, locks, more }, out);
+    }
+
+    fn listed(&self, name: &LockName, view: &View) -> Listed {
+        let seen = |sessions: &[ViewedSession]| sessions.iter().map(|session| self.seen(session)).collect::<Vec<_>>();
+        let (holders, waiters) = (seen(&view.holders), seen(&view.waiters));
+        Listed {
+            lock: name.to_string(),
+            mode: view.holders.first().map(|holder| word(holder.mode)),
+            holders_total: (view.holders_total > holders.len()).then_some(view.holders_total),
+            waiters_total: (view.waiters_total > waiters.len()).then_some(view.waiters_total),
+            holders,
+            waiters,
+            contender: view.contender,
+        }
+    }
+
+    fn seen(&self, session: &ViewedSession) -> Seen {
+        let Introduction { name, note } = self.core.mailboxes.introduction(session.session);
+        let since_ms = self.core.now_ms().saturating_sub(session.since_ms);
+        Seen { session: session.session.to_string(), name, note, mode: word(session.mode), since_ms }
+    }
+
+    pub(super) fn reply_v1(&mut self, id: Option<&Id>, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
+        let (error, message) = match answer {
+            Answer::Granted { mode, already } => {
+                let mode = (mode == Mode::Shared).then(|| word(mode));
+                let already = already.then_some(true);
+                let lock = Some(name.as_str());
+                return self.codec.send_v1(&Reply { id, ok: true, lock, mode, already, ..Reply::default() }, out);
+            }
+            Answer::Released { .. } | Answer::Real => {
+                let lock = Some(name.as_str());
+                return self.codec.send_v1(&Reply { id, ok: true, lock, ..Reply::default() }, out);
+            }
+            Answer::Peeked(view) => return self.look(id, name, &view, out),
+            Answer::BusyHere(holder) => (Error::Busy, self.busy(holder.as_ref())),
+            Answer::BusyElsewhere => (Error::Busy, "held through another daemon or by another process".into()),
+            Answer::Mismatch => {
+                (Error::Mismatch, "this session holds the lock in the other mode; release it first".into())
+            }
+            Answer::Cancelled => (Error::Cancelled, "the wait was cancelled".into()),
+            Answer::TimedOut => (Error::Timeout, "the lock did not become free in time".into()),
+            Answer::Closing => (Error::Closing, "the daemon stops; connect again".into()),
+            Answer::NotHeld { .. } => (Error::NotHeld, format!("this session does not hold the lock {name}")),
+            Answer::Lost(reason) => (Error::Lost, format!("the lock {name} is lost: {reason}")),
+            Answer::Storage(fault) => (Error::Storage, format!("{fault}: {}", fault.remedy())),
+        };
+        self.refuse(id, error, &message, out);
+    }
+
+    fn busy(&self, holder: Option<&ViewedSession>) -> String {
+        let Some(holder) = holder else { return "others wait for the lock".into() };
+        let Seen { session, name, since_ms, .. } = self.seen(holder);
+        match name {
+            Some(name) => format!("held by {name} (session {session}) for {since_ms} ms"),
+            None => format!("held by session {session} for {since_ms} ms"),
+        }
+    }
+
+    fn look(&mut self, id: Option<&Id>, name: &LockName, view: &View, out: &mut Vec<u8>) {
+        let holders: Vec<Seen> = view.holders.iter().map(|holder| self.seen(holder)).collect();
+        let holders_total = (view.holders_total > holders.len()).then_some(view.holders_total);
+        let locked = view.contender || view.holders_total > 0;
+        let (lock, waiters, contender) = (name.as_str(), view.waiters_total, view.contender);
+        let look = Look { id, ok: true, lock, locked, holders, holders_total, waiters, contender };
+        self.codec.send_v1(&look, out);
+    }
+
+    pub(super) fn refuse(&mut self, id: Option<&Id>, error: Error, message: &str, out: &mut Vec<u8>) {
+        let (error, message) = (Some(error), Some(message));
+        self.codec.send_v1(&Reply { id, ok: false, error, message, ..Reply::default() }, out);
+    }
+}

@@ -1,0 +1,72 @@
+//! What an operator may act on: the `MESSAGE_ID=` of each such event, sd_journal_print(3).
+//!
+//! Each has an entry in `systemd/distrilock.catalog`, which `journalctl -x` shows, and which names
+//! the journal fields that the event carries. An event has its id as a field:
+//! `tracing::warn!(MESSAGE_ID = ids::SLOW_READER, SESSION = %session, PEER = %peer, "...")`.
+//! An id is never changed and never used for anything else.
+
+/// The daemon serves; `DIRECTORY=` is where its locks are.
+pub const DAEMON_READY: &str = "f37211dafd7f4622993f69748ce11720";
+
+/// The daemon was asked to stop.
+pub const DAEMON_STOPPING: &str = "bd02056e397841fe99f3f2a65c674dc6";
+
+/// A descriptor could not be had, so that new sessions wait.
+pub const DESCRIPTORS_EXHAUSTED: &str = "026342be0d504d759c3671487192b1d4";
+
+/// At start, the limit of descriptors is below what the configured sessions need; `LIMIT=` is it.
+pub const DESCRIPTOR_LIMIT_LOW: &str = "eb9c3f5a71484ebfb34a5c49f47c0a9e";
+
+/// There are as many sessions as are allowed, so that new ones are turned away; `LIMIT=` is it.
+pub const SESSION_LIMIT: &str = "1015ec24d6234199af1b18130d27729d";
+
+/// The lock directory failed; `LOCK=` is the name whose file it was, if it was one name's.
+pub const STORAGE_FAULT: &str = "32e98d82e32e457dbce593c71110dc72";
+
+/// A lock that a session held is gone; `LOCK=` and `SESSION=` tell which and whose.
+pub const LOCK_LOST: &str = "5468911fb838457ebc321dea1812422d";
+
+/// A peer broke the protocol and was closed; `SESSION=`, `PEER=` and `DIALECT=` tell which.
+pub const SESSION_VIOLATION: &str = "b6a2da7e7a064beeb1e2c1f5f28520a1";
+
+/// A peer did not read what it was sent and was closed; `SESSION=` and `PEER=` tell which.
+pub const SLOW_READER: &str = "f7071ec758cf4d3094db50ac1ee55a18";
+
+/// An engine shard or the runtime does not turn, so that the watchdog is not pinged.
+pub const ENGINE_STALLED: &str = "acec9fbd91fd456a9de5f0055955ba3e";
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    const SOURCE: &str = include_str!("ids.rs");
+    const CATALOG: &str = include_str!("../../systemd/distrilock.catalog");
+
+    #[test]
+    fn each_id_is_unique_and_has_a_complete_entry() {
+        // An id is added here and its entry forgotten, or an entry outlives its id.
+        let ids: Vec<&str> = SOURCE
+            .lines()
+            .filter_map(|line| line.strip_prefix("pub const "))
+            .map(|line| line.split('"').nth(1).unwrap())
+            .collect();
+        let unique: BTreeSet<&str> = ids.iter().copied().collect();
+        assert_eq!(ids.len(), 10);
+        assert_eq!(unique.len(), ids.len());
+        for id in &ids {
+            let hex = |c: char| matches!(c, '0'..='9' | 'a'..='f');
+            assert!(id.len() == 32 && id.chars().all(hex), "{id}");
+        }
+        let mut described = BTreeSet::new();
+        for entry in CATALOG.split("\n-- ").skip(1) {
+            let (id, entry) = entry.split_once('\n').unwrap();
+            let (header, text) = entry.split_once("\n\n").unwrap();
+            for field in ["Subject: ", "Defined-By: distrilock", "Support: "] {
+                assert!(header.lines().any(|line| line.starts_with(field)), "{id}");
+            }
+            assert!(!text.trim().is_empty(), "{id}");
+            assert!(described.insert(id), "{id} is described twice");
+        }
+        assert_eq!(described, unique);
+    }
+}

@@ -1,0 +1,230 @@
+//! Messages to the service manager, sd_notify(3), and how often its watchdog wants one.
+//!
+//! `sd-notify` words the messages; they are sent here, because its own sending opens a descriptor
+//! for each message and blocks. A watchdog ping must get through when descriptors have run out, and
+//! a service manager that reads nothing must not stop the daemon.
+
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// How long [`Notifier::ready`] waits for room. It alone waits: the manager kills a service whose
+/// `READY=1` was lost, and nobody is served yet.
+const READY_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Tells the service manager about the daemon; does nothing without one.
+#[derive(Debug, Default)]
+pub struct Notifier {
+    manager: Option<Manager>,
+}
+
+/// The service manager's socket, sent to afresh each time so that the manager may restart.
+#[derive(Debug)]
+struct Manager {
+    socket: UnixDatagram,
+    address: SocketAddr,
+}
+
+impl Notifier {
+    /// Speaks to the manager that `NOTIFY_SOCKET` names; the environment is left as it is.
+    #[must_use]
+    pub fn from_env() -> Self {
+        match std::env::var_os("NOTIFY_SOCKET") {
+            Some(path) if !path.is_empty() => Self::to(Path::new(&path)),
+            _ => Self::default(),
+        }
+    }
+
+    /// Speaks to the manager whose socket is at `path`; a leading `@` is the abstract name space,
+    /// unix(7).
+    ///
+    /// A path that cannot be used is logged at debug level, and the notifier does nothing.
+    #[must_use]
+    pub fn to(path: &Path) -> Self {
+        let manager =
+            Manager::new(path).inspect_err(|error| tracing::debug!(%error, ?path, "cannot use NOTIFY_SOCKET")).ok();
+        Self { manager }
+    }
+
+    /// The daemon serves: `READY=1`. Waits for room, for two seconds at most.
+    pub fn ready(&self) {
+        self.send(&NotifyState::Ready);
+    }
+
+    /// The daemon has begun to stop: `STOPPING=1`.
+    pub fn stopping(&self) {
+        self.send(&NotifyState::Stopping);
+    }
+
+    /// One line for `systemctl status`; control characters become spaces, because a line break
+    /// would begin another message.
+    pub fn status(&self, text: &str) {
+        let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        self.send(&NotifyState::Status(&line));
+    }
+
+    /// The daemon is alive: `WATCHDOG=1`.
+    pub fn watchdog(&self) {
+        self.send(&NotifyState::Watchdog);
+    }
+
+    fn send(&self, state: &NotifyState<'_>) {
+        let Some(manager) = &self.manager else {
+            return;
+        };
+        let message = state.to_string();
+        let sent = match state {
+            NotifyState::Ready => manager.send_and_wait(&message),
+            _ => manager.send(&message),
+        };
+        if let Err(error) = sent {
+            tracing::debug!(%error, message, "the service manager did not take a message");
+        }
+    }
+}
+
+impl Manager {
+    fn new(path: &Path) -> io::Result<Self> {
+        let address = match path.as_os_str().as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            [b'/', ..] => SocketAddr::from_pathname(path)?,
+            _ => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, address })
+    }
+
+    fn send(&self, message: &str) -> io::Result<()> {
+        self.socket.send_to_addr(message.as_bytes(), &self.address).map(drop)
+    }
+
+    /// Uses a socket of its own, so that a ping from another thread meanwhile does not wait too.
+    fn send_and_wait(&self, message: &str) -> io::Result<()> {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(READY_WAIT_MAX))?;
+        socket.send_to_addr(message.as_bytes(), &self.address).map(drop)
+    }
+}
+
+/// How often the watchdog wants a ping: half of `WATCHDOG_USEC`, as sd_watchdog_enabled(3) advises.
+/// None without a watchdog, or with one that watches another process (`WATCHDOG_PID`).
+#[must_use]
+pub fn watchdog_interval() -> Option<Duration> {
+    half(sd_notify::watchdog_enabled())
+}
+
+/// Zero and the largest value mean that there is no watchdog.
+fn half(limit: Option<Duration>) -> Option<Duration> {
+    limit.filter(|limit| !limit.is_zero() && *limit < Duration::from_micros(u64::MAX)).map(|limit| limit / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// A manager's socket that gives up after a while, and a notifier that speaks to it.
+    fn manager() -> (tempfile::TempDir, UnixDatagram, Notifier) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let notifier = Notifier::to(&path);
+        (dir, socket, notifier)
+    }
+
+    fn read(socket: &UnixDatagram) -> String {
+        let mut bytes = [0; 4096];
+        let len = socket.recv(&mut bytes).unwrap();
+        String::from_utf8(bytes[..len].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn each_call_is_one_message() {
+        // A whole life: ready, a status, a ping, stopping.
+        let (_dir, socket, notifier) = manager();
+        notifier.ready();
+        notifier.status("3 sessions, 5 locks");
+        notifier.watchdog();
+        notifier.stopping();
+        for message in ["READY=1", "STATUS=3 sessions, 5 locks", "WATCHDOG=1", "STOPPING=1"] {
+            assert_eq!(read(&socket), message);
+        }
+    }
+
+    #[test]
+    fn a_status_cannot_carry_a_second_message() {
+        // Somebody gets a line break into the status.
+        let (_dir, socket, notifier) = manager();
+        notifier.status("a\nMAINPID=1\r\u{1b}b");
+        assert_eq!(read(&socket), "STATUS=a MAINPID=1  b");
+    }
+
+    #[test]
+    fn an_abstract_name_works() {
+        // A manager in the abstract name space, as in some containers.
+        let name = format!("distrilock-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let socket = UnixDatagram::bind_addr(&address).unwrap();
+        Notifier::to(Path::new(&format!("@{name}"))).ready();
+        assert_eq!(read(&socket), "READY=1");
+    }
+
+    #[test]
+    fn a_manager_that_reads_nothing_does_not_stop_the_daemon() {
+        // A thousand messages into a socket whose queue holds far fewer.
+        let (_dir, socket, notifier) = manager();
+        for _ in 0..1000 {
+            notifier.watchdog();
+        }
+        let start = Instant::now();
+        notifier.ready();
+        assert!(start.elapsed() >= READY_WAIT_MAX / 2, "READY=1 did not wait");
+        // Once there is room, the notifier goes on.
+        assert_eq!(read(&socket), "WATCHDOG=1");
+        notifier.stopping();
+        while read(&socket) != "STOPPING=1" {}
+    }
+
+    #[test]
+    fn ready_waits_for_room() {
+        // The queue is full when the daemon gets ready; the manager reads a little later.
+        let (_dir, socket, notifier) = manager();
+        for _ in 0..1000 {
+            notifier.watchdog();
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| notifier.ready());
+            while read(&socket) != "READY=1" {}
+        });
+    }
+
+    #[test]
+    fn a_manager_that_is_gone_is_ignored() {
+        // No socket, an address of a kind that is not spoken here, and no manager at all.
+        let (dir, socket, notifier) = manager();
+        drop(socket);
+        drop(dir);
+        for notifier in [notifier, Notifier::to(Path::new("vsock:2:1234")), Notifier::default()] {
+            notifier.ready();
+            notifier.watchdog();
+            notifier.stopping();
+        }
+    }
+
+    #[test]
+    fn pings_come_twice_in_the_watchdogs_time() {
+        // A usual limit, none, and the two values that mean none.
+        assert_eq!(half(Some(Duration::from_secs(30))), Some(Duration::from_secs(15)));
+        assert_eq!(half(None), None);
+        assert_eq!(half(Some(Duration::ZERO)), None);
+        assert_eq!(half(Some(Duration::from_micros(u64::MAX))), None);
+    }
+}

@@ -1,0 +1,490 @@
+//! The sockets that systemd passes, told apart by name; sd_listen_fds(3).
+//!
+//! The order of the descriptors differs between versions of systemd, so only their names in
+//! `LISTEN_FDNAMES` say what they are for. [`take`] gathers the names and what each descriptor is;
+//! `plan`, which is pure, decides; a descriptor that does not fit stops the daemon at start, where
+//! an operator sees it.
+
+use std::fmt;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
+
+use listenfd::ListenFd;
+use nix::libc;
+use nix::sys::socket::{getsockopt, sockopt};
+
+/// A listening stream socket, set not to block.
+#[derive(Debug)]
+pub enum Listener {
+    /// IPv4 or IPv6.
+    Tcp(TcpListener),
+    /// A Unix stream socket.
+    Unix(UnixListener),
+}
+
+/// The descriptors that systemd passed, by what they are for; all close on exec.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// Listeners of the line and gob protocols.
+    pub tcp: Vec<Listener>,
+    /// Listeners for WebSocket.
+    pub ws: Vec<Listener>,
+    /// What an earlier process of the daemon left in the file descriptor store, with its names.
+    pub stored: Vec<(String, OwnedFd)>,
+}
+
+impl Passed {
+    /// True if there is no listener, so that the daemon has to bind its own.
+    #[must_use]
+    pub fn has_no_listener(&self) -> bool {
+        self.tcp.is_empty() && self.ws.is_empty()
+    }
+}
+
+/// Why the passed descriptors cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketFault {
+    /// `LISTEN_FDNAMES` and `LISTEN_FDS` do not agree, so no name can be trusted.
+    #[error("LISTEN_FDNAMES has {names} names for the {descriptors} descriptors of LISTEN_FDS")]
+    Count {
+        /// How many names there are.
+        names: usize,
+        /// How many descriptors there are.
+        descriptors: usize,
+    },
+    /// A name that says nothing about what the socket is for.
+    #[error(
+        "passed descriptor {position} has the name {name:?}, which is neither tcp nor ws: \
+         set FileDescriptorName=tcp or FileDescriptorName=ws in its .socket unit"
+    )]
+    Name {
+        /// Its place in `LISTEN_FDS`, from 1.
+        position: usize,
+        /// What it is called; empty if it has no name.
+        name: String,
+    },
+    /// A good name on something that cannot accept sessions.
+    #[error(
+        "passed descriptor {position}, {name:?}, is {found}, not a listening stream socket: \
+         its .socket unit needs ListenStream= and Accept=no"
+    )]
+    Unfit {
+        /// Its place in `LISTEN_FDS`, from 1.
+        position: usize,
+        /// What it is called.
+        name: String,
+        /// What it is.
+        found: Found,
+    },
+    /// A stored descriptor that is not a socket; this daemon stores only sockets.
+    #[error("passed descriptor {position}, {name:?}, is {found}, which this daemon never stores")]
+    Stored {
+        /// Its place in `LISTEN_FDS`, from 1.
+        position: usize,
+        /// What it is called.
+        name: String,
+        /// What it is.
+        found: Found,
+    },
+    /// A system call on a passed descriptor failed.
+    #[error("{operation} of passed descriptor {position}: {source}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// Its place in `LISTEN_FDS`, from 1.
+        position: usize,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// What a passed descriptor turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// A socket of a family and type that are known here.
+    Socket {
+        /// Its address family.
+        family: Family,
+        /// Its type.
+        kind: Kind,
+        /// Whether it has been through listen(2); `SO_ACCEPTCONN`, socket(7).
+        listening: bool,
+    },
+    /// A socket of a family or type that is not known here.
+    OtherSocket,
+    /// A pipe or FIFO.
+    Pipe,
+    /// A regular file, directory or device.
+    File,
+    /// An epoll, event, timer or memory descriptor, or one that cannot be looked at.
+    Anonymous,
+    /// Nothing: the number is not open.
+    Closed,
+}
+
+/// The address families that are told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4 or IPv6; for a stream socket, TCP.
+    Inet,
+    /// ip(7)'s sibling on one host, unix(7).
+    Unix,
+    /// A socket between a virtual machine and its host, vsock(7).
+    Vsock,
+    /// A socket to the kernel, netlink(7).
+    Netlink,
+}
+
+/// The socket types that are told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `SOCK_STREAM`.
+    Stream,
+    /// `SOCK_DGRAM`.
+    Datagram,
+    /// `SOCK_SEQPACKET`.
+    SeqPacket,
+    /// `SOCK_RAW`.
+    Raw,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (family, kind, listening) = match *self {
+            Self::Socket { family, kind, listening } => (family, kind, listening),
+            Self::OtherSocket => return f.write_str("a socket of another family"),
+            Self::Pipe => return f.write_str("a pipe"),
+            Self::File => return f.write_str("a file"),
+            Self::Anonymous => return f.write_str("no socket"),
+            Self::Closed => return f.write_str("not open"),
+        };
+        let family = match family {
+            Family::Inet => "IP",
+            Family::Unix => "Unix",
+            Family::Vsock => "vsock",
+            Family::Netlink => "netlink",
+        };
+        let (kind, connects) = match kind {
+            Kind::Stream => ("stream", true),
+            Kind::Datagram => ("datagram", false),
+            Kind::SeqPacket => ("seqpacket", true),
+            Kind::Raw => ("raw", false),
+        };
+        let state = match (connects, listening) {
+            (true, true) => " that listens",
+            (true, false) => " that does not listen",
+            (false, _) => "",
+        };
+        write!(f, "a socket of family {family} and type {kind}{state}")
+    }
+}
+
+/// What a passed descriptor is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Tcp,
+    Ws,
+    Stored,
+}
+
+/// Takes the descriptors that systemd passed to this process; none if there are none.
+///
+/// This has to be the first thing that a process does: `listenfd` removes `LISTEN_PID` and
+/// `LISTEN_FDS` from the environment, which is sound only while there is one thread, and whatever
+/// opened a descriptor earlier could have got a number that systemd had promised but not passed.
+///
+/// # Errors
+///
+/// If names and number disagree, if a name is unknown, or if a descriptor is not what its name
+/// needs. All descriptors taken until then are closed.
+pub fn take() -> Result<Passed, SocketFault> {
+    let names = std::env::var_os("LISTEN_FDNAMES").map(|n| n.to_string_lossy().into_owned());
+    let mut listen_fd = ListenFd::from_env();
+    let count = listen_fd.len();
+    if count == 0 {
+        // Either nothing was passed, or it was passed to another process whose environment this
+        // one inherited; the names mean nothing then.
+        return Ok(Passed::default());
+    }
+    let names = names_of(names.as_deref(), count)?;
+    let mut descriptors = Vec::new();
+    for index in 0..count {
+        descriptors.push(look(&mut listen_fd, index)?);
+    }
+    let found: Vec<Found> = descriptors.iter().map(|(found, _)| *found).collect();
+    let uses = plan(&names, &found)?;
+
+    let mut passed = Passed::default();
+    for (index, (name, (found, descriptor))) in names.into_iter().zip(descriptors).enumerate() {
+        // `plan` accepts sockets only, and `look` owns each socket that it recognises.
+        let Some(descriptor) = descriptor else {
+            let position = index + 1;
+            return Err(SocketFault::Unfit { position, name, found });
+        };
+        match uses[index] {
+            Use::Tcp => passed.tcp.push(listener(descriptor, found, index)?),
+            Use::Ws => passed.ws.push(listener(descriptor, found, index)?),
+            Use::Stored => passed.stored.push((name, descriptor)),
+        }
+    }
+    Ok(passed)
+}
+
+/// Splits `LISTEN_FDNAMES`; without it, all `count` descriptors are without a name.
+fn names_of(names: Option<&str>, count: usize) -> Result<Vec<String>, SocketFault> {
+    let Some(names) = names else {
+        return Ok(vec![String::new(); count]);
+    };
+    let names: Vec<String> = names.split(':').map(str::to_owned).collect();
+    if names.len() == count { Ok(names) } else { Err(SocketFault::Count { names: names.len(), descriptors: count }) }
+}
+
+/// Decides what each descriptor is for, from its name and what it is.
+///
+/// A single descriptor beside the stored ones may lack a name: then it is for TCP.
+fn plan(names: &[String], found: &[Found]) -> Result<Vec<Use>, SocketFault> {
+    let single = names.iter().filter(|name| !is_stored(name)).count() == 1;
+    let mut uses = Vec::new();
+    for (index, (name, &found)) in names.iter().zip(found).enumerate() {
+        let position = index + 1;
+        let name = name.clone();
+        let purpose = match name.as_str() {
+            "tcp" => Use::Tcp,
+            "ws" => Use::Ws,
+            stored if is_stored(stored) => Use::Stored,
+            nameless if single && is_nameless(nameless) => Use::Tcp,
+            _ => return Err(SocketFault::Name { position, name }),
+        };
+        if purpose == Use::Stored {
+            if !matches!(found, Found::Socket { .. }) {
+                return Err(SocketFault::Stored { position, name, found });
+            }
+        } else if !accepts(found) {
+            return Err(SocketFault::Unfit { position, name, found });
+        }
+        uses.push(purpose);
+    }
+    Ok(uses)
+}
+
+/// True for the names in the store: the daemon's own, and `stored`, which systemd gives to what was
+/// stored without a name (sd_pid_notify_with_fds(3)).
+fn is_stored(name: &str) -> bool {
+    name.starts_with("store") || name.starts_with("distrilock-store")
+}
+
+/// True for what a descriptor is called when nobody named it: `unknown` where the environment has
+/// no names (sd_listen_fds_with_names(3)), and the name of the unit without `FileDescriptorName=`
+/// (systemd.socket(5)).
+fn is_nameless(name: &str) -> bool {
+    name.is_empty() || name == "unknown" || name.ends_with(".socket")
+}
+
+/// True for a socket that accepts stream connections. A connection, such as one from the store, is
+/// of the same family and type, but does not listen.
+fn accepts(found: Found) -> bool {
+    matches!(found, Found::Socket { family: Family::Inet | Family::Unix, kind: Kind::Stream, listening: true })
+}
+
+/// Sockets that systemd.socket(5) can create and that can be in a store, as `listenfd` tells them
+/// apart: its AF_INET includes AF_INET6.
+const SOCKETS: [(libc::c_int, Family, libc::c_int, Kind); 11] = [
+    (libc::AF_INET, Family::Inet, libc::SOCK_STREAM, Kind::Stream),
+    (libc::AF_UNIX, Family::Unix, libc::SOCK_STREAM, Kind::Stream),
+    (libc::AF_UNIX, Family::Unix, libc::SOCK_SEQPACKET, Kind::SeqPacket),
+    (libc::AF_UNIX, Family::Unix, libc::SOCK_DGRAM, Kind::Datagram),
+    (libc::AF_INET, Family::Inet, libc::SOCK_DGRAM, Kind::Datagram),
+    (libc::AF_INET, Family::Inet, libc::SOCK_SEQPACKET, Kind::SeqPacket),
+    (libc::AF_INET, Family::Inet, libc::SOCK_RAW, Kind::Raw),
+    (libc::AF_VSOCK, Family::Vsock, libc::SOCK_STREAM, Kind::Stream),
+    (libc::AF_VSOCK, Family::Vsock, libc::SOCK_DGRAM, Kind::Datagram),
+    (libc::AF_NETLINK, Family::Netlink, libc::SOCK_RAW, Kind::Raw),
+    (libc::AF_NETLINK, Family::Netlink, libc::SOCK_DGRAM, Kind::Datagram),
+];
+
+/// Finds out what the descriptor at `index` is, and owns it, closing on exec, if it is a socket.
+///
+/// `listenfd` hands out an owned descriptor only to those who know what it is, so that this asks
+/// for one kind after the other: a refusal leaves the descriptor where it was.
+fn look(listen_fd: &mut ListenFd, index: usize) -> Result<(Found, Option<OwnedFd>), SocketFault> {
+    for (domain, family, number, kind) in SOCKETS {
+        let Ok(Some(socket)) = listen_fd.take_custom::<OwnedFd>(index, domain, number, "") else {
+            continue;
+        };
+        let listening = getsockopt(&socket, sockopt::AcceptConn).map_err(|errno| SocketFault::System {
+            operation: "getsockopt(SO_ACCEPTCONN)",
+            position: index + 1,
+            source: errno.into(),
+        })?;
+        let found = Found::Socket { family, kind, listening };
+        return Ok((found, Some(socket)));
+    }
+    let number = listen_fd.take_raw_fd(index).map_err(|source| SocketFault::System {
+        operation: "taking",
+        position: index + 1,
+        source,
+    })?;
+    Ok((number.map_or(Found::Closed, name_other), None))
+}
+
+/// Says what an open file is that is not a known socket, by its number alone; proc_pid_fd(5).
+fn name_other(number: libc::c_int) -> Found {
+    let file = std::fs::metadata(format!("/proc/self/fd/{number}"));
+    match file.map(|file| file.file_type()) {
+        Ok(kind) if kind.is_socket() => Found::OtherSocket,
+        Ok(kind) if kind.is_fifo() => Found::Pipe,
+        Ok(kind) if kind.is_file() || kind.is_dir() => Found::File,
+        Ok(kind) if kind.is_char_device() || kind.is_block_device() => Found::File,
+        Ok(_) => Found::Anonymous,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Closed,
+        Err(_) => Found::Anonymous,
+    }
+}
+
+/// Makes a listener that does not block of a socket that `plan` accepted.
+fn listener(socket: OwnedFd, found: Found, index: usize) -> Result<Listener, SocketFault> {
+    let unix = matches!(found, Found::Socket { family: Family::Unix, .. });
+    let (listener, set) = if unix {
+        let socket = UnixListener::from(socket);
+        let set = socket.set_nonblocking(true);
+        (Listener::Unix(socket), set)
+    } else {
+        let socket = TcpListener::from(socket);
+        let set = socket.set_nonblocking(true);
+        (Listener::Tcp(socket), set)
+    };
+    set.map(|()| listener).map_err(|source| SocketFault::System {
+        operation: "fcntl(O_NONBLOCK)",
+        position: index + 1,
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TCP: Found = socket(Family::Inet, Kind::Stream, true);
+    const UNIX: Found = socket(Family::Unix, Kind::Stream, true);
+    const CONNECTION: Found = socket(Family::Inet, Kind::Stream, false);
+    const PAIR: Found = socket(Family::Unix, Kind::SeqPacket, false);
+
+    const fn socket(family: Family, kind: Kind, listening: bool) -> Found {
+        Found::Socket { family, kind, listening }
+    }
+
+    fn decide(names: Option<&str>, found: &[Found]) -> Result<Vec<Use>, String> {
+        names_of(names, found.len()).and_then(|names| plan(&names, found)).map_err(|fault| fault.to_string())
+    }
+
+    #[test]
+    fn names_decide_and_order_does_not() {
+        // Two sockets for each front, mixed, as different versions of systemd order them.
+        let found = [UNIX, TCP, TCP, UNIX];
+        assert_eq!(decide(Some("ws:tcp:ws:tcp"), &found), Ok(vec![Use::Ws, Use::Tcp, Use::Ws, Use::Tcp]));
+    }
+
+    #[test]
+    fn a_single_socket_without_a_name_is_tcp() {
+        // No names at all, an empty one, systemd's two stand-ins for a name.
+        for names in [None, Some(""), Some("unknown"), Some("distrilock.socket"), Some("own.socket")] {
+            assert_eq!(decide(names, &[TCP]), Ok(vec![Use::Tcp]), "{names:?}");
+            assert_eq!(decide(names, &[UNIX]), Ok(vec![Use::Tcp]), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn a_socket_without_a_name_is_single_beside_the_store() {
+        // A restart with an fd store, of a unit whose socket was never given a name.
+        assert_eq!(
+            decide(Some("store-0:distrilock.socket:stored"), &[PAIR, TCP, PAIR]),
+            Ok(vec![Use::Stored, Use::Tcp, Use::Stored])
+        );
+        assert_eq!(decide(Some("distrilock-store-1"), &[PAIR]), Ok(vec![Use::Stored]));
+    }
+
+    #[test]
+    fn one_of_several_without_a_name_is_refused() {
+        // Nobody can tell which front the second socket is for.
+        for (names, position, name) in [
+            (Some("tcp:"), 2, ""),
+            (Some("unknown:ws"), 1, "unknown"),
+            (Some("ws:distrilock.socket"), 2, "distrilock.socket"),
+            (None, 1, ""),
+        ] {
+            let fault = decide(names, &[TCP, TCP]).unwrap_err();
+            assert!(fault.starts_with(&format!("passed descriptor {position} has the name {name:?}")), "{fault}");
+            assert!(fault.contains("FileDescriptorName=tcp"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_remedy() {
+        // A typing error in a unit, one of them with a terminal's control character.
+        assert_eq!(
+            decide(Some("tcp:wss"), &[TCP, TCP]).unwrap_err(),
+            "passed descriptor 2 has the name \"wss\", which is neither tcp nor ws: \
+             set FileDescriptorName=tcp or FileDescriptorName=ws in its .socket unit"
+        );
+        for name in ["TCP", "tcp ", "connection", "http", "web\u{1b}[2J"] {
+            let fault = decide(Some(name), &[TCP]).unwrap_err();
+            assert!(fault.contains(&format!("{name:?}")), "{fault}");
+            assert!(!fault.contains('\u{1b}'), "{fault}");
+        }
+    }
+
+    #[test]
+    fn names_and_number_must_agree() {
+        // One name too few, one too many, and none for three.
+        for (names, count) in [("tcp", 2), ("tcp:ws:ws", 2), ("", 3)] {
+            let fault = decide(Some(names), &vec![TCP; count]).unwrap_err();
+            assert!(fault.starts_with("LISTEN_FDNAMES has "), "{fault}");
+        }
+    }
+
+    #[test]
+    fn a_connection_is_never_taken_for_a_listener() {
+        // A stored connection that lost its name, under each name that a listener can have.
+        for names in [None, Some("tcp"), Some("ws"), Some("distrilock.socket")] {
+            let fault = decide(names, &[CONNECTION]).unwrap_err();
+            assert!(fault.contains("is a socket of family IP and type stream that does not listen"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_stream_socket_is_refused_by_what_it_is() {
+        // Everything else that can be behind a good name.
+        for (found, text) in [
+            (socket(Family::Inet, Kind::Datagram, false), "is a socket of family IP and type datagram, not"),
+            (
+                socket(Family::Unix, Kind::SeqPacket, true),
+                "is a socket of family Unix and type seqpacket that listens, not",
+            ),
+            (
+                socket(Family::Vsock, Kind::Stream, true),
+                "is a socket of family vsock and type stream that listens, not",
+            ),
+            (socket(Family::Netlink, Kind::Raw, false), "is a socket of family netlink and type raw, not"),
+            (Found::OtherSocket, "is a socket of another family, not"),
+            (Found::Pipe, "is a pipe, not"),
+            (Found::File, "is a file, not"),
+            (Found::Anonymous, "is no socket, not"),
+            (Found::Closed, "is not open, not"),
+        ] {
+            let fault = decide(Some("tcp:ws"), &[TCP, found]).unwrap_err();
+            assert!(fault.starts_with("passed descriptor 2, \"ws\", "), "{fault}");
+            assert!(fault.contains(text), "{fault}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored_must_be_a_socket() {
+        // A pipe under a name of the store.
+        let fault = decide(Some("tcp:store"), &[TCP, Found::Pipe]).unwrap_err();
+        assert_eq!(fault, "passed descriptor 2, \"store\", is a pipe, which this daemon never stores");
+        assert_eq!(decide(Some("tcp:store"), &[TCP, CONNECTION]), Ok(vec![Use::Tcp, Use::Stored]));
+    }
+}

@@ -1,0 +1,551 @@
+//! Version 1 of the protocol: JSON objects (docs/protocol.md, chapters 2 to 7). [`decode`] makes a [`Request`] of an object,
+//! or a [`Refusal`] that names what is wrong with it; [`Reply`] and [`Event`] are what goes back.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{self, Deserializer, IgnoredAny, Visitor};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Mode;
+use crate::limits::{HELLO_NAME_BYTES_MAX, HELLO_NOTE_BYTES_MAX, ID_BYTES_MAX, ID_NUMBER_MAX};
+use crate::name::LockName;
+
+/// The version that this module speaks.
+pub const VERSION: u64 = 1;
+
+/// A request's own name for itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(untagged)]
+pub enum Id {
+    /// A whole number up to 2^53-1.
+    Number(u64),
+    /// A text of at most 64 bytes.
+    Text(Box<str>),
+}
+
+/// A valid request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What its reply will carry.
+    pub id: Option<Id>,
+    /// What is asked.
+    pub op: Op,
+}
+
+/// What a request asks (docs/protocol.md, chapter 3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Introduce the session.
+    Hello {
+        /// Its name for others to see.
+        name: Option<Box<str>>,
+        /// What it does.
+        note: Option<Box<str>>,
+    },
+    /// Take a lock.
+    Acquire {
+        /// Which.
+        lock: LockName,
+        /// How.
+        mode: Mode,
+        /// How long to wait for it.
+        wait: Wait,
+    },
+    /// Give a lock back.
+    Release(LockName),
+    /// Is my lock real?
+    Verify(LockName),
+    /// Who holds a lock?
+    Peek(LockName),
+    /// End the wait of a request.
+    Cancel(Id),
+    /// Who holds what, from the first name after this one?
+    List(Option<LockName>),
+    /// Are you there?
+    Ping,
+    /// Release everything and close.
+    Bye,
+}
+
+/// How long an acquire waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    #[default]
+    No,
+    /// At most so many milliseconds.
+    Millis(u64),
+    /// Until it is granted, cancelled, or the session ends.
+    NoLimit,
+}
+
+/// The words of docs/protocol.md, chapter 5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the protocol's chapter 5 says what each word means")]
+pub enum Error {
+    Busy,
+    Timeout,
+    Cancelled,
+    NotHeld,
+    BadName,
+    BadRequest,
+    UnknownOp,
+    Limit,
+    Mismatch,
+    Lost,
+    Storage,
+    Closing,
+}
+
+/// A request is refused: part of the protocol, always answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The request's id, as far as it could be read.
+    pub id: Option<Id>,
+    /// The word for programs.
+    pub error: Error,
+    /// The sentence for people.
+    pub message: String,
+}
+
+/// The reply to most requests; what is absent is left out.
+#[derive(Debug, Default, Serialize)]
+#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
+pub struct Reply<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a Id>,
+    pub ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Error>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub already: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cancelled: Option<bool>,
+}
+
+/// The reply to a hello.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
+pub struct Welcome<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a Id>,
+    pub ok: bool,
+    pub version: u64,
+    pub session: &'a str,
+    pub node: &'a str,
+    pub directory: &'a str,
+    pub dead_after_ms: u64,
+}
+
+/// The reply to a peek.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
+pub struct Look<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a Id>,
+    pub ok: bool,
+    pub lock: &'a str,
+    pub locked: bool,
+    pub holders: Vec<Seen>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holders_total: Option<usize>,
+    pub waiters: usize,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub contender: bool,
+}
+
+/// The reply to a list.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
+pub struct Listing<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a Id>,
+    pub ok: bool,
+    pub locks: Vec<Listed>,
+    pub more: bool,
+}
+
+/// A lock in a [`Listing`].
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
+pub struct Listed {
+    pub lock: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<&'static str>,
+    pub holders: Vec<Seen>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holders_total: Option<usize>,
+    pub waiters: Vec<Seen>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiters_total: Option<usize>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub contender: bool,
+}
+
+/// A session in a [`Look`] or a [`Listing`].
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
+pub struct Seen {
+    pub session: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Box<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<Box<str>>,
+    pub mode: &'static str,
+    pub since_ms: u64,
+}
+
+/// What is pushed to a session (docs/protocol.md, chapter 4).
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event<'a> {
+    /// The session does not hold this lock any more.
+    Lost {
+        /// Which.
+        lock: &'a str,
+        /// Why.
+        reason: &'a str,
+    },
+}
+
+/// The word for a mode.
+#[must_use]
+pub fn word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Shared => "shared",
+        Mode::Exclusive => "exclusive",
+    }
+}
+
+/// A text member: borrowed from the request where it has no escapes.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Of;
+        impl<'de> Visitor<'de> for Of {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Of)
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Of;
+        impl Visitor<'_> for Of {
+            type Value = Id;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "an id: a whole number up to {ID_NUMBER_MAX}, or a text of at most {ID_BYTES_MAX} bytes")
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Id, E> {
+                if number <= ID_NUMBER_MAX {
+                    Ok(Id::Number(number))
+                } else {
+                    Err(E::invalid_value(de::Unexpected::Unsigned(number), &self))
+                }
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Id, E> {
+                if text.len() <= ID_BYTES_MAX {
+                    Ok(Id::Text(text.into()))
+                } else {
+                    Err(E::invalid_length(text.len(), &self))
+                }
+            }
+        }
+        deserializer.deserialize_any(Of)
+    }
+}
+
+impl<'de> Deserialize<'de> for Wait {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match Option::<u64>::deserialize(deserializer)? {
+            None => Self::NoLimit,
+            Some(0) => Self::No,
+            Some(millis) => Self::Millis(millis),
+        })
+    }
+}
+
+/// A request's members, before it is known whether they fit together. `wait_ms` is there even when it is `null`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Members<'a> {
+    #[serde(borrow)]
+    op: Text<'a>,
+    id: Option<Id>,
+    lock: Option<Text<'a>>,
+    mode: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "present")]
+    wait_ms: Option<Wait>,
+    version: Option<u64>,
+    name: Option<Text<'a>>,
+    note: Option<Text<'a>>,
+    request: Option<Id>,
+    after: Option<Text<'a>>,
+}
+
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Wait>, D::Error> {
+    Wait::deserialize(deserializer).map(Some)
+}
+
+/// What can be read of a request that is refused.
+#[derive(Deserialize)]
+struct Remains<'a> {
+    #[serde(borrow)]
+    op: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "id_or_other")]
+    id: Option<Id>,
+}
+
+fn id_or_other<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Id>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Id(Id),
+        Other(IgnoredAny),
+    }
+    Ok(match Either::deserialize(deserializer)? {
+        Either::Id(id) => Some(id),
+        Either::Other(_) => None,
+    })
+}
+
+const OPS: [&str; 9] = ["hello", "acquire", "release", "verify", "peek", "cancel", "list", "ping", "bye"];
+
+/// Whether the bytes begin with an object that has the member `op`, which makes it a request of this version.
+#[must_use]
+pub fn has_op(text: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Only {
+        op: Option<IgnoredAny>,
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    Only::deserialize(&mut deserializer).is_ok_and(|only| only.op.is_some())
+}
+
+/// Takes an object.
+///
+/// # Errors
+/// A [`Refusal`] that names the member at fault.
+pub fn decode(text: &[u8]) -> Result<Request, Refusal> {
+    match serde_json::from_slice::<Members<'_>>(text) {
+        Ok(members) => members.request(),
+        Err(error) => Err(refuse(text, &error)),
+    }
+}
+
+fn refuse(text: &[u8], error: &serde_json::Error) -> Refusal {
+    let remains = serde_json::from_slice::<Remains<'_>>(text).unwrap_or(Remains { op: None, id: None });
+    let (error, message) = match remains.op {
+        Some(Text(op)) if !OPS.contains(&&*op) => (Error::UnknownOp, unknown(&op)),
+        _ => (Error::BadRequest, shortened(&error.to_string())),
+    };
+    Refusal { id: remains.id, error, message }
+}
+
+fn unknown(op: &str) -> String {
+    format!("{:?} is no op of version {VERSION}; it has {}", shortened(op), OPS.join(", "))
+}
+
+/// A message quotes the request; it does not echo all of it.
+fn shortened(message: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    let mut short: String = message.chars().take(CHARS_MAX).collect();
+    if short.len() < message.len() {
+        short.push('\u{2026}');
+    }
+    short
+}
+
+impl Members<'_> {
+    fn request(mut self) -> Result<Request, Refusal> {
+        let id = self.id.take();
+        match self.op() {
+            Ok(op) => Ok(Request { id, op }),
+            Err((error, message)) => Err(Refusal { id, error, message }),
+        }
+    }
+
+    fn op(&mut self) -> Result<Op, (Error, String)> {
+        let op = std::mem::replace(&mut self.op, Text(Cow::Borrowed(""))).0;
+        let request = match &*op {
+            "hello" => self.hello()?,
+            "acquire" => {
+                Op::Acquire { lock: self.lock()?, mode: self.mode()?, wait: self.wait_ms.take().unwrap_or_default() }
+            }
+            "release" => Op::Release(self.lock()?),
+            "verify" => Op::Verify(self.lock()?),
+            "peek" => Op::Peek(self.lock()?),
+            "cancel" => Op::Cancel(self.request.take().ok_or_else(|| missing("request"))?),
+            "list" => Op::List(self.after.take().map(|Text(after)| name(&after)).transpose()?),
+            "ping" => Op::Ping,
+            "bye" => Op::Bye,
+            op => return Err((Error::UnknownOp, unknown(op))),
+        };
+        match self.left_over() {
+            Some(member) => Err((Error::BadRequest, format!("{op} has no member \"{member}\""))),
+            None => Ok(request),
+        }
+    }
+
+    fn hello(&mut self) -> Result<Op, (Error, String)> {
+        if self.version.take() == Some(0) {
+            return Err((Error::BadRequest, format!("\"version\" is 0; this daemon speaks version {VERSION}")));
+        }
+        let name = limited("name", self.name.take(), HELLO_NAME_BYTES_MAX)?;
+        let note = limited("note", self.note.take(), HELLO_NOTE_BYTES_MAX)?;
+        Ok(Op::Hello { name, note })
+    }
+
+    fn lock(&mut self) -> Result<LockName, (Error, String)> {
+        let Text(lock) = self.lock.take().ok_or_else(|| missing("lock"))?;
+        name(&lock)
+    }
+
+    fn mode(&mut self) -> Result<Mode, (Error, String)> {
+        match self.mode.take().as_ref().map(|Text(mode)| &**mode) {
+            None | Some("exclusive") => Ok(Mode::Exclusive),
+            Some("shared") => Ok(Mode::Shared),
+            Some(mode) => {
+                let mode = shortened(mode);
+                Err((Error::BadRequest, format!("\"mode\" is {mode:?}; it can be \"exclusive\" or \"shared\"")))
+            }
+        }
+    }
+
+    /// A member that the op has no use for: refused, since ignoring it might not be what was meant.
+    fn left_over(&self) -> Option<&'static str> {
+        [
+            ("lock", self.lock.is_some()),
+            ("mode", self.mode.is_some()),
+            ("wait_ms", self.wait_ms.is_some()),
+            ("version", self.version.is_some()),
+            ("name", self.name.is_some()),
+            ("note", self.note.is_some()),
+            ("request", self.request.is_some()),
+            ("after", self.after.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(member, there)| there.then_some(member))
+    }
+}
+
+fn missing(member: &str) -> (Error, String) {
+    (Error::BadRequest, format!("the member \"{member}\" is missing"))
+}
+
+fn name(text: &str) -> Result<LockName, (Error, String)> {
+    LockName::parse(text.as_bytes()).map_err(|bad| (Error::BadName, bad.to_string()))
+}
+
+fn limited(member: &str, text: Option<Text<'_>>, bytes_max: usize) -> Result<Option<Box<str>>, (Error, String)> {
+    match text {
+        Some(Text(text)) if text.len() > bytes_max => {
+            Err((Error::BadRequest, format!("\"{member}\" has {} bytes; at most {bytes_max} are kept", text.len())))
+        }
+        text => Ok(text.map(|Text(text)| text.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(text: &str) -> LockName {
+        LockName::parse(text.as_bytes()).unwrap()
+    }
+
+    fn refused(text: &str) -> (Option<Id>, Error, String) {
+        let Refusal { id, error, message } = decode(text.as_bytes()).unwrap_err();
+        (id, error, message)
+    }
+
+    /// The requests of DESIGN's and the protocol's examples.
+    #[test]
+    fn requests_are_understood() {
+        let number = |n| Some(Id::Number(n));
+        for (text, id, op) in [
+            (r#"{"op":"ping"}"#, None, Op::Ping),
+            (r#"{"id":7,"op":"bye"}"#, number(7), Op::Bye),
+            (r#"{"id":"\u0061","op":"verify","lock":"b"}"#, Some(Id::Text("a".into())), Op::Verify(lock("b"))),
+            (r#"{"id":5,"op":"cancel","request":4}"#, number(5), Op::Cancel(Id::Number(4))),
+            (r#"{"op":"list","after":"x"}"#, None, Op::List(Some(lock("x")))),
+        ] {
+            assert_eq!(decode(text.as_bytes()), Ok(Request { id, op }), "{text}");
+        }
+        for (member, wait) in [
+            ("", Wait::No),
+            (r#","wait_ms":0"#, Wait::No),
+            (r#","wait_ms":5000"#, Wait::Millis(5000)),
+            (r#","wait_ms":null"#, Wait::NoLimit),
+        ] {
+            let text = format!(r#"{{"id":1,"op":"acquire","lock":"b","mode":"shared"{member}}}"#);
+            let op = Op::Acquire { lock: lock("b"), mode: Mode::Shared, wait };
+            assert_eq!(decode(text.as_bytes()), Ok(Request { id: number(1), op }), "{text}");
+        }
+    }
+
+    /// Every refusal carries the id if it can be read, and names the member.
+    #[test]
+    fn refusals_name_the_member() {
+        let four = Some(Id::Number(4));
+        for (text, error, part) in [
+            (r#"{"id":4,"op":"acquire"}"#, Error::BadRequest, "\"lock\""),
+            (r#"{"id":4,"op":"acquire","lock":"a","slots":4}"#, Error::BadRequest, "slots"),
+            (r#"{"id":4,"op":"ping","lock":"a"}"#, Error::BadRequest, "\"lock\""),
+            (r#"{"id":4,"op":"acquire","lock":"a","mode":"x"}"#, Error::BadRequest, "\"x\""),
+            (r#"{"id":4,"op":"acquire","lock":"a","wait_ms":-1}"#, Error::BadRequest, "-1"),
+            (r#"{"id":4,"op":"acquire","lock":"a","wait_ms":1.5}"#, Error::BadRequest, "1.5"),
+            (r#"{"id":4,"op":"acquire","lock":"a","lock":"b"}"#, Error::BadRequest, "lock"),
+            (r#"{"id":4,"op":"acquire","lock":"a/b"}"#, Error::BadName, "'/'"),
+            (r#"{"id":4,"op":"fly","wings":2}"#, Error::UnknownOp, "fly"),
+            (r#"{"id":4,"op":"hello","version":0}"#, Error::BadRequest, "version"),
+        ] {
+            let (id, word, message) = refused(text);
+            assert_eq!((id, word), (four.clone(), error), "{text}");
+            assert!(message.contains(part), "{text}: {message}");
+        }
+        for text in ["", "[]", "nonsense", "{", r#"{"id":1.5,"op":"ping"}"#, r#"{"id":9007199254740992,"op":"ping"}"#] {
+            assert_eq!(refused(text).0, None, "{text}");
+            assert_eq!(refused(text).1, Error::BadRequest, "{text}");
+        }
+        let deep = format!(r#"{{"op":"ping","lock":{}"#, "[".repeat(60_000));
+        assert_eq!(refused(&deep).1, Error::BadRequest);
+        let long = format!(r#"{{"op":"{}"}}"#, "x".repeat(60_000));
+        assert!(refused(&long).2.len() < 1000, "a message quotes the request; it does not echo all of it");
+    }
+
+    proptest::proptest! {
+        /// No bytes make it panic.
+        #[test]
+        fn any_bytes(bytes: Vec<u8>) {
+            let _ = decode(&bytes);
+        }
+
+        /// A valid request comes back as it went out.
+        #[test]
+        fn round_trip(id in 0..=ID_NUMBER_MAX, name in "[A-Za-z0-9._-]{1,251}", wait in 1_u64..) {
+            let text = serde_json::json!({"id": id, "op": "acquire", "lock": name, "wait_ms": wait}).to_string();
+            let op = Op::Acquire { lock: lock(&name), mode: Mode::Exclusive, wait: Wait::Millis(wait) };
+            proptest::prop_assert_eq!(decode(text.as_bytes()), Ok(Request { id: Some(Id::Number(id)), op }));
+        }
+    }
+}

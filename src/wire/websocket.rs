@@ -1,0 +1,160 @@
+//! WebSocket frames (RFC 6455), without a socket: bytes in, messages and answering bytes out. tungstenite keeps the rules; what
+//! stands here hands it one whole frame at a time, so that it never buffers, and a session between two messages costs next to
+//! nothing.
+
+use std::io::{self, Cursor, Read, Write};
+
+use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
+use tungstenite::protocol::frame::{CloseFrame, FrameHeader};
+use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+use tungstenite::{Bytes, Message, Utf8Bytes};
+
+use super::Violation;
+use crate::limits::FRAME_BYTES_MAX;
+
+/// The state of one WebSocket connection after its handshake.
+#[derive(Debug)]
+pub struct WebSocket {
+    context: WebSocketContext,
+}
+
+/// What a frame brought.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// The end of a text message.
+    Text(Utf8Bytes),
+    /// The end of a binary message.
+    Binary(Bytes),
+    /// Part of a message, or a ping or pong; what has to be answered is answered.
+    Nothing,
+    /// The peer closes; its close frame is answered.
+    Closed,
+}
+
+/// What tungstenite takes for a stream: one frame to read, and room for its answers.
+struct Exchange<'a> {
+    frame: &'a [u8],
+    out: &'a mut Vec<u8>,
+}
+
+impl Read for Exchange<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.frame.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { self.frame.read(into) }
+    }
+}
+
+impl Write for Exchange<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl WebSocket {
+    /// A connection whose handshake is done.
+    #[must_use]
+    pub fn new() -> Self {
+        // Buffers are made for a frame when it is there, and messages are as long as frames may be.
+        let config = WebSocketConfig::default()
+            .read_buffer_size(0)
+            .write_buffer_size(0)
+            .max_message_size(Some(FRAME_BYTES_MAX))
+            .max_frame_size(Some(FRAME_BYTES_MAX));
+        Self { context: WebSocketContext::new(Role::Server, Some(config)) }
+    }
+
+    /// Takes the first frame of `input`, if it is there as a whole; tells how many bytes it had. What has to be answered goes
+    /// to `out`.
+    ///
+    /// # Errors
+    /// The peer broke RFC 6455 or the limit; the close frame that says so is in `out`.
+    pub fn next(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Option<(usize, Frame)>, Violation> {
+        let mut cursor = Cursor::new(input);
+        let header = match FrameHeader::parse(&mut cursor) {
+            Ok(None) => return Ok(None),
+            Ok(Some(header)) => header,
+            Err(error) => return Err(self.violated(&error, out)),
+        };
+        let (header, length) = (usize::try_from(cursor.position()).unwrap_or(usize::MAX), header.1);
+        let whole = usize::try_from(length).ok().filter(|length| *length <= FRAME_BYTES_MAX);
+        let Some(whole) = whole.map(|length| header + length) else {
+            let violation = Violation::TooLong { bytes: length };
+            self.close(CloseCode::Size, &violation.to_string(), out);
+            return Err(violation);
+        };
+        // A control frame's length, a reserved bit and a missing mask are judged with the payload, which is short then.
+        let Some(frame) = input.get(..whole) else { return Ok(None) };
+        match self.context.read(&mut Exchange { frame, out: &mut *out }) {
+            Ok(Message::Text(text)) => Ok(Some((whole, Frame::Text(text)))),
+            Ok(Message::Binary(bytes)) => Ok(Some((whole, Frame::Binary(bytes)))),
+            Ok(Message::Close(_)) | Err(tungstenite::Error::ConnectionClosed) => {
+                self.flush(out);
+                Ok(Some((whole, Frame::Closed)))
+            }
+            Ok(_) => {
+                self.flush(out);
+                Ok(Some((whole, Frame::Nothing)))
+            }
+            Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                Ok(Some((whole, Frame::Nothing)))
+            }
+            Err(error) => Err(self.violated(&error, out)),
+        }
+    }
+
+    /// Appends a message that is written by `fill`.
+    pub fn send(&mut self, text: bool, out: &mut Vec<u8>, fill: impl FnOnce(&mut Vec<u8>)) {
+        if !self.context.can_write() {
+            return;
+        }
+        // The length stands before the payload and depends on it: leave room for the longest header, then close the gap.
+        const ROOM: usize = 10;
+        let start = out.len();
+        out.extend_from_slice(&[0; ROOM]);
+        fill(out);
+        let length = out.len() - start - ROOM;
+        let opcode = OpCode::Data(if text { Data::Text } else { Data::Binary });
+        let header = FrameHeader { is_final: true, opcode, ..FrameHeader::default() };
+        let header_length = header.len(length as u64);
+        let mut bytes = [0; ROOM];
+        header.format(length as u64, &mut &mut bytes[..]).expect("a header without a mask has at most 10 bytes");
+        let gap = ROOM - header_length;
+        out[start + gap..start + ROOM].copy_from_slice(&bytes[..header_length]);
+        out.drain(start..start + gap);
+    }
+
+    /// Appends a close frame.
+    pub fn close(&mut self, code: CloseCode, reason: &str, out: &mut Vec<u8>) {
+        // A close frame has at most 125 bytes, two of them the code (RFC 6455, section 5.5).
+        let reason = Utf8Bytes::from(&reason[..reason.floor_char_boundary(123)]);
+        let frame = Some(CloseFrame { code, reason });
+        // Nothing can fail here but a connection that is closed already.
+        let _ = self.context.close(&mut Exchange { frame: &[], out: &mut *out }, frame);
+        self.flush(out);
+    }
+
+    fn flush(&mut self, out: &mut Vec<u8>) {
+        // Writing to memory does not fail.
+        let _ = self.context.flush(&mut Exchange { frame: &[], out });
+    }
+
+    fn violated(&mut self, error: &tungstenite::Error, out: &mut Vec<u8>) -> Violation {
+        let code = match error {
+            tungstenite::Error::Capacity(_) => CloseCode::Size,
+            tungstenite::Error::Utf8(_) => CloseCode::Invalid,
+            _ => CloseCode::Protocol,
+        };
+        let violation = Violation::WebSocket(error.to_string());
+        self.close(code, &violation.to_string(), out);
+        violation
+    }
+}
+
+impl Default for WebSocket {
+    fn default() -> Self {
+        Self::new()
+    }
+}

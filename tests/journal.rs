@@ -1,0 +1,149 @@
+//! The log of a process whose stderr is connected to a journald that reads nothing.
+//!
+//! `tracing-journald` knows one path only, so that the journald is made in a mount name space of
+//! the test's own, user_namespaces(7), where the test runs itself again.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+
+use distrilock::systemd::{ids, journal};
+
+/// Set in the process that runs inside.
+const INSIDE: &str = "DISTRILOCK_TEST_INSIDE";
+
+/// `$1` is how JOURNAL_STREAM comes out, `$0` the test.
+const SCRIPT: &str = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
+    export JOURNAL_STREAM=\"$(stat -Lc %d:%i /proc/self/fd/2)$1\" && \
+    exec \"$0\" --exact --nocapture --test-threads=1 \"$2\"";
+
+/// Runs the test `name` again in a name space, and gives its result and stderr.
+fn run_inside(name: &str, suffix: &str) -> (bool, String) {
+    let output = Command::new("timeout")
+        .args(["60", "unshare", "-rm", "sh", "-c", SCRIPT])
+        .arg(std::env::current_exe().unwrap())
+        .args([suffix, name])
+        .env(INSIDE, "1")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    (stdout.contains("1 passed"), stderr)
+}
+
+/// Splits a datagram of the native protocol into its fields.
+fn fields(mut datagram: &[u8]) -> BTreeMap<String, String> {
+    let mut fields = BTreeMap::new();
+    while let Some(end) = datagram.iter().position(|b| *b == b'\n') {
+        let name = String::from_utf8(datagram[..end].to_vec()).unwrap();
+        datagram = &datagram[end + 1..];
+        if let Some((name, value)) = name.split_once('=') {
+            fields.insert(name.to_owned(), value.to_owned());
+            continue;
+        }
+        let (len, rest) = datagram.split_first_chunk().unwrap();
+        let len = usize::try_from(u64::from_le_bytes(*len)).unwrap();
+        fields.insert(name, String::from_utf8(rest[..len].to_vec()).unwrap());
+        assert_eq!(rest[len], b'\n');
+        datagram = &rest[len + 1..];
+    }
+    fields
+}
+
+#[test]
+fn a_stopped_journald_stops_nobody() {
+    // journald reads nothing while 5000 events are logged; later it reads what its queue held.
+    if std::env::var_os(INSIDE).is_none() {
+        let (passed, stderr) = run_inside("a_stopped_journald_stops_nobody", "");
+        assert!(passed);
+        assert!(!stderr.contains("hello"), "{stderr}");
+        return;
+    }
+    let journald = UnixDatagram::bind("/run/systemd/journal/socket").unwrap();
+    journald.set_nonblocking(true).unwrap();
+    journal::start(tracing::Level::DEBUG).unwrap();
+    let forged = "a\nPRIORITY=0\n";
+    tracing::info!(LOCK = %"x", PEER = forged, MESSAGE_ID = ids::SLOW_READER, "hello {forged}");
+    tracing::debug!("second");
+    tracing::trace!("not of this level");
+    for number in 0..5000 {
+        tracing::warn!(number, "many");
+    }
+    assert!(journal::start(tracing::Level::INFO).is_err(), "a second log");
+
+    let mut events = Vec::new();
+    let mut bytes = vec![0; 1 << 16];
+    while let Ok(len) = journald.recv(&mut bytes) {
+        // What only tries whether anybody is there is empty.
+        if len > 0 {
+            events.push(fields(&bytes[..len]));
+        }
+    }
+    let first = &events[0];
+    assert_eq!(first["PRIORITY"], "6");
+    assert_eq!(first["SYSLOG_IDENTIFIER"], "distrilockd");
+    assert_eq!(first["MESSAGE"], format!("hello {forged}"));
+    assert_eq!(first["PEER"], forged);
+    assert_eq!(first["LOCK"], "x");
+    assert_eq!(first["MESSAGE_ID"], ids::SLOW_READER);
+    assert_eq!(events[1]["PRIORITY"], "7");
+    assert_eq!(events[2]["PRIORITY"], "4");
+    assert!(events.len() < 5002, "the queue was never full");
+    // There is room again, and the log goes on.
+    tracing::error!("room");
+    let len = journald.recv(&mut bytes).unwrap();
+    assert_eq!(fields(&bytes[..len])["PRIORITY"], "3");
+}
+
+#[test]
+fn a_journald_that_is_full_at_start_stops_nobody() {
+    // journald was stopped long ago, and others have filled its queue when the log starts.
+    if std::env::var_os(INSIDE).is_none() {
+        let (passed, stderr) = run_inside("a_journald_that_is_full_at_start_stops_nobody", "");
+        assert!(passed);
+        assert!(stderr.contains("<4> WARN journald cannot be used directly"), "{stderr}");
+        assert!(stderr.contains("<6> INFO said to stderr LOCK=x\n"), "{stderr}");
+        return;
+    }
+    let _journald = UnixDatagram::bind("/run/systemd/journal/socket").unwrap();
+    let other = UnixDatagram::unbound().unwrap();
+    other.set_nonblocking(true).unwrap();
+    while other.send_to(b"A=1\n", "/run/systemd/journal/socket").is_ok() {}
+    journal::start(tracing::Level::INFO).unwrap();
+    tracing::info!(LOCK = "x", MESSAGE_ID = ids::LOCK_LOST, "said to stderr");
+}
+
+#[test]
+fn a_journal_that_is_not_there_leaves_stderr() {
+    // JOURNAL_STREAM names stderr, but journald's socket is missing.
+    if std::env::var_os(INSIDE).is_none() {
+        let (passed, stderr) = run_inside("a_journal_that_is_not_there_leaves_stderr", "");
+        assert!(passed);
+        assert!(stderr.contains("/run/systemd/journal/socket: No such file"), "{stderr}");
+        assert!(stderr.contains("<6> INFO said to stderr\n"), "{stderr}");
+        return;
+    }
+    journal::start(tracing::Level::INFO).unwrap();
+    tracing::info!("said to stderr");
+}
+
+#[test]
+fn a_stream_that_is_not_ours_leaves_stderr() {
+    // The environment was inherited from a service, and stderr was redirected since.
+    if std::env::var_os(INSIDE).is_none() {
+        let (passed, stderr) = run_inside("a_stream_that_is_not_ours_leaves_stderr", "0");
+        assert!(passed);
+        assert!(stderr.contains(" INFO said to stderr\n"), "{stderr}");
+        assert!(!stderr.contains("<6>"), "{stderr}");
+        return;
+    }
+    let journald = UnixDatagram::bind("/run/systemd/journal/socket").unwrap();
+    journald.set_nonblocking(true).unwrap();
+    journal::start(tracing::Level::INFO).unwrap();
+    tracing::info!("said to stderr");
+    assert!(journald.recv(&mut [0; 64]).is_err());
+}

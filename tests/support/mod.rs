@@ -1,0 +1,65 @@
+//! What the tests of the real binary share: the daemon as a child process, a client for each of its dialects,
+//! and waiting for a condition. Nothing here knows the daemon's code; it speaks to it as everybody does.
+
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of this module")]
+
+mod clients;
+mod daemon;
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub(crate) use clients::{GOB_REPLY_TYPES, GOB_REQUEST_TYPE, Gob, V1, Ws, connect, frame, gob_request, http, reset};
+pub(crate) use daemon::{BINARY, Daemon, Setup};
+
+/// How long a test waits for what must happen. It is generous, since a loaded machine must not fail a test;
+/// no test is right or wrong by how much of it passes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Polls `condition` until it holds, and panics with `what` if it does not within [`PATIENCE`].
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never came true: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The names in a lock directory, sorted, but for what the daemons keep there for themselves.
+pub(crate) fn files(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).expect("the lock directory can be read");
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .filter(|name| name != ".distrilock")
+        .collect();
+    names.sort();
+    names
+}
+
+/// A small generator of numbers (xorshift64*, Vigna 2016): tests that roll dice repeat themselves from their seed.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `limit`.
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        (self.roll() >> 11) % limit
+    }
+
+    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count).map(|_| self.roll().to_be_bytes()[0]).collect()
+    }
+}
