@@ -35,6 +35,8 @@ pub enum Call {
     LockToDelete,
     /// Does the name mean the open file?
     Check,
+    /// Does any name mean the open file? (Cheaper than [`Call::Check`].)
+    Linked,
     /// Does a lock of another process keep byte 0 from being locked in this mode?
     Held(Mode),
     /// Let another process run.
@@ -107,7 +109,8 @@ impl Steps {
             FileOp::Try(_) => Call::Open,
             FileOp::Retire if locked != Some(Mode::Exclusive) => Call::LockToDelete,
             FileOp::Peek if !open => Call::OpenToRead,
-            FileOp::Peek | FileOp::Probe(_) | FileOp::Unlock | FileOp::Retire => Call::Check,
+            FileOp::Unlock => Call::Linked,
+            FileOp::Peek | FileOp::Probe(_) | FileOp::Retire => Call::Check,
         };
         let next = steps.ask(first);
         (steps, next)
@@ -199,6 +202,9 @@ impl Steps {
 
     fn unlock_step(&mut self, answer: &Answer) -> Next {
         match self.asked {
+            // Somebody deleted the file; unless another one was put into its place, a release has to say so.
+            Call::Linked if *answer == Answer::No => self.ask(Call::Check),
+            Call::Linked => self.ask(Call::Unlock),
             Call::Check => {
                 self.end = Outcome::Unlocked { file_gone: *answer == Answer::Gone };
                 self.ask(Call::Unlock)

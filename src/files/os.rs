@@ -129,6 +129,7 @@ impl Hand<'_> {
             Call::LockToDelete => self.lock(Some(Mode::Exclusive), 1),
             Call::Unlock => self.lock(None, 0),
             Call::Check => self.check(),
+            Call::Linked => self.linked(),
             Call::Held(mode) => self.held(mode),
             Call::Yield => {
                 std::thread::yield_now();
@@ -183,6 +184,15 @@ impl Hand<'_> {
             Ok(stat) if identity(&stat) == file.identity => Answer::Yes,
             Ok(_) => Answer::No,
             Err(Errno::ENOENT) => Answer::Gone,
+            Err(errno) => failed("stat", &file.path, errno),
+        }
+    }
+
+    fn linked(&mut self) -> Answer {
+        let file = self.open_file();
+        match fstat(&file.descriptor) {
+            Ok(stat) if stat.st_nlink > 0 => Answer::Yes,
+            Ok(_) => Answer::No,
             Err(errno) => failed("stat", &file.path, errno),
         }
     }

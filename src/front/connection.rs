@@ -24,7 +24,6 @@ use crate::wire::{Codec, Violation};
 
 thread_local! {
     static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES_MAX]);
-    static WRITE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 struct Connection {
@@ -36,6 +35,8 @@ struct Connection {
     /// Bytes that the socket has not taken yet.
     output: Vec<u8>,
     outbox_bytes_max: usize,
+    /// There is output that was not yet offered to the socket.
+    unsent: bool,
     /// Runs until the first of the session's waits is over.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -72,8 +73,16 @@ pub(super) async fn serve(
     let outbox_bytes_max = core.settings.outbox_bytes;
     let session = Session::new(id, core, Arc::clone(&mailbox), codec);
     tracing::debug!(SESSION = %id, PEER = peer, "session {id} from {peer}");
-    let mut connection =
-        Connection { stream, session, mailbox, input: first, output: Vec::new(), outbox_bytes_max, timer: None };
+    let mut connection = Connection {
+        stream,
+        session,
+        mailbox,
+        input: first,
+        output: Vec::new(),
+        outbox_bytes_max,
+        unsent: false,
+        timer: None,
+    };
     let ended = connection.run().await;
     connection.session.leave();
     connection.log(&peer, &ended);
@@ -93,7 +102,9 @@ impl Connection {
             let wake = poll_fn(|cx| self.poll(cx)).await;
             let ended = match wake {
                 Ok(Wake::Readable) => self.read(),
-                Ok(Wake::Writable) => self.turn(|connection, out| connection.take_all(&[], out)),
+                Ok(Wake::Writable) => {
+                    self.write().or_else(|| self.turn(|connection, out| connection.take_all(&[], out)))
+                }
                 Ok(Wake::Mail) => self.turn(|connection, out| {
                     connection.session.read_mail(out);
                     connection.take_all(&[], out);
@@ -106,6 +117,12 @@ impl Connection {
             };
             if let Some(ended) = ended {
                 return ended;
+            }
+            if self.unsent {
+                others_first().await;
+                if let Some(ended) = self.write() {
+                    return ended;
+                }
             }
         }
     }
@@ -159,37 +176,33 @@ impl Connection {
         })
     }
 
-    /// Lets `work` say something, writes as much of it as the socket takes, and keeps the rest.
+    /// Lets `work` say something, which is kept until it is written.
     fn turn(&mut self, work: impl FnOnce(&mut Self, &mut Vec<u8>)) -> Option<Ended> {
-        WRITE.with_borrow_mut(|out| {
-            out.clear();
-            work(self, out);
-            let written = self.write(out);
-            // One long reply is no reason to keep its room for ever.
-            out.shrink_to(READ_BYTES_MAX);
-            match written {
-                Err(error) => Some(Ended::Failed(error)),
-                Ok(()) => self.session.ended().is_some().then_some(Ended::Session),
-            }
-        })
+        let mut out = std::mem::take(&mut self.output);
+        let before = out.len();
+        work(self, &mut out);
+        self.unsent |= out.len() > before;
+        self.output = out;
+        self.session.ended().is_some().then_some(Ended::Session)
     }
 
-    fn write(&mut self, out: &[u8]) -> io::Result<()> {
-        if !self.output.is_empty() {
-            self.output.extend_from_slice(out);
-            let written = self.stream.write_some(&self.output)?;
-            self.output.drain(..written);
-        } else if !out.is_empty() {
-            let written = self.stream.write_some(out)?;
-            self.output.extend_from_slice(&out[written..]);
-        }
-        if self.output.is_empty() {
+    /// Writes what the socket takes, and keeps the rest.
+    fn write(&mut self) -> Option<Ended> {
+        self.unsent = false;
+        let written = match self.stream.write_some(&self.output) {
+            Ok(written) => written,
+            Err(error) => return Some(Ended::Failed(error)),
+        };
+        if written == self.output.len() {
             self.output = Vec::new();
-        } else if self.output.len() > self.outbox_bytes_max && self.session.ended().is_none() {
+        } else {
+            self.output.drain(..written);
+        }
+        if self.output.len() > self.outbox_bytes_max && self.session.ended().is_none() {
             let (bytes, bytes_max) = (self.output.len(), self.outbox_bytes_max);
             self.session.violate(Violation::SlowReader { bytes, bytes_max }, &mut self.output);
         }
-        Ok(())
+        self.session.ended().is_some().then_some(Ended::Session)
     }
 
     /// Lets the session take every whole message of what has come before and of `bytes`, unless it has to wait.
@@ -212,7 +225,7 @@ impl Connection {
 
     fn take_from(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> usize {
         let mut taken = 0;
-        while self.session.takes_more() && self.output.len() + out.len() < OUTBOX_BYTES_PAUSE {
+        while self.session.takes_more() && out.len() < OUTBOX_BYTES_PAUSE {
             match self.session.take(&bytes[taken..], out) {
                 Some(count) => taken += count,
                 None => break,
@@ -238,4 +251,18 @@ impl Connection {
             _ => tracing::debug!(SESSION = %id, PEER = peer, DIALECT = dialect, "session {id} of {peer} ended"),
         }
     }
+}
+
+/// Lets the thread's other connections that have something to do go first, so that a burst of requests is read as a whole before
+/// its replies wake the clients: each wake-up costs more than the request.
+async fn others_first() {
+    let mut gone = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut gone, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
