@@ -35,8 +35,19 @@ pub const WAITS_PER_SESSION_MAX: usize = 1024;
 /// Default of `--sessions`: each costs a descriptor, and a few KiB.
 pub const SESSIONS_MAX: usize = 65_536;
 
-/// Locks in one reply to `list`, and holders and waiters of each: a reply stays within the outbox.
+/// Locks in one reply to `list`.
 pub const LIST_LOCKS_MAX: usize = 256;
+
+/// A reply to `list` that has so many bytes gets no further lock: with the last one, whose holders and waiters have names and
+/// notes, it stays far below the outbox.
+pub const LIST_BYTES_ENOUGH: usize = 32 * 1024;
+
+/// Requests that a connection may have served before the thread's other connections come first.
+pub const REQUESTS_PER_TURN_MAX: usize = 64;
+
+/// How often a connection that does not read its replies is asked whether it has sent FIN, in milliseconds: its requests stay in
+/// the kernel's buffer, and FIN behind them.
+pub const HANG_UP_CHECK_MS: u64 = 250;
 
 /// Holders, or waiters, of a lock in one reply to `list` or `peek`.
 pub const LIST_SESSIONS_MAX: usize = 64;

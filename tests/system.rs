@@ -1,4 +1,4 @@
-//! What only root can set up: small and read-only file systems under the lock directory. These tests belong to the
+//! What only root can set up: small and read-only file systems under the lock directory, and hosts that are cut off. These tests belong to the
 //! feature `system-tests`; all others run as anybody.
 
 mod support;
@@ -7,10 +7,11 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::unistd::Uid;
 use serde_json::json;
-use support::{Daemon, V1};
+use support::{Daemon, V1, Ws, eventually};
 use tempfile::TempDir;
 
 /// A small tmpfs, unmounted at the end.
@@ -94,4 +95,102 @@ fn a_file_system_that_is_read_only() {
     let said = Daemon::setup().directory(mount.path()).start_refused().to_lowercase();
     assert!(said.contains(&*mount.path().to_string_lossy().to_lowercase()), "{said}");
     assert!(said.contains("read-only"), "{said}");
+}
+
+/// A host of its own: a network namespace, joined to this one by a pair of virtual cables.
+struct Host {
+    name: String,
+    cable: String,
+    address: String,
+}
+
+impl Host {
+    fn new(number: u8) -> Self {
+        assert!(Uid::effective().is_root(), "the system tests make network namespaces: run them as root");
+        let process = std::process::id();
+        let (name, cable) = (format!("distrilock-{process}-{number}"), format!("dl{}-{number}", process % 100_000));
+        let address = format!("10.{}.{}.1", 200 + number, process % 250);
+        let there = format!("10.{}.{}.2", 200 + number, process % 250);
+        let ip = |line: &str| run(Command::new("ip").args(line.split(' ')));
+        ip(&format!("netns add {name}"));
+        let host = Self { name, cable, address };
+        let Self { name, cable, address } = &host;
+        ip(&format!("link add {cable} type veth peer name eth0 netns {name}"));
+        ip(&format!("addr add {address}/24 dev {cable}"));
+        ip(&format!("link set {cable} up"));
+        ip(&format!("-n {name} addr add {there}/24 dev eth0"));
+        ip(&format!("-n {name} link set eth0 up"));
+        host
+    }
+
+    /// Runs `work` on the host: a socket that it opens belongs there for good.
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(Path::new("/run/netns").join(&self.name)).expect("the namespace has a file");
+        std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may");
+                work()
+            });
+            there.join().expect("the work does not panic")
+        })
+    }
+
+    /// Pulls the cable: no FIN, no RST, no answer to anything.
+    fn cut_off(&self) {
+        run(Command::new("ip").args(["-n", &self.name, "link", "set", "eth0", "down"]));
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // One of the two may have gone with the other.
+        let _ = Command::new("ip").args(["link", "del", &self.cable]).stderr(std::process::Stdio::null()).status();
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+/// A host that is cut off without a word loses its sessions after the time of `--dead-after`, on both fronts, whether its client
+/// was silent or was being written to; its locks are free then, and no earlier.
+#[test]
+fn dead_peers() {
+    const DEAD_AFTER: Duration = Duration::from_secs(4);
+    let host = Host::new(1);
+    let any = format!("{}:0", host.address);
+    let daemon = Daemon::setup().tcp("127.0.0.1:0").tcp(&any).ws(&any).flag("--dead-after", "4").start();
+    let (tcp, ws) = (daemon.addresses("tcp")[1].clone(), daemon.ws());
+
+    let mut near = V1::connect(&daemon.tcp());
+    near.acquire("written");
+    let far = host.run(|| {
+        let mut silent = V1::connect(&tcp);
+        silent.acquire("silent");
+        let mut silent_ws = Ws::connect(&ws);
+        silent_ws.acquire("silent-ws");
+        let mut waiting = V1::connect(&tcp);
+        waiting.send(&json!({"op": "acquire", "lock": "written", "wait_ms": null}));
+        waiting.ping();
+        (silent, silent_ws, waiting)
+    });
+    let peek = |near: &mut V1, lock: &str| near.request(json!({"op": "peek", "lock": lock}))["locked"] == true;
+    assert!(peek(&mut near, "silent") && peek(&mut near, "silent-ws"));
+
+    let cut = Instant::now();
+    host.cut_off();
+    // The grant is written to a host that does not acknowledge it.
+    near.release("written");
+    let mut held: Vec<&str> = vec!["silent", "silent-ws", "written"];
+    eventually("every lock of the dead host is free", || {
+        held.retain(|lock| {
+            let locked = peek(&mut near, lock);
+            let elapsed = cut.elapsed();
+            assert!(locked || elapsed > DEAD_AFTER / 2, "{lock} was freed after {elapsed:?} already");
+            if !locked {
+                println!("{lock} was free {elapsed:?} after the cut");
+            }
+            locked
+        });
+        held.is_empty()
+    });
+    assert!(cut.elapsed() < 5 * DEAD_AFTER, "freed only after {:?}", cut.elapsed());
+    drop(far);
 }

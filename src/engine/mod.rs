@@ -137,6 +137,7 @@ impl<F> Engine<F> {
             effects.push(asked.answer(Answer::NotHeld { by_another: false }));
             return;
         };
+        record.answer_before_release(&asked, effects);
         if !record.remove_holder(asked.session) {
             let by_another = !record.holders.is_empty();
             effects.push(asked.answer(Answer::NotHeld { by_another }));
@@ -370,13 +371,16 @@ impl<F> Engine<F> {
         self.records.values().fold((0, 0), add)
     }
 
-    /// Names after `after`, in order, that are held or waited for, and what is known of each without asking the file system.
-    pub fn views(&self, after: Option<&LockName>) -> impl Iterator<Item = (&LockName, View)> {
+    /// Names after `after`, in order, that are held or waited for.
+    pub fn names(&self, after: Option<&LockName>) -> impl Iterator<Item = &LockName> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let known = |record: &Record<F>| !record.holders.is_empty() || !record.waiters.is_empty();
-        self.records
-            .range::<LockName, _>((start, Bound::Unbounded))
-            .filter(move |(_, record)| known(record))
-            .map(|(name, record)| (name, record.view(record.contended)))
+        let names = self.records.range::<LockName, _>((start, Bound::Unbounded));
+        names.filter(|(_, record)| !record.holders.is_empty() || !record.waiters.is_empty()).map(|(name, _)| name)
+    }
+
+    /// What is known of a name without asking the file system.
+    #[must_use]
+    pub fn view(&self, name: &LockName) -> Option<View> {
+        self.records.get(name).map(|record| record.view(record.contended))
     }
 }

@@ -125,6 +125,27 @@ impl<F> Record<F> {
         place.map(|place| self.holders.remove(place)).is_some()
     }
 
+    /// A session gives the lock back before its questions about it are answered: it did hold it when it asked, and what a probe
+    /// finds out later is not about its lock.
+    pub(super) fn answer_before_release(&mut self, releasing: &Asked, effects: &mut Vec<Effect<F>>) {
+        let Some(mode) = self.mode_held_by(releasing.session) else { return };
+        let mut answer = |query: &Query| {
+            let answer = match query.question {
+                Question::Already => Answer::Granted { mode, already: true },
+                Question::Verify => Answer::NotHeld { by_another: false },
+                Question::Peek => return true,
+            };
+            if query.session == releasing.session {
+                effects.push(query.asked(&releasing.name).answer(answer));
+            }
+            query.session != releasing.session
+        };
+        self.queries.retain(&mut answer);
+        if let File::InFlight { queries, .. } = &mut self.file {
+            queries.retain(&mut answer);
+        }
+    }
+
     /// Nobody holds it, waits for it or asks about it, and nothing is under way.
     pub(super) fn at_rest(&self) -> bool {
         self.holders.is_empty() && self.waiters.is_empty() && self.queries.is_empty() && self.releases.is_empty()

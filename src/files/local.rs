@@ -71,6 +71,11 @@ pub enum Next {
     End(Outcome),
 }
 
+/// The name means another file each time that one is looked at: nothing can be said of it.
+fn replaced() -> Fault {
+    Fault { operation: "stat", path: "".into(), errno: nix::libc::EBUSY }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum After {
     /// The operation ends, and the file stays open.
@@ -118,9 +123,9 @@ impl Steps {
 
     /// Takes the answer to the last call; tells the next one.
     pub fn answered(&mut self, answer: Answer) -> Next {
-        match (self.asked, self.op) {
-            (Call::Unlock, _) => self.locked = false,
-            (Call::Lock(_) | Call::LockToDelete, _) if answer == Answer::Yes => self.locked = true,
+        match (self.asked, &answer) {
+            (Call::Unlock, Answer::Yes) | (Call::Close, _) => self.locked = false,
+            (Call::Lock(_) | Call::LockToDelete, Answer::Yes) => self.locked = true,
             _ => {}
         }
         match self.op {
@@ -167,6 +172,8 @@ impl Steps {
                 self.end = Outcome::Disturbed;
                 self.refused()
             }
+            // A lock that cannot be undone goes with its descriptor.
+            (Call::Unlock, Answer::Failed(_)) if self.after == After::Keep => self.ask(Call::Close),
             (Call::Unlock | Call::Close, _) => self.gone(Call::Open),
             (_, Answer::Failed(fault)) => {
                 self.end = Outcome::Failed(fault);
@@ -194,7 +201,9 @@ impl Steps {
                 self.reopens += 1;
                 self.ask(reopen)
             }
-            (Call::Close, After::Reopen) => Next::End(Outcome::Disturbed),
+            // Whoever deletes it again and again, it is nobody who holds it.
+            (Call::Close, After::Reopen) if matches!(self.op, FileOp::Try(_)) => Next::End(Outcome::Disturbed),
+            (Call::Close, After::Reopen) => Next::End(Outcome::Failed(replaced())),
             (Call::Close, _) | (_, After::Keep) => Next::End(self.end.clone()),
             _ => self.ask(Call::Close),
         }
@@ -242,10 +251,10 @@ impl Steps {
                 self.end = Outcome::Peeked { locked: true };
                 self.ask(Call::Check)
             }
-            (Call::Held(_), _) => self.peeked(false),
+            (Call::Held(_), Answer::No | Answer::Gone) => self.peeked(false),
             (Call::Check, Answer::Yes) if self.end == (Outcome::Peeked { locked: true }) => self.peeked(true),
             (Call::Check, Answer::Yes) => self.ask(Call::Held(Mode::Exclusive)),
-            (Call::Check, Answer::Failed(fault)) => {
+            (Call::Check | Call::Held(_), Answer::Failed(fault)) => {
                 self.end = Outcome::Failed(fault);
                 self.let_go(After::Close)
             }
@@ -332,7 +341,8 @@ mod tests {
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let answer = &answers[usize::try_from(random >> 62).unwrap()];
                 let possible = match call {
-                    Call::Yield | Call::Close | Call::Unlock => &Answer::Yes,
+                    Call::Yield | Call::Close => &Answer::Yes,
+                    Call::Unlock if *answer != Answer::Yes => &answers[3],
                     Call::Open if matches!(answer, Answer::No | Answer::Gone) => &Answer::Yes,
                     Call::Lock(_) | Call::LockToDelete | Call::Held(_) if *answer == Answer::Gone => &Answer::No,
                     _ => answer,
@@ -340,6 +350,15 @@ mod tests {
                 next = steps.answered(possible.clone());
             }
             let Next::End(outcome) = next else { panic!("{op:?} {seed} did not end") };
+            let fits = match op {
+                FileOp::Try(_) => {
+                    matches!(outcome, Outcome::Locked | Outcome::Refused | Outcome::Disturbed | Outcome::Failed(_))
+                }
+                FileOp::Probe(_) => matches!(outcome, Outcome::Real | Outcome::Lost(_) | Outcome::Failed(_)),
+                FileOp::Unlock | FileOp::Retire => matches!(outcome, Outcome::Unlocked { .. }),
+                FileOp::Peek => matches!(outcome, Outcome::Peeked { .. } | Outcome::Failed(_)),
+            };
+            assert!(fits, "{op:?} {seed} ended as {outcome:?}");
             if matches!(op, FileOp::Try(_)) {
                 assert_eq!(steps.locked, outcome == Outcome::Locked, "{op:?} {seed} {outcome:?}");
             }

@@ -1,7 +1,7 @@
 //! The system calls behind [`local`](super::local).
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -218,10 +218,16 @@ impl Hand<'_> {
 }
 
 impl OpenFile {
-    /// The number of its descriptor, for those who list them.
+    /// Its device and inode.
     #[must_use]
-    pub fn number(&self) -> i32 {
-        self.descriptor.as_raw_fd()
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// Whether it has a lock, of whichever mode.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.locked.is_some()
     }
 }
 

@@ -58,8 +58,13 @@ pub async fn accept(core: Arc<Core>, workers: Arc<[Worker]>, listening: Listenin
                     pause = (pause * 2).min(PAUSE.1);
                 }
             }
-            // The connection was gone before it was accepted (accept(2), ECONNABORTED and the network's own errors).
-            Err(error) => tracing::debug!("accept: {error}"),
+            // The connection was gone before it was accepted (accept(2)).
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                core.log_accept(&error);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE.1);
+            }
         }
     }
 }
@@ -84,21 +89,21 @@ fn hand_on(core: &Arc<Core>, workers: &Arc<[Worker]>, accepted: Accepted, peer: 
 /// From a connection to a session.
 async fn begin(core: Arc<Core>, accepted: Accepted, peer: String, front: Front) -> io::Result<()> {
     let stream = Stream::new(accepted, core.settings.dead_after)?;
-    let open = core.mailboxes.open().inspect_err(|too_many| core.log_too_many(*too_many));
-    match (front, open) {
-        (Front::Tcp, Ok(open)) => Box::pin(serve(core, stream, peer, Codec::stream(), Vec::new(), open)).await,
+    let room = core.mailboxes.room().inspect_err(|too_many| core.log_too_many(*too_many));
+    match (front, room) {
+        (Front::Tcp, Ok(())) => match core.mailboxes.open() {
+            Ok(open) => Box::pin(serve(core, stream, peer, Codec::stream(), Vec::new(), open)).await,
+            Err(too_many) => turn_away(stream, too_many).await,
+        },
         (Front::Tcp, Err(too_many)) => turn_away(stream, too_many).await,
-        (Front::WebSocket, Ok(open)) => {
-            let session = open.0;
+        (Front::WebSocket, Ok(())) => {
             // Boxed: the handshake's state is large, and a session lives much longer than it.
-            match Box::pin(shake_hands(stream, &core.settings.allow_origin)).await {
-                Ok(Some((stream, first))) => {
-                    Box::pin(serve(core, stream, peer, Codec::websocket(), first, open)).await;
-                }
-                not_upgraded => {
-                    core.mailboxes.close(session);
-                    not_upgraded?;
-                }
+            let shaken = Box::pin(shake_hands(stream, &core.settings.allow_origin)).await?;
+            // Without room after all, the connection is closed.
+            if let Some((stream, first)) = shaken
+                && let Ok(open) = core.mailboxes.open()
+            {
+                Box::pin(serve(core, stream, peer, Codec::websocket(), first, open)).await;
             }
         }
         (Front::WebSocket, Err(too_many)) => match stream {

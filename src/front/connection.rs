@@ -9,13 +9,13 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
 use super::stream::{Stream, farewell};
 use crate::engine::SessionId;
-use crate::limits::{OUTBOX_BYTES_PAUSE, READ_BYTES_MAX};
+use crate::limits::{HANG_UP_CHECK_MS, OUTBOX_BYTES_PAUSE, READ_BYTES_MAX, REQUESTS_PER_TURN_MAX};
 use crate::server::Core;
 use crate::server::mailbox::Mailbox;
 use crate::session::{End, Session};
@@ -37,6 +37,8 @@ struct Connection {
     outbox_bytes_max: usize,
     /// There is output that was not yet offered to the socket.
     unsent: bool,
+    /// The input may have a whole message: it was left because of its number, or because the client has to read first.
+    held_back: bool,
     /// Runs until the first of the session's waits is over.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -47,6 +49,8 @@ enum Wake {
     Writable,
     Mail,
     Deadline,
+    /// Requests that have been read already may be served now.
+    HeldBack,
 }
 
 /// How a connection ended.
@@ -81,6 +85,7 @@ pub(super) async fn serve(
         output: Vec::new(),
         outbox_bytes_max,
         unsent: false,
+        held_back: false,
         timer: None,
     };
     let ended = connection.run().await;
@@ -109,6 +114,8 @@ impl Connection {
                     connection.session.read_mail(out);
                     connection.take_all(&[], out);
                 }),
+                Ok(Wake::HeldBack) => self.turn(|connection, out| connection.take_all(&[], out)),
+                Ok(Wake::Deadline) if self.stuck() && self.stream.hung_up() => Some(Ended::Finished),
                 Ok(Wake::Deadline) => self.turn(|connection, out| {
                     connection.timer = None;
                     connection.session.expire(Instant::now(), out);
@@ -118,8 +125,10 @@ impl Connection {
             if let Some(ended) = ended {
                 return ended;
             }
-            if self.unsent {
+            if self.unsent || self.held_back {
                 others_first().await;
+            }
+            if self.unsent {
                 if let Some(ended) = self.write() {
                     return ended;
                 }
@@ -131,35 +140,49 @@ impl Connection {
         if self.mailbox.poll(cx).is_ready() {
             return Poll::Ready(Ok(Wake::Mail));
         }
-        if !self.output.is_empty()
-            && let Poll::Ready(ready) = self.stream.poll_writable(cx)
-        {
-            return Poll::Ready(ready.map(|()| Wake::Writable));
-        }
-        if self.reads()
-            && let Poll::Ready(ready) = self.stream.poll_readable(cx)
-        {
-            return Poll::Ready(ready.map(|()| Wake::Readable));
-        }
+        // Before the socket: a client that sends without pause does not put its own deadlines off.
         self.set_timer();
         if let Some(timer) = &mut self.timer
             && timer.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Ok(Wake::Deadline));
         }
+        if !self.output.is_empty()
+            && let Poll::Ready(ready) = self.stream.poll_writable(cx)
+        {
+            return Poll::Ready(ready.map(|()| Wake::Writable));
+        }
+        if self.reads() && self.held_back {
+            return Poll::Ready(Ok(Wake::HeldBack));
+        }
+        if self.reads()
+            && let Poll::Ready(ready) = self.stream.poll_readable(cx)
+        {
+            return Poll::Ready(ready.map(|()| Wake::Readable));
+        }
         Poll::Pending
     }
 
     /// Whether the session may be given more: a client that does not read its replies has to wait with its requests.
     fn reads(&self) -> bool {
-        self.session.takes_more() && self.output.len() < OUTBOX_BYTES_PAUSE
+        self.session.takes_more() && !self.stuck()
+    }
+
+    /// Whether the connection waits for its client to read.
+    fn stuck(&self) -> bool {
+        self.output.len() >= OUTBOX_BYTES_PAUSE
     }
 
     /// The timer is made for the earliest deadline, and again when an earlier one has come.
     fn set_timer(&mut self) {
-        let Some(deadline) = self.session.deadline() else {
-            self.timer = None;
-            return;
+        let deadline = match self.session.deadline() {
+            _ if self.stuck() && self.timer.is_some() => return,
+            _ if self.stuck() => Instant::now() + Duration::from_millis(HANG_UP_CHECK_MS),
+            Some(deadline) => deadline,
+            None => {
+                self.timer = None;
+                return;
+            }
         };
         let deadline = tokio::time::Instant::from_std(deadline);
         if self.timer.as_ref().is_none_or(|timer| timer.deadline() != deadline) {
@@ -199,8 +222,8 @@ impl Connection {
             self.output.drain(..written);
         }
         if self.output.len() > self.outbox_bytes_max && self.session.ended().is_none() {
-            let (bytes, bytes_max) = (self.output.len(), self.outbox_bytes_max);
-            self.session.violate(Violation::SlowReader { bytes, bytes_max }, &mut self.output);
+            self.session.give_up(self.output.len());
+            self.output = Vec::new();
         }
         self.session.ended().is_some().then_some(Ended::Session)
     }
@@ -224,12 +247,16 @@ impl Connection {
     }
 
     fn take_from(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> usize {
-        let mut taken = 0;
-        while self.session.takes_more() && out.len() < OUTBOX_BYTES_PAUSE {
-            match self.session.take(&bytes[taken..], out) {
-                Some(count) => taken += count,
-                None => break,
+        let (mut taken, mut requests) = (0, 0);
+        self.held_back = false;
+        while self.session.takes_more() {
+            if requests == REQUESTS_PER_TURN_MAX || out.len() >= OUTBOX_BYTES_PAUSE {
+                self.held_back = taken < bytes.len();
+                break;
             }
+            let Some(count) = self.session.take(&bytes[taken..], out) else { break };
+            taken += count;
+            requests += 1;
         }
         taken
     }

@@ -2,10 +2,12 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use nix::libc::POLLRDHUP;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -129,13 +131,26 @@ impl Stream {
     }
 
     /// Sends FIN: nothing more will be written.
-    pub(super) fn finish(&self) {
-        let descriptor = match self {
+    fn finish(&self) {
+        // A peer that has reset the connection needs no FIN.
+        let _ = shutdown(self.as_fd().as_raw_fd(), Shutdown::Write);
+    }
+
+    /// Whether the peer has sent FIN, or the connection is gone, though there may be bytes before that (poll(2), POLLRDHUP).
+    pub(super) fn hung_up(&self) -> bool {
+        // nix has no name for it.
+        let wanted = PollFlags::from_bits_retain(POLLRDHUP);
+        let mut socket = [PollFd::new(self.as_fd(), wanted)];
+        let over = wanted | PollFlags::POLLHUP | PollFlags::POLLERR;
+        poll(&mut socket, PollTimeout::ZERO).is_ok()
+            && socket[0].revents().is_some_and(|events| events.intersects(over))
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
-        };
-        // A peer that has reset the connection needs no FIN.
-        let _ = shutdown(descriptor.as_raw_fd(), Shutdown::Write);
+        }
     }
 }
 

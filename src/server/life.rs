@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,7 +89,7 @@ async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts) -> Resul
             tasks.push(tokio::spawn(accept(Arc::clone(&core), Arc::clone(&workers), listening, front)));
         }
     }
-    collect(&core);
+    collect(&core)?;
     tasks.push(tokio::spawn(watch(Arc::clone(&core), Arc::clone(&workers), Arc::clone(&notifier))));
     notifier.status(&status(&core));
     tasks.push(tokio::spawn(report(Arc::clone(&core), Arc::clone(&notifier))));
@@ -122,14 +123,15 @@ async fn stop(core: &Arc<Core>, tasks: Vec<JoinHandle<()>>) {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// Deletes what daemons left that were killed, in a thread of its own: there may be much of it.
-fn collect(core: &Arc<Core>) {
+/// Deletes what daemons left that were killed, in a thread of its own: there may be much of it, and the end need not wait.
+fn collect(core: &Arc<Core>) -> io::Result<()> {
     let core = Arc::clone(core);
-    tokio::task::spawn_blocking(move || match core.files.collect() {
+    let work = move || match core.files.collect() {
         Ok(0) => {}
         Ok(count) => tracing::info!("deleted {count} lock files that nobody held"),
         Err(fault) => tracing::warn!(MESSAGE_ID = ids::STORAGE_FAULT, "{fault}: {}", fault.remedy()),
-    });
+    };
+    std::thread::Builder::new().name("collect".into()).spawn(work).map(drop)
 }
 
 /// Tells systemd that the daemon lives, as long as its threads and its shards turn.
@@ -224,7 +226,8 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if std::os::unix::net::UnixStream::connect(path).err().as_ref().is_some_and(refused) {
+            let is_socket = std::fs::symlink_metadata(path)?.file_type().is_socket();
+            if is_socket && UnixStream::connect(path).err().as_ref().is_some_and(refused) {
                 std::fs::remove_file(path)?;
                 UnixListener::bind(path)
             } else {
@@ -274,7 +277,7 @@ fn state_folder() -> Option<PathBuf> {
 /// The name of a file system that several hosts can mount: deleting a lock file there is not safe in the way that it is on a
 /// local one. The numbers are those of statfs(2) and of the kernel's magic.h.
 fn foreign_file_system(directory: &Path) -> io::Result<Option<&'static str>> {
-    const FOREIGN: [(u32, &str); 10] = [
+    const FOREIGN: [(u32, &str); 11] = [
         (0x6969, "NFS"),
         (0x517b, "SMB"),
         (0xff53_4d42, "CIFS"),
@@ -285,6 +288,8 @@ fn foreign_file_system(directory: &Path) -> io::Result<Option<&'static str>> {
         (0x7461_636f, "OCFS2"),
         (0x0bd0_0bd0, "Lustre"),
         (0x0102_1997, "9P"),
+        // sshfs, GlusterFS and the like; what is local among them has no inode numbers that can be relied on.
+        (0x6573_5546, "FUSE"),
     ];
     let kind = statfs(directory)?.filesystem_type().0;
     Ok(FOREIGN.into_iter().find(|(magic, _)| i64::from(*magic) == kind).map(|(_, name)| name))

@@ -2,7 +2,7 @@
 //! takes it out and writes it, so that nothing but that task touches its socket.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -62,6 +62,11 @@ impl Mailbox {
         locked(&self.post)
     }
 
+    /// Drops a letter in, for a session that is about to look.
+    pub(super) fn leave(&self, letter: Letter) {
+        self.post().letters.push(letter);
+    }
+
     /// Takes the letters out.
     pub fn take(&self) -> Vec<Letter> {
         std::mem::take(&mut self.post().letters)
@@ -94,6 +99,7 @@ pub struct Mailboxes {
     open: AtomicUsize,
     open_max: usize,
     emptied: Notify,
+    stopping: AtomicBool,
 }
 
 /// There are as many sessions as there may be.
@@ -112,6 +118,7 @@ impl Mailboxes {
             open: AtomicUsize::new(0),
             open_max,
             emptied: Notify::new(),
+            stopping: AtomicBool::new(false),
         }
     }
 
@@ -125,9 +132,20 @@ impl Mailboxes {
             return Err(TooMany { sessions_max: self.open_max });
         }
         let session = SessionId(self.next.fetch_add(1, Ordering::Relaxed));
-        let mailbox = Arc::default();
+        let mailbox: Arc<Mailbox> = Arc::default();
         self.part(session).insert(session.0, Arc::clone(&mailbox));
+        if self.stopping.load(Ordering::SeqCst) {
+            mailbox.leave(Letter::Stop);
+        }
         Ok((session, mailbox))
+    }
+
+    /// Whether a session more may be opened: asked before a handshake, whose end opens it.
+    ///
+    /// # Errors
+    /// If there are as many sessions as there may be.
+    pub fn room(&self) -> Result<(), TooMany> {
+        if self.count() < self.open_max { Ok(()) } else { Err(TooMany { sessions_max: self.open_max }) }
     }
 
     /// The session has ended.
@@ -149,19 +167,18 @@ impl Mailboxes {
         self.open.load(Ordering::SeqCst)
     }
 
-    /// Drops a letter into a session's mailbox; a session that has ended needs none.
-    pub(super) fn post(&self, session: SessionId, letter: Letter) {
+    /// Drops a letter into a session's mailbox; a session that has ended needs none. The waker, if there is one, is to be woken.
+    pub(super) fn post(&self, session: SessionId, letter: Letter) -> Option<Waker> {
         let mailbox = self.part(session).get(&session.0).cloned();
-        if let Some(mailbox) = mailbox {
-            deliver(&mailbox, letter);
-        }
+        mailbox.and_then(|mailbox| deliver(&mailbox, letter))
     }
 
-    /// Tells every session that the daemon stops.
+    /// Tells every session that the daemon stops, those too that are about to begin.
     pub(super) fn stop_all(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
         for part in &self.parts {
             let mailboxes: Vec<_> = locked(part).values().cloned().collect();
-            mailboxes.iter().for_each(|mailbox| deliver(mailbox, Letter::Stop));
+            mailboxes.iter().filter_map(|mailbox| deliver(mailbox, Letter::Stop)).for_each(Waker::wake);
         }
     }
 
@@ -190,15 +207,10 @@ impl Mailboxes {
     }
 }
 
-fn deliver(mailbox: &Mailbox, letter: Letter) {
-    let waker = {
-        let mut post = mailbox.post();
-        post.letters.push(letter);
-        post.waker.take()
-    };
-    if let Some(waker) = waker {
-        waker.wake();
-    }
+fn deliver(mailbox: &Mailbox, letter: Letter) -> Option<Waker> {
+    let mut post = mailbox.post();
+    post.letters.push(letter);
+    post.waker.take()
 }
 
 /// A panic aborts the daemon, so that a poisoned mutex is never met outside of tests.

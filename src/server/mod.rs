@@ -12,6 +12,7 @@ mod throttle;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Waker;
 
 use nix::libc::{EMFILE, ENFILE};
 
@@ -24,7 +25,7 @@ use crate::settings::Settings;
 use crate::systemd::ids;
 use clock::Clock;
 pub use life::{StartFault, run};
-use mailbox::{Letter, Mailboxes, TooMany};
+use mailbox::{Letter, Mailbox, Mailboxes, TooMany};
 use throttle::Throttle;
 
 type Shard = Engine<OpenFile>;
@@ -85,9 +86,10 @@ impl Core {
         self.files.path(name).to_string_lossy().into_owned()
     }
 
-    /// Gives the engine an input about a name and carries out what follows. Letters to `me` go to `mine`, others by mail.
-    pub fn submit(self: &Arc<Self>, name: &LockName, input: Input<OpenFile>, me: SessionId, mine: &mut Vec<Letter>) {
-        self.carry_out(self.shard_of(name), input, Some(me), mine);
+    /// Gives the engine an input about a name and carries out what follows. Every answer goes into a mailbox, that of the
+    /// session which asks (`mine`) too, which is not woken for it.
+    pub fn submit(self: &Arc<Self>, name: &LockName, input: Input<OpenFile>, mine: (SessionId, &Mailbox)) {
+        self.carry_out(self.shard_of(name), input, Some(mine));
     }
 
     fn shard_of(&self, name: &LockName) -> usize {
@@ -101,60 +103,66 @@ impl Core {
 
     /// The engine's mutex is held for each input, not for the file calls in between: the file is with us meanwhile, so that
     /// nobody else begins another operation on the name (I4). Tells whether there was anything to do.
-    fn carry_out(
-        self: &Arc<Self>,
-        shard: usize,
-        input: Input<OpenFile>,
-        me: Option<SessionId>,
-        mine: &mut Vec<Letter>,
-    ) -> bool {
-        let mut effects = Vec::new();
-        self.input(shard, input, &mut effects);
-        let anything = !effects.is_empty();
-        let mut due: VecDeque<_> = effects.drain(..).collect();
+    fn carry_out(self: &Arc<Self>, shard: usize, input: Input<OpenFile>, mine: Option<(SessionId, &Mailbox)>) -> bool {
+        let mut due = VecDeque::new();
+        let anything = self.input(shard, input, mine, &mut due);
         while let Some(effect) = due.pop_front() {
             match effect {
                 Effect::File { name, op, file } => {
                     let (file, outcome) = self.perform(&name, op, file);
-                    self.input(shard, Input::Done { name, file, outcome }, &mut effects);
-                    due.extend(effects.drain(..));
+                    self.input(shard, Input::Done { name, file, outcome }, mine, &mut due);
                 }
+                Effect::Arm(timer, after_ms) => self.arm(shard, timer, after_ms),
+                Effect::Answer { .. } | Effect::Lost { .. } => unreachable!("letters are posted at once"),
+            }
+        }
+        anything
+    }
+
+    /// Letters are posted while the shard's mutex is held: a session gets them in the order in which the engine decided, whoever
+    /// brought the input. What remains to be done goes to `due`. Tells whether there was any effect.
+    fn input(
+        &self,
+        shard: usize,
+        input: Input<OpenFile>,
+        mine: Option<(SessionId, &Mailbox)>,
+        due: &mut VecDeque<Effect<OpenFile>>,
+    ) -> bool {
+        let now_ms = self.now_ms();
+        let (mut effects, mut wakers) = (Vec::new(), Vec::new());
+        let mut post = |session, letter| match mine {
+            Some((me, mailbox)) if me == session => mailbox.leave(letter),
+            _ => wakers.extend(self.mailboxes.post(session, letter)),
+        };
+        let mut engine = self.shard(shard);
+        engine.input(Input::Now(now_ms), &mut effects);
+        engine.input(input, &mut effects);
+        let anything = !effects.is_empty();
+        for effect in effects {
+            match effect {
                 Effect::Answer { name, session, request, answer } => {
-                    self.post(session, Letter::Answer { name, request, answer }, me, mine);
+                    post(session, Letter::Answer { name, request, answer });
                 }
                 Effect::Lost { name, session, reason } => {
                     tracing::warn!(
                         MESSAGE_ID = ids::LOCK_LOST, LOCK = %name, SESSION = %session,
                         "session {session} lost the lock {name}: {reason}"
                     );
-                    self.post(session, Letter::Lost { name, reason }, me, mine);
+                    post(session, Letter::Lost { name, reason });
                 }
-                Effect::Arm(timer, after_ms) => self.arm(shard, timer, after_ms),
+                effect => due.push_back(effect),
             }
         }
+        drop(engine);
+        wakers.into_iter().for_each(Waker::wake);
         anything
-    }
-
-    fn input(&self, shard: usize, input: Input<OpenFile>, effects: &mut Vec<Effect<OpenFile>>) {
-        let now_ms = self.now_ms();
-        let mut engine = self.shard(shard);
-        engine.input(Input::Now(now_ms), effects);
-        engine.input(input, effects);
-    }
-
-    fn post(&self, session: SessionId, letter: Letter, me: Option<SessionId>, mine: &mut Vec<Letter>) {
-        if me == Some(session) {
-            mine.push(letter);
-        } else {
-            self.mailboxes.post(session, letter);
-        }
     }
 
     fn arm(self: &Arc<Self>, shard: usize, timer: Timer, after_ms: u64) {
         let core = Arc::clone(self);
         self.timers.spawn(async move {
             tokio::time::sleep(std::time::Duration::from_millis(after_ms)).await;
-            core.carry_out(shard, Input::Elapsed(timer), None, &mut Vec::new());
+            core.carry_out(shard, Input::Elapsed(timer), None);
         });
     }
 
@@ -166,22 +174,22 @@ impl Core {
         mut file: Option<OpenFile>,
     ) -> (Option<OpenFile>, Outcome) {
         loop {
+            let before = file.as_ref().filter(|file| file.is_locked()).map(OpenFile::identity);
             let (left, outcome) = self.files.perform(name, op, file);
             match &outcome {
-                Outcome::Failed(fault) if matches!(fault.errno, EMFILE | ENFILE) && self.shed() => file = left,
-                Outcome::Failed(fault) => {
-                    self.log_fault(name, fault);
-                    return (left, outcome);
+                Outcome::Failed(fault) if matches!(fault.errno, EMFILE | ENFILE) && self.shed() => {
+                    file = left;
+                    continue;
                 }
-                Outcome::Unlocked { file_gone: true } if op == FileOp::Unlock => {
-                    tracing::warn!(
-                        MESSAGE_ID = ids::LOCK_LOST, LOCK = %name,
-                        "the file of the lock {name} was deleted while it was held: another daemon may have granted it"
-                    );
-                    return (left, outcome);
+                Outcome::Failed(fault) => self.log_fault(name, fault),
+                Outcome::Unlocked { file_gone: true } => log_deleted(name),
+                // A lock was to be passed on, and its file had been deleted.
+                Outcome::Locked if before.is_some() && before != left.as_ref().map(OpenFile::identity) => {
+                    log_deleted(name)
                 }
-                _ => return (left, outcome),
+                _ => {}
             }
+            return (left, outcome);
         }
     }
 
@@ -216,6 +224,15 @@ impl Core {
         }
     }
 
+    /// Says that a listener fails.
+    pub fn log_accept(&self, error: &std::io::Error) {
+        if let Some(more) = self.exhausted.pass(&self.clock) {
+            tracing::error!(
+                "a listening socket fails: {error}; restart its unit ({more} more since this was last said)"
+            );
+        }
+    }
+
     /// Whether every shard can be reached: nobody keeps one locked.
     fn turn_shards(&self) {
         for shard in 0..limits::SHARDS {
@@ -225,13 +242,13 @@ impl Core {
 
     /// Closes and deletes the released file that is oldest in some shard; false if there is none.
     pub fn shed(self: &Arc<Self>) -> bool {
-        (0..limits::SHARDS).any(|shard| self.carry_out(shard, Input::Shed, None, &mut Vec::new()))
+        (0..limits::SHARDS).any(|shard| self.carry_out(shard, Input::Shed, None))
     }
 
     /// Tells who waits that the daemon stops, and deletes each file as soon as it is released.
     fn drain(self: &Arc<Self>) {
         for shard in 0..limits::SHARDS {
-            self.carry_out(shard, Input::Drain, None, &mut Vec::new());
+            self.carry_out(shard, Input::Drain, None);
         }
     }
 
@@ -243,17 +260,28 @@ impl Core {
             .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
-    /// The first names after `after` that are held or waited for, at most `count`, and whether there are more.
+    /// The first names after `after` that are held or waited for, at most `count`, in order.
     #[must_use]
-    pub fn views(&self, after: Option<&LockName>, count: usize) -> (Vec<(LockName, View)>, bool) {
-        let mut views: Vec<(LockName, View)> = Vec::new();
+    pub fn names(&self, after: Option<&LockName>, count: usize) -> Vec<LockName> {
+        let mut names: Vec<LockName> = Vec::new();
         for shard in 0..limits::SHARDS {
-            let engine = self.shard(shard);
-            views.extend(engine.views(after).take(count + 1).map(|(name, view)| (name.clone(), view)));
+            names.extend(self.shard(shard).names(after).take(count).cloned());
         }
-        views.sort_unstable_by(|one, other| one.0.cmp(&other.0));
-        let more = views.len() > count;
-        views.truncate(count);
-        (views, more)
+        names.sort_unstable();
+        names.truncate(count);
+        names
     }
+
+    /// What is known of a name without asking the file system.
+    #[must_use]
+    pub fn view(&self, name: &LockName) -> Option<View> {
+        self.shard(self.shard_of(name)).view(name)
+    }
+}
+
+fn log_deleted(name: &LockName) {
+    tracing::warn!(
+        MESSAGE_ID = ids::LOCK_LOST, LOCK = %name,
+        "the file of the lock {name} was deleted while it was held: another daemon may have granted it"
+    );
 }

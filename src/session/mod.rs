@@ -107,7 +107,7 @@ impl Session {
     /// Whether its next message may be taken: requests of version 0.1 are answered one after the other.
     #[must_use]
     pub fn takes_more(&self) -> bool {
-        self.end.is_none() && !self.pending.iter().any(|pending| matches!(pending.to, To::V0(..) | To::Bye))
+        self.end.is_none() && self.bye.is_none() && !self.pending.iter().any(|pending| matches!(pending.to, To::V0(..)))
     }
 
     /// When the next of its waits is over.
@@ -137,8 +137,14 @@ impl Session {
         }
     }
 
+    /// The client does not read: what it would be told goes, and it with it.
+    pub fn give_up(&mut self, bytes: usize) {
+        let bytes_max = self.core.settings.outbox_bytes;
+        self.end = Some(End::Violation(Violation::SlowReader { bytes, bytes_max }));
+    }
+
     /// The peer broke the protocol.
-    pub fn violate(&mut self, violation: Violation, out: &mut Vec<u8>) {
+    fn violate(&mut self, violation: Violation, out: &mut Vec<u8>) {
         self.codec.violated(&violation, out);
         self.end = Some(End::Violation(violation));
     }
@@ -172,7 +178,7 @@ impl Session {
         let names: BTreeSet<LockName> = std::mem::take(&mut self.held).into_iter().chain(asked).collect();
         for name in names {
             let input = Input::Leave { name: name.clone(), session: self.id };
-            self.core.submit(&name, input, self.id, &mut Vec::new());
+            self.core.submit(&name, input, (self.id, &self.mailbox));
         }
         self.core.mailboxes.close(self.id);
     }
@@ -183,6 +189,10 @@ impl Session {
                 if let Some(place) = self.pending.iter().position(|pending| pending.request == request) {
                     let pending = self.pending.swap_remove(place);
                     self.note(&pending, &name, &answer);
+                    if self.bye.is_some() && self.held.contains(&name) {
+                        // It was granted while the session said goodbye.
+                        self.ask(name.clone(), Kind::Release, To::Bye, out, Input::Release);
+                    }
                     match &pending.to {
                         To::V0(form, command) => self.reply_v0(*form, *command, &name, answer, out),
                         To::V1(id) => self.reply_v1(id.as_ref(), &name, answer, out),
@@ -211,18 +221,16 @@ impl Session {
     /// Keeps the session's own list of what it holds.
     fn note(&mut self, pending: &Pending, name: &LockName, answer: &Answer) {
         match (pending.kind, answer) {
-            (Kind::Try | Kind::Wait, Answer::Granted { .. }) => drop(self.held.insert(name.clone())),
+            (Kind::Try | Kind::Wait, Answer::Granted { already: false, .. }) => drop(self.held.insert(name.clone())),
             (Kind::Release, _) | (_, Answer::Lost(_)) => drop(self.held.remove(name)),
             _ => {}
         }
     }
 
     fn submit(&mut self, name: &LockName, input: LockInput, out: &mut Vec<u8>) {
-        let mut mine = Vec::new();
-        self.core.submit(name, input, self.id, &mut mine);
-        for letter in mine {
-            self.letter(letter, out);
-        }
+        self.core.submit(name, input, (self.id, &self.mailbox));
+        // Read all of it: what others have posted before comes first, in the engine's order.
+        self.read_mail(out);
     }
 
     /// Asks the engine, and remembers how to answer.

@@ -26,7 +26,7 @@ impl Session {
         };
         let to = To::V0(form, command);
         match command {
-            v0::ACQUIRE if self.full() => {
+            v0::ACQUIRE if self.full(&name) => {
                 let reason =
                     format!("this session has {} locks, as many as it may", self.core.settings.locks_per_session);
                 self.answer_v0(form, command, &request.name, Outcome::Failed, &reason, out);

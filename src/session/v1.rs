@@ -6,7 +6,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{End, Kind, Session, To};
 use crate::engine::{Answer, Input, Mode, View, ViewedSession, Withdrawal};
-use crate::limits::LIST_LOCKS_MAX;
+use crate::limits::{LIST_BYTES_ENOUGH, LIST_LOCKS_MAX};
 use crate::name::LockName;
 use crate::server::mailbox::Introduction;
 use crate::wire::v1::{Error, Id, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, word};
@@ -57,7 +57,7 @@ impl Session {
     fn refusal_of_acquire(&self, lock: &LockName, wait: Wait) -> Option<(Error, String)> {
         let settings = &self.core.settings;
         let waits = self.pending.iter().filter(|pending| pending.kind == Kind::Wait).count();
-        if self.full() {
+        if self.full(lock) {
             let message = format!(
                 "this session holds or is acquiring {} locks, as many as it may (--locks-per-session)",
                 settings.locks_per_session
@@ -74,8 +74,11 @@ impl Session {
         }
     }
 
-    /// Whether the session holds and acquires as many locks as it may.
-    pub(super) fn full(&self) -> bool {
+    /// Whether the session holds and acquires as many locks as it may, and this would be one more.
+    pub(super) fn full(&self, lock: &LockName) -> bool {
+        if self.held.contains(lock) {
+            return false;
+        }
         let acquiring = self.pending.iter().filter(|pending| matches!(pending.kind, Kind::Try | Kind::Wait)).count();
         self.held.len() + acquiring >= self.core.settings.locks_per_session
     }
@@ -112,7 +115,11 @@ impl Session {
         for name in self.held.clone() {
             self.ask(name, Kind::Release, To::Bye, out, Input::Release);
         }
+        // What the engine grants or answers from now on finds this (`letter`).
         self.bye = Some(id);
+        for name in self.held.clone() {
+            self.ask(name, Kind::Release, To::Bye, out, Input::Release);
+        }
         self.say_bye(out);
     }
 
@@ -128,8 +135,19 @@ impl Session {
     }
 
     fn list(&mut self, id: Option<&Id>, after: Option<&LockName>, out: &mut Vec<u8>) {
-        let (views, more) = self.core.views(after, LIST_LOCKS_MAX);
-        let locks = views.into_iter().map(|(name, view)| self.listed(&name, &view)).collect();
+        let names = self.core.names(after, LIST_LOCKS_MAX + 1);
+        let (mut locks, mut bytes) = (Vec::new(), 0);
+        let mut rest = names.iter();
+        while locks.len() < LIST_LOCKS_MAX && bytes < LIST_BYTES_ENOUGH {
+            let Some(name) = rest.next() else { break };
+            // A lock that was released meanwhile is not listed.
+            if let Some(view) = self.core.view(name) {
+                let listed = self.listed(name, &view);
+                bytes += listed.bytes();
+                locks.push(listed);
+            }
+        }
+        let more = rest.next().is_some();
         self.codec.send_v1(&Listing { id, ok: true, locks, more }, out);
     }
 

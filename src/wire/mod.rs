@@ -27,6 +27,10 @@ pub enum Violation {
     /// RFC 6455 forbids it.
     #[error("{0}")]
     WebSocket(String),
+    /// The first line is no JSON object: whoever speaks there, it is no client of ours, and might be a browser that a page of
+    /// another site has sent.
+    #[error("a line that is no JSON object begins the connection; this port speaks JSON lines and gob, no HTTP")]
+    NotJson,
     /// The client does not read what it is sent.
     #[error("{bytes} bytes wait for the client to read them; at most {bytes_max} are kept")]
     SlowReader {
@@ -97,8 +101,8 @@ pub struct Codec {
 enum Framing {
     /// A byte stream whose first bytes have not come yet.
     Unknown,
-    /// JSON, an object a line; so many bytes of the current line are known to have no LF.
-    Lines { searched: usize },
+    /// JSON, an object a line; so many bytes of the current line are known to have no LF, and there was an object before.
+    Lines { searched: usize, begun: bool },
     /// The original's stream; whether its own definitions have been sent.
     Gob { decoder: Box<gob::Decoder>, defined: bool },
     /// A message a frame, or several.
@@ -136,7 +140,7 @@ impl Codec {
                 self.framing = framing;
                 self.next(input, out)
             }
-            Framing::Lines { searched } => {
+            Framing::Lines { searched, begun } => {
                 let Some(end) = input[*searched..].iter().position(|byte| *byte == b'\n') else {
                     *searched = input.len();
                     return within_limit(input.len()).map(|()| None);
@@ -144,7 +148,12 @@ impl Codec {
                 let end = *searched + end;
                 *searched = 0;
                 within_limit(end)?;
-                Ok(Some((end + 1, self.text(&input[..end], false))))
+                let line = input[..end].trim_ascii();
+                *begun |= line.starts_with(b"{");
+                if !*begun && !line.is_empty() {
+                    return Err(Violation::NotJson);
+                }
+                Ok(Some((end + 1, self.text(line, false))))
             }
             Framing::Gob { decoder, .. } => {
                 self.dialect = Dialect::GobTcp;
@@ -249,9 +258,10 @@ impl Codec {
     pub fn violated(&mut self, violation: &Violation, out: &mut Vec<u8>) {
         match (&self.framing, violation) {
             (Framing::WebSocket(_), _) => self.end(CloseCode::Policy, &violation.to_string(), out),
-            (_, Violation::TooLong { .. } | Violation::SlowReader { .. }) => {
+            (_, Violation::TooLong { .. } | Violation::NotJson) => {
                 let message = Some(violation.to_string());
-                let error = Some(v1::Error::Limit);
+                let too_long = matches!(violation, Violation::TooLong { .. });
+                let error = Some(if too_long { v1::Error::Limit } else { v1::Error::BadRequest });
                 self.send_v1(&v1::Reply { error, message: message.as_deref(), ..v1::Reply::default() }, out);
             }
             _ => {}
@@ -270,7 +280,7 @@ impl Framing {
             [_, second, ..] => *second >= 0x80,
         };
         let stream = Self::Gob { decoder: Box::default(), defined: false };
-        Some(if gob { stream } else { Self::Lines { searched: 0 } })
+        Some(if gob { stream } else { Self::Lines { searched: 0, begun: false } })
     }
 }
 

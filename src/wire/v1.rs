@@ -190,6 +190,17 @@ pub struct Listed {
     pub contender: bool,
 }
 
+impl Listed {
+    /// About how long it is when written.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        const ROW: usize = 100;
+        let length = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
+        let seen = self.holders.iter().chain(&self.waiters);
+        ROW + self.lock.len() + seen.map(|seen| ROW + length(&seen.name) + length(&seen.note)).sum::<usize>()
+    }
+}
+
 /// A session in a [`Look`] or a [`Listing`].
 #[derive(Debug, Serialize)]
 #[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
@@ -460,6 +471,10 @@ fn limited(member: &str, text: Option<Text<'_>>, bytes_max: usize) -> Result<Opt
     match text {
         Some(Text(text)) if text.len() > bytes_max => {
             Err((Error::BadRequest, format!("\"{member}\" has {} bytes; at most {bytes_max} are kept", text.len())))
+        }
+        // They are shown to others, on terminals as well.
+        Some(Text(text)) if text.chars().any(char::is_control) => {
+            Err((Error::BadRequest, format!("\"{member}\" has a control character; only printable text is kept")))
         }
         text => Ok(text.map(|Text(text)| text.into())),
     }
