@@ -101,7 +101,7 @@ fn text(path: &str) -> String {
 fn files_under(folder: &Path, found: &mut Vec<PathBuf>) {
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     for entry in entries {
-        let path = entry.unwrap().path();
+        let path = entry.expect("a folder of the project can be read").path();
         if path.is_dir() {
             files_under(&path, found);
         } else {
@@ -126,14 +126,14 @@ fn sources() -> Vec<Source> {
     let mut paths = Vec::new();
     files_under(&root().join("src"), &mut paths);
     let texts: Vec<(PathBuf, String)> =
-        paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect();
+        paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).expect("a source is text"))).collect();
     let tests: Vec<PathBuf> = texts.iter().flat_map(|(path, text)| test_modules(path, text)).collect();
     let is_test = |path: &Path| tests.iter().any(|test| path.starts_with(test) || path.with_extension("") == *test);
     let sources: Vec<Source> = texts
         .iter()
         .filter(|(path, _)| !is_test(path))
         .map(|(path, text)| {
-            let path = path.strip_prefix(root().join("src")).unwrap().to_str().unwrap().to_owned();
+            let path = path.strip_prefix(root().join("src")).expect("it was found there").display().to_string();
             let lines: Vec<String> = text.lines().map(str::to_owned).collect();
             let tests = lines.windows(2).position(|pair| pair[0] == "#[cfg(test)]" && pair[1].ends_with('{'));
             Source { path, lines: lines[..tests.unwrap_or(lines.len())].to_vec() }

@@ -90,7 +90,7 @@ impl Scenario {
     }
 
     /// A stale timer changes nothing at all.
-    fn unmoved_by(&mut self, timer: Timer) {
+    fn unmoved_by(&mut self, timer: &Timer) {
         let before = self.engine.clone();
         assert_eq!(self.elapsed(timer.clone()), []);
         assert_eq!(self.engine, before, "{timer:?}");
@@ -429,13 +429,13 @@ fn verify_without_a_lock() {
 #[test]
 fn peeks() {
     let mut n = Scenario::new();
-    let peek = Effect::File { name: name("n"), op: FileOp::Peek, file: None };
+    let peek = [Effect::File { name: name("n"), op: FileOp::Peek, file: None }];
     let view = |holders: &[ViewedSession], waiters: &[ViewedSession], contender| {
         let (holders_total, waiters_total) = (holders.len(), waiters.len());
         View { holders: holders.into(), holders_total, waiters: waiters.into(), waiters_total, contender }
     };
     for locked in [true, false] {
-        assert_eq!(n.input(Input::Peek(asked(9))), [peek.clone()]);
+        assert_eq!(n.input(Input::Peek(asked(9))), peek);
         let answer = Answer::Peeked(view(&[], &[], locked));
         assert_eq!(n.closed(Outcome::Peeked { locked }), [says(9, answer)]);
     }
@@ -575,12 +575,12 @@ fn the_turn_is_broken() {
 fn stale_timers_are_no_ops() {
     let mut n = Scenario::new();
     for timer in [Timer::Retry, Timer::Linger, turn()] {
-        n.unmoved_by(timer);
+        n.unmoved_by(&timer);
     }
     n.held(1, Exclusive);
     n.wait(2, Exclusive);
     for timer in [Timer::Retry, Timer::Linger, turn()] {
-        n.unmoved_by(timer);
+        n.unmoved_by(&timer);
     }
 }
 

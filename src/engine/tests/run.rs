@@ -94,7 +94,7 @@ impl Run {
             4 | 5 => self.release(name, session),
             6 => self.ask(name, session, Question::Verify, Input::Verify),
             7 => self.ask(name, session, Question::Peek, Input::Peek),
-            8 => self.withdraw(name, session, how),
+            8 => self.withdraw(&name, session, how),
             9 => self.leave(name, session),
             10..14 => self.complete(&name, how),
             14 => self.elapse(who, how),
@@ -156,12 +156,12 @@ impl Run {
     }
 
     /// Withdraws a request that waits, or one that was answered long ago.
-    fn withdraw(&mut self, name: LockName, session: SessionId, how: u8) {
-        let waiting = self.outside(&name).queue.iter().find(|(waiting, _)| *waiting == session).copied();
+    fn withdraw(&mut self, name: &LockName, session: SessionId, how: u8) {
+        let waiting = self.outside(name).queue.iter().find(|(waiting, _)| *waiting == session).copied();
         let request = waiting.map_or(RequestId(0), |(_, request)| request);
         let why = if how & 1 == 0 { Withdrawal::Cancelled } else { Withdrawal::TimedOut };
         self.input(Input::Withdraw { asked: Asked { name: name.clone(), session, request }, why });
-        assert!(!self.outside(&name).questions.contains_key(&(session, request)) || waiting.is_none(), "I6: withdrawn");
+        assert!(!self.outside(name).questions.contains_key(&(session, request)) || waiting.is_none(), "I6: withdrawn");
     }
 
     fn leave(&mut self, name: LockName, session: SessionId) {
