@@ -70,7 +70,7 @@ mod tests {
     /// The sentence is the one that clients of the original know: `OPERATION PATH: REASON`, in lower case.
     #[test]
     fn reads_as_the_original_wrote_it() {
-        let fault = Fault { operation: "open", path: "/dir/adir.lck".into(), errno: nix::libc::EISDIR };
+        let fault = Fault { operation: "open", path: "/dir/adir.lck".into(), errno: libc::EISDIR };
         assert_eq!(fault.to_string(), "open /dir/adir.lck: is a directory");
     }
 }

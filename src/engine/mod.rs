@@ -233,11 +233,10 @@ impl<F> Engine<F> {
             }
             (op, outcome) => panic!("{name}: {outcome:?} is no outcome of {op:?}"),
         }
-        if *outcome != Outcome::Disturbed {
-            record.disturbed = 0;
-        }
+        // A peek does not use the file, and says nothing of a deletion that tries have met.
         if op != FileOp::Peek {
             record.age = 0;
+            record.disturbed = if *outcome == Outcome::Disturbed { record.disturbed } else { 0 };
         }
         self.settle(name, effects);
     }

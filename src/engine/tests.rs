@@ -1,1 +1,596 @@
+//! Scenarios of the engine, and random runs of it ([`run`]). The file operations are completed by hand here; `model` takes them
+//! through the production code instead.
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::limits::{TURN_MS, YIELD_MS};
+use Mode::{Exclusive, Shared};
+
+mod run;
+
+type Effects = Vec<Effect<u32>>;
+
+/// The open file of every scenario; which one it is means nothing to the engine.
+const FILE: u32 = 7;
+
+fn name(text: &str) -> LockName {
+    LockName::parse(text.as_bytes()).unwrap()
+}
+
+/// What is done with the name `n` by sessions, each of which numbers its requests like itself.
+struct Scenario {
+    engine: Engine<u32>,
+}
+
+impl Scenario {
+    fn new() -> Self {
+        Self::with(Config { linger_ms: 2000, linger_files_max: 2 })
+    }
+
+    fn without_linger() -> Self {
+        Self::with(Config { linger_ms: 0, linger_files_max: 2 })
+    }
+
+    fn with(config: Config) -> Self {
+        Self { engine: Engine::new(config) }
+    }
+
+    fn input(&mut self, input: Input<u32>) -> Effects {
+        let mut effects = Vec::new();
+        self.engine.input(input, &mut effects);
+        self.engine.check_all();
+        effects
+    }
+
+    fn wait(&mut self, session: u64, mode: Mode) -> Effects {
+        self.input(Input::Acquire { asked: asked(session), mode, wait: true })
+    }
+
+    fn try_it(&mut self, session: u64, mode: Mode) -> Effects {
+        self.input(Input::Acquire { asked: asked(session), mode, wait: false })
+    }
+
+    fn release(&mut self, session: u64) -> Effects {
+        self.input(Input::Release(asked(session)))
+    }
+
+    fn leave(&mut self, session: u64) -> Effects {
+        self.input(Input::Leave { name: name("n"), session: SessionId(session) })
+    }
+
+    fn withdraw(&mut self, session: u64, why: Withdrawal) -> Effects {
+        self.input(Input::Withdraw { asked: asked(session), why })
+    }
+
+    /// The operation in flight is complete, and the file is still open.
+    fn done(&mut self, outcome: Outcome) -> Effects {
+        self.input(Input::Done { name: name("n"), file: Some(FILE), outcome })
+    }
+
+    /// The operation in flight is complete, and no file is open.
+    fn closed(&mut self, outcome: Outcome) -> Effects {
+        self.input(Input::Done { name: name("n"), file: None, outcome })
+    }
+
+    fn elapsed(&mut self, timer: Timer) -> Effects {
+        self.input(Input::Elapsed(timer))
+    }
+
+    /// A session that holds the name, which nobody held.
+    fn held(&mut self, session: u64, mode: Mode) {
+        self.wait(session, mode);
+        assert_eq!(self.done(Outcome::Locked), [granted(session, mode)]);
+    }
+
+    /// A session that joins others.
+    fn joined(&mut self, session: u64) {
+        assert_eq!(self.wait(session, Shared), [probe(Shared)]);
+        assert_eq!(self.done(Outcome::Real), [granted(session, Shared)]);
+    }
+
+    /// A stale timer changes nothing at all.
+    fn unmoved_by(&mut self, timer: &Timer) {
+        let before = self.engine.clone();
+        assert_eq!(self.elapsed(timer.clone()), []);
+        assert_eq!(self.engine, before, "{timer:?}");
+    }
+}
+
+fn asked(session: u64) -> Asked {
+    Asked { name: name("n"), session: SessionId(session), request: RequestId(session) }
+}
+
+fn says(session: u64, answer: Answer) -> Effect<u32> {
+    asked(session).answer(answer)
+}
+
+fn granted(session: u64, mode: Mode) -> Effect<u32> {
+    says(session, Answer::Granted { mode, already: false })
+}
+
+fn released(session: u64) -> Effect<u32> {
+    says(session, Answer::Released { file_gone: false })
+}
+
+fn busy_here(session: u64, holder: u64, mode: Mode) -> Effect<u32> {
+    let holder = ViewedSession { session: SessionId(holder), mode, since_ms: 0 };
+    says(session, Answer::BusyHere(Some(holder)))
+}
+
+fn file(op: FileOp) -> Effect<u32> {
+    Effect::File { name: name("n"), op, file: Some(FILE) }
+}
+
+fn probe(mode: Mode) -> Effect<u32> {
+    file(FileOp::Probe(mode))
+}
+
+fn first_try(mode: Mode) -> Effect<u32> {
+    Effect::File { name: name("n"), op: FileOp::Try(mode), file: None }
+}
+
+fn lost(session: u64, reason: &'static str) -> Effect<u32> {
+    Effect::Lost { name: name("n"), session: SessionId(session), reason }
+}
+
+fn turn() -> Timer {
+    Timer::Turn(name("n"))
+}
+
+const UNLOCKED: Outcome = Outcome::Unlocked { file_gone: false };
+
+fn fault() -> Fault {
+    Fault { operation: "open", path: "/d/n.lck".into(), errno: nix::libc::EIO }
+}
+
+/// Three sessions want the name exclusively: each gets it in the order in which they asked, when the one before releases.
+#[test]
+fn first_come_first_served() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    assert_eq!(n.wait(2, Exclusive), []);
+    assert_eq!(n.wait(3, Exclusive), []);
+    assert_eq!(n.release(1), [Effect::Arm(turn(), TURN_MS), file(FileOp::Try(Exclusive))]);
+    assert_eq!(n.done(Outcome::Locked), [released(1), granted(2, Exclusive)]);
+    assert_eq!(n.release(2), [file(FileOp::Try(Exclusive))]);
+    assert_eq!(n.done(Outcome::Locked), [released(2), granted(3, Exclusive)]);
+}
+
+/// A writer waits for a reader, and further readers come: they queue behind the writer, who therefore gets its turn.
+#[test]
+fn readers_do_not_starve_a_writer() {
+    let mut n = Scenario::new();
+    n.held(1, Shared);
+    assert_eq!(n.wait(2, Exclusive), []);
+    assert_eq!(n.wait(3, Shared), []);
+    assert_eq!(n.try_it(4, Shared), [busy_here(4, 1, Shared)]);
+    n.release(1);
+    assert_eq!(n.done(Outcome::Locked), [released(1), granted(2, Exclusive)]);
+}
+
+/// Two readers stand side by side in the queue and a writer behind them: the readers enter together, the writer does not.
+#[test]
+fn neighbouring_readers_enter_together() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    n.wait(2, Shared);
+    n.wait(3, Shared);
+    n.wait(4, Exclusive);
+    n.wait(5, Shared);
+    n.release(1);
+    assert_eq!(n.done(Outcome::Locked), [released(1), granted(2, Shared), granted(3, Shared)]);
+}
+
+/// A reader joins another: not before a probe has shown that the lock which it is to share is real (I3).
+#[test]
+fn a_probe_comes_before_a_join() {
+    let mut n = Scenario::new();
+    n.held(1, Shared);
+    assert_eq!(n.try_it(2, Shared), [probe(Shared)]);
+    assert_eq!(n.done(Outcome::Real), [granted(2, Shared)]);
+}
+
+/// The probe before a join finds the lock gone: who held it is told so, and who joins gets a lock that is real.
+#[test]
+fn a_join_finds_a_lost_lock() {
+    let mut n = Scenario::new();
+    n.held(1, Shared);
+    n.joined(2);
+    assert_eq!(n.wait(3, Shared), [probe(Shared)]);
+    let effects = n.done(Outcome::Lost("gone"));
+    let try_again = file(FileOp::Try(Shared));
+    assert_eq!(effects, [lost(1, "gone"), lost(2, "gone"), Effect::Arm(turn(), TURN_MS), try_again]);
+    assert_eq!(n.done(Outcome::Locked), [granted(3, Shared)]);
+}
+
+/// The probe before a join fails: the readers in front learn of the storage, and who holds the lock keeps it.
+#[test]
+fn a_join_meets_a_fault() {
+    let mut n = Scenario::new();
+    n.held(1, Shared);
+    n.wait(2, Shared);
+    n.wait(3, Shared);
+    n.wait(4, Exclusive);
+    let refused = |session| says(session, Answer::Storage(fault()));
+    assert_eq!(n.done(Outcome::Failed(fault())), [refused(2), refused(3)]);
+    assert_eq!(n.release(1), [Effect::Arm(turn(), TURN_MS), file(FileOp::Try(Exclusive))]);
+}
+
+/// A request that does not wait comes while others do: it is refused at once, whether or not it could share with the holder.
+#[test]
+fn a_try_behind_waiters_is_refused() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    n.wait(2, Exclusive);
+    assert_eq!(n.try_it(3, Exclusive), [busy_here(3, 1, Exclusive)]);
+    assert_eq!(n.try_it(4, Shared), [busy_here(4, 1, Exclusive)]);
+}
+
+/// A session asks for what it holds: in the same mode it hears so after a probe, in the other one that this does not fit.
+#[test]
+fn acquiring_what_is_held() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    assert_eq!(n.wait(1, Exclusive), [probe(Exclusive)]);
+    assert_eq!(n.done(Outcome::Real), [says(1, Answer::Granted { mode: Exclusive, already: true })]);
+    assert_eq!(n.wait(1, Shared), [says(1, Answer::Mismatch)]);
+    n.wait(1, Exclusive);
+    assert_eq!(n.done(Outcome::Failed(fault())), [says(1, Answer::Storage(fault()))]);
+}
+
+/// A waiting request is withdrawn: it is answered with the reason, once, and the one behind it takes its place.
+#[test]
+fn a_wait_is_withdrawn() {
+    let mut n = Scenario::new();
+    n.held(1, Shared);
+    n.wait(2, Exclusive);
+    n.wait(3, Shared);
+    assert_eq!(n.withdraw(2, Withdrawal::TimedOut), [says(2, Answer::TimedOut), probe(Shared)]);
+    assert_eq!(n.withdraw(2, Withdrawal::Cancelled), []);
+    assert_eq!(n.withdraw(3, Withdrawal::Cancelled), [says(3, Answer::Cancelled)]);
+    assert_eq!(n.done(Outcome::Real), []);
+    assert_eq!(n.withdraw(1, Withdrawal::Cancelled), [], "a granted request waits no more");
+}
+
+/// The request for which a try is under way is withdrawn: the lock that comes of it goes to the next one, or is let go.
+#[test]
+fn the_wait_ends_during_its_try() {
+    let mut n = Scenario::new();
+    n.wait(1, Exclusive);
+    assert_eq!(n.withdraw(1, Withdrawal::Cancelled), [says(1, Answer::Cancelled)]);
+    assert_eq!(n.wait(2, Shared), []);
+    assert_eq!(n.done(Outcome::Locked), [Effect::Arm(turn(), TURN_MS), file(FileOp::Try(Shared))]);
+    n.withdraw(2, Withdrawal::Cancelled);
+    assert_eq!(n.done(Outcome::Locked), [file(FileOp::Unlock)]);
+}
+
+/// A session ends that holds the name, and one that waits for it: neither is answered, and the name passes them by.
+#[test]
+fn sessions_leave_with_everything() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    n.wait(2, Exclusive);
+    n.wait(3, Exclusive);
+    assert_eq!(n.leave(2), []);
+    assert_eq!(n.leave(1), [Effect::Arm(turn(), TURN_MS), file(FileOp::Try(Exclusive))]);
+    assert_eq!(n.done(Outcome::Locked), [granted(3, Exclusive)]);
+}
+
+/// A session ends while its release, its verify or its peek is under way: the operation completes and answers nobody.
+#[test]
+fn sessions_leave_with_their_questions() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    assert_eq!(n.input(Input::Verify(asked(1))), [probe(Exclusive)]);
+    assert_eq!(n.leave(1), []);
+    assert_eq!(n.done(Outcome::Real), [file(FileOp::Unlock)]);
+    assert_eq!(n.input(Input::Peek(asked(2))), []);
+    assert_eq!(n.leave(2), []);
+    assert_eq!(n.done(UNLOCKED), [Effect::Arm(Timer::Linger, 2000)]);
+    n.held(3, Exclusive);
+    n.release(3);
+    n.leave(3);
+    assert_eq!(n.done(UNLOCKED), []);
+}
+
+/// The last holder releases, and nobody waits: it is answered when the file is unlocked, and not before (I9).
+#[test]
+fn a_release_is_answered_after_the_unlock() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    assert_eq!(n.release(1), [file(FileOp::Unlock)]);
+    let gone = Outcome::Unlocked { file_gone: true };
+    let answer = says(1, Answer::Released { file_gone: true });
+    assert_eq!(n.done(gone), [answer, Effect::Arm(Timer::Linger, 2000)]);
+    assert_eq!(n.release(1), [says(1, Answer::NotHeld { by_another: false })]);
+}
+
+/// One of two readers releases: the lock stays with the other, and nothing has to be done with the file.
+#[test]
+fn one_of_two_readers_releases() {
+    let mut n = Scenario::new();
+    n.held(1, Shared);
+    n.joined(2);
+    assert_eq!(n.release(1), [released(1)]);
+    assert_eq!(n.release(1), [says(1, Answer::NotHeld { by_another: true })]);
+    assert_eq!(n.release(2), [file(FileOp::Unlock)]);
+}
+
+/// A lock that readers held is to pass to a writer, but a reader of another daemon is in the way: the release is answered, and
+/// the writer is tried again when the retry timer says so.
+#[test]
+fn a_hand_on_is_refused() {
+    let mut n = Scenario::new();
+    n.held(1, Shared);
+    n.wait(2, Exclusive);
+    n.release(1);
+    let effects = n.done(Outcome::Refused);
+    assert_eq!(effects.len(), 2, "{effects:?}");
+    assert_eq!(effects[0], released(1));
+    assert!(matches!(effects[1], Effect::Arm(Timer::Retry, RETRY_MS_MIN..=RETRY_MS_MAX)));
+    assert_eq!(n.elapsed(Timer::Retry), [file(FileOp::Try(Exclusive))]);
+    assert_eq!(n.done(Outcome::Locked), [granted(2, Exclusive)]);
+}
+
+/// Another process holds the name: a request that does not wait hears so, one that waits does, and a second one that does not
+/// wait gets a try of its own, since the last refusal is from before its time.
+#[test]
+fn another_process_holds_the_name() {
+    let mut n = Scenario::new();
+    assert_eq!(n.try_it(1, Exclusive), [first_try(Exclusive)]);
+    assert_eq!(n.done(Outcome::Refused)[0], says(1, Answer::BusyElsewhere));
+    let mut n = Scenario::new();
+    n.wait(1, Exclusive);
+    assert!(matches!(n.done(Outcome::Refused)[..], [Effect::Arm(Timer::Retry, _)]));
+    assert_eq!(n.try_it(2, Exclusive), [file(FileOp::Try(Exclusive))]);
+    assert_eq!(n.try_it(3, Exclusive), []);
+    assert_eq!(n.done(Outcome::Refused), [says(2, Answer::BusyElsewhere), file(FileOp::Try(Exclusive))]);
+    assert_eq!(n.done(Outcome::Refused), [says(3, Answer::BusyElsewhere)]);
+}
+
+/// A try fails: whoever was there when it began hears of the storage, and who came meanwhile gets a try of its own.
+#[test]
+fn a_try_fails() {
+    let mut n = Scenario::new();
+    n.wait(1, Exclusive);
+    n.wait(2, Exclusive);
+    assert_eq!(n.closed(Outcome::Failed(fault())), [says(1, Answer::Storage(fault())), first_try(Exclusive)]);
+    assert_eq!(n.closed(Outcome::Failed(fault())), [says(2, Answer::Storage(fault()))]);
+    assert_eq!(n.engine, Scenario::new().engine);
+}
+
+/// Nobody holds the name, but a process that is deleting its file is in the way, and never goes: who does not wait hears of the
+/// storage after some tries, never that somebody holds the name; who waits goes on waiting.
+#[test]
+fn a_deletion_that_does_not_end() {
+    let mut n = Scenario::new();
+    n.try_it(1, Exclusive);
+    n.wait(2, Exclusive);
+    for _ in 0..DISTURBED_MAX {
+        assert!(matches!(n.done(Outcome::Disturbed)[..], [Effect::Arm(Timer::Retry, _)]));
+        assert_eq!(n.elapsed(Timer::Retry), [file(FileOp::Try(Exclusive))]);
+    }
+    let effects = n.done(Outcome::Disturbed);
+    assert_eq!(effects[0], says(1, Answer::Storage(stalled(&name("n")))));
+    assert!(matches!(effects[1..], [Effect::Arm(Timer::Retry, _)]));
+    n.elapsed(Timer::Retry);
+    assert_eq!(n.done(Outcome::Locked), [granted(2, Exclusive)]);
+}
+
+/// A process was deleting the file and goes: who did not wait is granted the name after all.
+#[test]
+fn a_deletion_that_ends() {
+    let mut n = Scenario::new();
+    n.try_it(1, Exclusive);
+    assert!(matches!(n.done(Outcome::Disturbed)[..], [Effect::Arm(Timer::Retry, _)]));
+    n.elapsed(Timer::Retry);
+    assert_eq!(n.done(Outcome::Locked), [granted(1, Exclusive)]);
+}
+
+/// A request has met a deletion and is to be tried again, and somebody peeks meanwhile: the peek does not count as a try.
+#[test]
+fn a_peek_during_a_deletion() {
+    let mut n = Scenario::new();
+    n.try_it(1, Exclusive);
+    n.done(Outcome::Disturbed);
+    assert_eq!(n.input(Input::Peek(asked(2))), [file(FileOp::Peek)]);
+    assert_eq!(n.done(Outcome::Peeked { locked: false }).len(), 1);
+    n.elapsed(Timer::Retry);
+    assert_eq!(n.done(Outcome::Disturbed)[0], says(1, Answer::Storage(stalled(&name("n")))));
+}
+
+/// A holder asks whether its lock is real: it is; the storage does not say; it is not, and then it is held no more.
+#[test]
+fn verify_finds_a_lost_lock() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    n.input(Input::Verify(asked(1)));
+    assert_eq!(n.done(Outcome::Real), [says(1, Answer::Real)]);
+    n.input(Input::Verify(asked(1)));
+    assert_eq!(n.done(Outcome::Failed(fault())), [says(1, Answer::Storage(fault()))]);
+    n.input(Input::Verify(asked(1)));
+    let effects = n.done(Outcome::Lost("gone"));
+    assert_eq!(effects, [says(1, Answer::Lost("gone")), lost(1, "gone"), file(FileOp::Unlock)]);
+    assert_eq!(n.input(Input::Verify(asked(1))), [says(1, Answer::NotHeld { by_another: false })]);
+    assert_eq!(n.done(UNLOCKED), [Effect::Arm(Timer::Linger, 2000)]);
+}
+
+/// A session that holds nothing asks whether its lock is real: it hears that it has none, and whether somebody else does.
+#[test]
+fn verify_without_a_lock() {
+    let mut n = Scenario::new();
+    assert_eq!(n.input(Input::Verify(asked(1))), [says(1, Answer::NotHeld { by_another: false })]);
+    n.held(1, Exclusive);
+    assert_eq!(n.input(Input::Verify(asked(2))), [says(2, Answer::NotHeld { by_another: true })]);
+}
+
+/// A peek at a name that is held here needs no file; at one that is not, the file system says whether others lock it.
+#[test]
+fn peeks() {
+    let mut n = Scenario::new();
+    let peek = [Effect::File { name: name("n"), op: FileOp::Peek, file: None }];
+    let view = |holders: &[ViewedSession], waiters: &[ViewedSession], contender| {
+        let (holders_total, waiters_total) = (holders.len(), waiters.len());
+        View { holders: holders.into(), holders_total, waiters: waiters.into(), waiters_total, contender }
+    };
+    for locked in [true, false] {
+        assert_eq!(n.input(Input::Peek(asked(9))), peek);
+        let answer = Answer::Peeked(view(&[], &[], locked));
+        assert_eq!(n.closed(Outcome::Peeked { locked }), [says(9, answer)]);
+    }
+    n.input(Input::Peek(asked(9)));
+    assert_eq!(n.closed(Outcome::Failed(fault())), [says(9, Answer::Storage(fault()))]);
+    assert_eq!(n.engine, Scenario::new().engine, "a peek leaves no record behind (I10)");
+    n.input(Input::Now(50));
+    n.held(1, Shared);
+    n.input(Input::Now(60));
+    n.wait(2, Exclusive);
+    let seen = |session, mode, since_ms| ViewedSession { session: SessionId(session), mode, since_ms };
+    let answer = Answer::Peeked(view(&[seen(1, Shared, 50)], &[seen(2, Exclusive, 60)], false));
+    assert_eq!(n.input(Input::Peek(asked(9))), [says(9, answer)]);
+    assert_eq!(n.engine.count(), (1, 1));
+    assert_eq!(n.engine.names(None).map(LockName::as_str).collect::<Vec<_>>(), ["n"]);
+    assert_eq!(n.engine.names(Some(&name("n"))).count(), 0);
+}
+
+/// Released files are kept: the one that has been idle longest goes when there are too many, when descriptors are short, and
+/// when the linger is over; one that is used again meanwhile does not.
+#[test]
+fn released_files_linger() {
+    let mut s = Scenario::new();
+    let asked = |text| Asked { name: name(text), session: SessionId(1), request: RequestId(1) };
+    let done = |text, outcome| Input::Done { name: name(text), file: Some(FILE), outcome };
+    let retire = |text| Effect::File { name: name(text), op: FileOp::Retire, file: Some(FILE) };
+    let mut used = |text: &'static str| {
+        s.input(Input::Acquire { asked: asked(text), mode: Exclusive, wait: true });
+        s.input(done(text, Outcome::Locked));
+        s.input(Input::Release(asked(text)));
+        let effects = s.input(done(text, UNLOCKED));
+        effects[1..].to_vec()
+    };
+    assert_eq!(used("a"), [Effect::Arm(Timer::Linger, 2000)]);
+    assert_eq!(used("b"), []);
+    assert_eq!(used("c"), [retire("a")], "at the bound");
+    s.input(Input::Done { name: name("a"), file: None, outcome: UNLOCKED });
+    assert_eq!(s.input(Input::Shed), [retire("b")]);
+    s.input(Input::Done { name: name("b"), file: None, outcome: UNLOCKED });
+    assert_eq!(s.elapsed(Timer::Linger), [Effect::Arm(Timer::Linger, 2000)], "c is younger than the linger");
+    assert_eq!(s.elapsed(Timer::Linger), [retire("c")]);
+    s.input(Input::Done { name: name("c"), file: None, outcome: UNLOCKED });
+    assert_eq!(s.input(Input::Shed), []);
+    assert_eq!(s.engine, Scenario::new().engine, "nothing stays behind");
+}
+
+/// The linger is over while the file is in use again: it stays.
+#[test]
+fn a_lingering_file_is_used_again() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    n.release(1);
+    n.done(UNLOCKED);
+    assert_eq!(n.wait(1, Exclusive), [file(FileOp::Try(Exclusive))]);
+    assert_eq!(n.done(Outcome::Locked), [granted(1, Exclusive)]);
+    assert_eq!(n.elapsed(Timer::Linger), []);
+    assert_eq!(n.input(Input::Shed), []);
+}
+
+/// Without a linger, a released file goes at once, and so does one that a refused try left open.
+#[test]
+fn no_linger() {
+    let mut n = Scenario::without_linger();
+    n.held(1, Exclusive);
+    assert_eq!(n.release(1), [file(FileOp::Retire)]);
+    assert_eq!(n.closed(UNLOCKED), [released(1)]);
+    n.try_it(1, Exclusive);
+    assert_eq!(n.done(Outcome::Refused), [says(1, Answer::BusyElsewhere), file(FileOp::Retire)]);
+    n.closed(UNLOCKED);
+    assert_eq!(n.engine, Scenario::without_linger().engine);
+}
+
+/// The daemon stops: who waits and who comes is refused, who holds keeps its lock until it releases, and every file goes.
+#[test]
+fn the_daemon_drains() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    n.wait(2, Exclusive);
+    assert_eq!(n.input(Input::Drain), [says(2, Answer::Closing)]);
+    assert_eq!(n.wait(3, Exclusive), [says(3, Answer::Closing)]);
+    assert_eq!(n.release(1), [file(FileOp::Retire)]);
+    assert_eq!(n.closed(UNLOCKED), [released(1)]);
+    assert_eq!(n.engine.count(), (0, 0));
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    n.release(1);
+    n.done(UNLOCKED);
+    assert_eq!(n.input(Input::Drain), [file(FileOp::Retire)], "an idle file goes at once");
+}
+
+/// The daemon stops while a try is under way: the lock that comes of it is let go.
+#[test]
+fn the_daemon_drains_during_a_try() {
+    let mut n = Scenario::new();
+    n.wait(1, Exclusive);
+    assert_eq!(n.input(Input::Drain), [says(1, Answer::Closing)]);
+    assert_eq!(n.done(Outcome::Locked), [file(FileOp::Retire)]);
+}
+
+/// The daemon has passed a name on among its own sessions for long enough: at the next release it unlocks the file although
+/// somebody waits, leaves it alone for a while, and then tries like everybody else.
+#[test]
+fn the_turn_ends() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    n.wait(2, Exclusive);
+    n.wait(3, Exclusive);
+    assert_eq!(n.release(1)[0], Effect::Arm(turn(), TURN_MS));
+    n.done(Outcome::Locked);
+    assert_eq!(n.elapsed(turn()), [], "the holder is left in peace");
+    assert_eq!(n.release(2), [file(FileOp::Unlock)]);
+    assert_eq!(n.done(UNLOCKED), [released(2), Effect::Arm(turn(), YIELD_MS)]);
+    assert_eq!(n.try_it(4, Exclusive), [says(4, Answer::BusyHere(None))], "others wait");
+    assert_eq!(n.elapsed(turn()), [file(FileOp::Try(Exclusive))]);
+    assert_eq!(n.done(Outcome::Locked), [granted(3, Exclusive)]);
+    assert_eq!(n.release(3), [file(FileOp::Unlock)]);
+}
+
+/// The file was unlocked within the turn, since nobody waited: others had their chance, and the turn's end means nothing.
+#[test]
+fn the_turn_is_broken() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    n.wait(2, Exclusive);
+    n.release(1);
+    n.done(Outcome::Locked);
+    n.release(2);
+    n.done(UNLOCKED);
+    n.held(3, Exclusive);
+    n.wait(4, Exclusive);
+    assert_eq!(n.elapsed(turn()), []);
+    assert_eq!(n.release(3), [Effect::Arm(turn(), TURN_MS), file(FileOp::Try(Exclusive))], "a turn of its own");
+}
+
+/// Timers that nobody waits for any more run out: nothing happens.
+#[test]
+fn stale_timers_are_no_ops() {
+    let mut n = Scenario::new();
+    for timer in [Timer::Retry, Timer::Linger, turn()] {
+        n.unmoved_by(&timer);
+    }
+    n.held(1, Exclusive);
+    n.wait(2, Exclusive);
+    for timer in [Timer::Retry, Timer::Linger, turn()] {
+        n.unmoved_by(&timer);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
+
+    /// Several sessions do whatever they may with several names, while file operations complete in any order with any outcome
+    /// and timers run out at any time.
+    #[test]
+    fn random_runs(linger: bool, steps in prop::collection::vec(any::<[u8; 3]>(), 0..200)) {
+        run::run(linger, steps);
+    }
+}

@@ -1,6 +1,8 @@
 //! Version 1 of the protocol: JSON objects (docs/protocol.md, chapters 2 to 7). [`decode`] makes a [`Request`] of an object,
 //! or a [`Refusal`] that names what is wrong with it; [`Reply`] and [`Event`] are what goes back.
 
+mod reply;
+
 use std::borrow::Cow;
 use std::fmt;
 
@@ -10,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::Mode;
 use crate::limits::{HELLO_NAME_BYTES_MAX, HELLO_NOTE_BYTES_MAX, ID_BYTES_MAX, ID_NUMBER_MAX};
 use crate::name::LockName;
+pub use reply::{Event, Listed, Listing, Look, Reply, Seen, Welcome, word};
 
 /// The version that this module speaks.
 pub const VERSION: u64 = 1;
@@ -108,132 +111,6 @@ pub struct Refusal {
     pub error: Error,
     /// The sentence for people.
     pub message: String,
-}
-
-/// The reply to most requests; what is absent is left out.
-#[derive(Debug, Default, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Reply<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<&'a Id>,
-    pub ok: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<Error>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub message: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lock: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub already: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cancelled: Option<bool>,
-}
-
-/// The reply to a hello.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Welcome<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<&'a Id>,
-    pub ok: bool,
-    pub version: u64,
-    pub session: &'a str,
-    pub node: &'a str,
-    pub directory: &'a str,
-    pub dead_after_ms: u64,
-}
-
-/// The reply to a peek.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Look<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<&'a Id>,
-    pub ok: bool,
-    pub lock: &'a str,
-    pub locked: bool,
-    pub holders: Vec<Seen>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub holders_total: Option<usize>,
-    pub waiters: usize,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub contender: bool,
-}
-
-/// The reply to a list.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Listing<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<&'a Id>,
-    pub ok: bool,
-    pub locks: Vec<Listed>,
-    pub more: bool,
-}
-
-/// A lock in a [`Listing`].
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Listed {
-    pub lock: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<&'static str>,
-    pub holders: Vec<Seen>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub holders_total: Option<usize>,
-    pub waiters: Vec<Seen>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub waiters_total: Option<usize>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub contender: bool,
-}
-
-impl Listed {
-    /// About how long it is when written.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        const ROW: usize = 100;
-        let length = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
-        let seen = self.holders.iter().chain(&self.waiters);
-        ROW + self.lock.len() + seen.map(|seen| ROW + length(&seen.name) + length(&seen.note)).sum::<usize>()
-    }
-}
-
-/// A session in a [`Look`] or a [`Listing`].
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Seen {
-    pub session: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<Box<str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub note: Option<Box<str>>,
-    pub mode: &'static str,
-    pub since_ms: u64,
-}
-
-/// What is pushed to a session (docs/protocol.md, chapter 4).
-#[derive(Debug, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event<'a> {
-    /// The session does not hold this lock any more.
-    Lost {
-        /// Which.
-        lock: &'a str,
-        /// Why.
-        reason: &'a str,
-    },
-}
-
-/// The word for a mode.
-#[must_use]
-pub fn word(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Shared => "shared",
-        Mode::Exclusive => "exclusive",
-    }
 }
 
 /// A text member: borrowed from the request where it has no escapes.

@@ -1,0 +1,15 @@
+//! A TCP connection. Its first bytes tell the dialect: most seeds are gob streams, the others are lines of JSON. The
+//! first two bytes choose how the rest is cut.
+
+#![no_main]
+
+mod cuts;
+
+use distrilock::wire::Codec;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Some((cuts, stream)) = bytes.split_first_chunk::<2>() {
+        cuts::compare(Codec::stream, cuts, stream);
+    }
+});

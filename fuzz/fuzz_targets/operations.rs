@@ -1,0 +1,20 @@
+//! The engine: whatever sessions, files and timers do, its answers keep the rules. The first byte chooses the linger, each three
+//! bytes more are a step of the run that the engine's own tests make, too.
+
+#![no_main]
+
+use distrilock::engine::{
+    Answer, Asked, Config, Effect, Engine, FileOp, Input, Mode, Outcome, RequestId, SessionId, Timer, Withdrawal,
+};
+use distrilock::fault::Fault;
+use distrilock::name::LockName;
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../src/engine/tests/run.rs"]
+mod run;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Some((first, rest)) = bytes.split_first() {
+        run::run(first & 1 == 1, rest.as_chunks().0.iter().copied());
+    }
+});

@@ -1,0 +1,343 @@
+//! Random runs of the engine, judged from outside: by what it was asked and what it answered, not by what it keeps. Bytes choose
+//! the steps, so that proptest and a fuzzer (`fuzz/fuzz_targets/operations.rs`, which includes this file) can both steer it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Answer, Asked, Config, Effect, Engine, Fault, FileOp, Input, LockName, Mode, Outcome, RequestId, SessionId, Timer,
+    Withdrawal,
+};
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+const SESSIONS: u8 = 4;
+
+/// More rounds of completions and timers than this before nothing moves: the engine does not come to rest.
+const ROUNDS_MAX: usize = 200;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Question {
+    /// Acquire, of a session that does not hold the name.
+    Enter(Mode, bool),
+    /// Acquire, of a session that holds it in the mode that is told second.
+    Again(Mode, Mode),
+    /// Release, of a session that holds it alone, beside others, or not at all.
+    Release(Held),
+    Verify,
+    Peek,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Alone,
+    WithOthers,
+    Not,
+}
+
+/// One name, as its sessions see it.
+#[derive(Debug, Default)]
+struct Outside {
+    /// Who was granted it and has not asked to release it.
+    holders: BTreeMap<SessionId, Mode>,
+    /// Who is to be granted it, first come first.
+    queue: Vec<(SessionId, RequestId)>,
+    /// Questions without an answer.
+    questions: BTreeMap<(SessionId, RequestId), Question>,
+    in_flight: Option<(FileOp, Option<u32>)>,
+}
+
+struct Run {
+    engine: Engine<u32>,
+    names: BTreeMap<LockName, Outside>,
+    timers: BTreeSet<Timer>,
+    /// Files that are open.
+    open: BTreeSet<u32>,
+    next_file: u32,
+    next_request: u64,
+    draining: bool,
+    /// What the last input showed: a name whose file is locked in a mode (I3).
+    shown: Option<(LockName, Mode)>,
+    /// The name of the last input, if it was a completion (I9).
+    completed: Option<LockName>,
+}
+
+/// Takes the steps, and then lets everything come to an end.
+///
+/// # Panics
+/// If the engine, or what it answers, breaks a rule.
+pub(super) fn run(linger: bool, steps: impl IntoIterator<Item = [u8; 3]>) {
+    let config = Config { linger_ms: if linger { 2000 } else { 0 }, linger_files_max: 2 };
+    let name = |text: &str| LockName::parse(text.as_bytes()).expect("the names of a run are valid");
+    let mut run = Run {
+        engine: Engine::new(config),
+        names: NAMES.iter().map(|text| (name(text), Outside::default())).collect(),
+        timers: BTreeSet::new(),
+        open: BTreeSet::new(),
+        next_file: 0,
+        next_request: 0,
+        draining: false,
+        shown: None,
+        completed: None,
+    };
+    for step in steps {
+        run.step(step);
+    }
+    run.end();
+}
+
+impl Run {
+    fn step(&mut self, [what, who, how]: [u8; 3]) {
+        let name = self.name(who / SESSIONS);
+        let session = SessionId(u64::from(who % SESSIONS));
+        let mode = if how & 1 == 0 { Mode::Shared } else { Mode::Exclusive };
+        match what % 16 {
+            0..4 => self.acquire(name, session, mode, how & 2 == 0),
+            4 | 5 => self.release(name, session),
+            6 => self.ask(name, session, Question::Verify, Input::Verify),
+            7 => self.ask(name, session, Question::Peek, Input::Peek),
+            8 => self.withdraw(&name, session, how),
+            9 => self.leave(name, session),
+            10..14 => self.complete(&name, how),
+            14 => self.elapse(who, how),
+            _ => match how {
+                0..2 => {
+                    self.draining = true;
+                    self.input(Input::Drain);
+                }
+                2..100 => self.input(Input::Shed),
+                _ => self.input(Input::Now(how.into())),
+            },
+        }
+    }
+
+    fn name(&self, number: u8) -> LockName {
+        let place = usize::from(number) % NAMES.len();
+        self.names.keys().nth(place).expect("the place is one of the names").clone()
+    }
+
+    fn outside(&mut self, name: &LockName) -> &mut Outside {
+        self.names.get_mut(name).expect("the engine speaks of names that it was told")
+    }
+
+    fn ask(&mut self, name: LockName, session: SessionId, question: Question, input: impl FnOnce(Asked) -> Input<u32>) {
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        let asked = Asked { name, session, request };
+        self.outside(&asked.name).questions.insert((session, request), question);
+        self.input(input(asked));
+    }
+
+    /// The session layer lets a session have one acquire of a name at a time (I8).
+    fn acquire(&mut self, name: LockName, session: SessionId, mode: Mode, wait: bool) {
+        let outside = self.outside(&name);
+        let acquires = |question: &Question| matches!(question, Question::Enter(..) | Question::Again(..));
+        if outside.questions.iter().any(|((asking, _), question)| *asking == session && acquires(question)) {
+            return;
+        }
+        let request = RequestId(self.next_request);
+        let outside = self.outside(&name);
+        let question = match outside.holders.get(&session) {
+            Some(held) => Question::Again(mode, *held),
+            None => Question::Enter(mode, wait),
+        };
+        if let Question::Enter(..) = question {
+            outside.queue.push((session, request));
+        }
+        self.ask(name, session, question, |asked| Input::Acquire { asked, mode, wait });
+    }
+
+    fn release(&mut self, name: LockName, session: SessionId) {
+        let outside = self.outside(&name);
+        let held = match (outside.holders.remove(&session), outside.holders.len()) {
+            (None, _) => Held::Not,
+            (Some(_), 0) => Held::Alone,
+            (Some(_), _) => Held::WithOthers,
+        };
+        self.ask(name, session, Question::Release(held), Input::Release);
+    }
+
+    /// Withdraws a request that waits, or one that was answered long ago.
+    fn withdraw(&mut self, name: &LockName, session: SessionId, how: u8) {
+        let waiting = self.outside(name).queue.iter().find(|(waiting, _)| *waiting == session).copied();
+        let request = waiting.map_or(RequestId(0), |(_, request)| request);
+        let why = if how & 1 == 0 { Withdrawal::Cancelled } else { Withdrawal::TimedOut };
+        self.input(Input::Withdraw { asked: Asked { name: name.clone(), session, request }, why });
+        assert!(!self.outside(name).questions.contains_key(&(session, request)) || waiting.is_none(), "I6: withdrawn");
+    }
+
+    fn leave(&mut self, name: LockName, session: SessionId) {
+        let outside = self.outside(&name);
+        outside.holders.remove(&session);
+        outside.queue.retain(|(waiting, _)| *waiting != session);
+        outside.questions.retain(|(asking, _), _| *asking != session);
+        self.input(Input::Leave { name, session });
+    }
+
+    /// The operation in flight ends in one of the ways that the file system can make it end; 0 is the one without a surprise.
+    fn complete(&mut self, name: &LockName, how: u8) {
+        let Some((op, file)) = self.outside(name).in_flight.take() else { return };
+        let fault = || Fault { operation: "fcntl", path: name.as_str().into(), errno: 5 };
+        let (kept, surprise) = (how & 1 == 0, how >> 1);
+        let outcome = match (op, surprise % 6) {
+            (FileOp::Try(_), 0..3) => Outcome::Locked,
+            (FileOp::Try(_), 3) => Outcome::Refused,
+            (FileOp::Try(_), 4) => Outcome::Disturbed,
+            (FileOp::Probe(_), 0..4) => Outcome::Real,
+            (FileOp::Probe(_), 4) => Outcome::Lost("deleted"),
+            (FileOp::Peek, 0..5) => Outcome::Peeked { locked: surprise > 10 },
+            (FileOp::Try(_) | FileOp::Probe(_) | FileOp::Peek, _) => Outcome::Failed(fault()),
+            (FileOp::Unlock | FileOp::Retire, how) => Outcome::Unlocked { file_gone: how > 3 },
+        };
+        let needs_file = matches!(op, FileOp::Probe(_)) || outcome == Outcome::Locked;
+        let file = match file {
+            Some(file) if needs_file || (kept && op != FileOp::Retire) => Some(file),
+            None if outcome == Outcome::Locked || (kept && matches!(op, FileOp::Try(_))) => {
+                self.next_file += 1;
+                self.open.insert(self.next_file);
+                Some(self.next_file)
+            }
+            file => {
+                self.open.retain(|open| Some(*open) != file);
+                None
+            }
+        };
+        self.shown = match (op, &outcome) {
+            (FileOp::Try(mode), Outcome::Locked) | (FileOp::Probe(mode), Outcome::Real) => Some((name.clone(), mode)),
+            _ => None,
+        };
+        self.completed = Some(name.clone());
+        self.input(Input::Done { name: name.clone(), file, outcome });
+        (self.shown, self.completed) = (None, None);
+    }
+
+    /// A timer runs out: one that is armed, or one that is stale.
+    fn elapse(&mut self, which: u8, how: u8) {
+        let timer = match how {
+            0 => Timer::Retry,
+            1 => Timer::Linger,
+            2 => Timer::Turn(self.name(which)),
+            _ => match self.timers.iter().nth(usize::from(which) % self.timers.len().max(1)) {
+                Some(timer) => timer.clone(),
+                None => return,
+            },
+        };
+        self.timers.remove(&timer);
+        self.input(Input::Elapsed(timer));
+    }
+
+    fn input(&mut self, input: Input<u32>) {
+        let mut effects = Vec::new();
+        self.engine.input(input, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::File { name, op, file } => {
+                    assert!(file.is_none_or(|file| self.open.contains(&file)), "{name}: a closed file is used");
+                    let before = self.outside(&name).in_flight.replace((op, file));
+                    assert_eq!(before, None, "I4: {name}");
+                }
+                Effect::Answer { name, session, request, answer } => self.answered(&name, session, request, answer),
+                Effect::Lost { name, session, .. } => {
+                    // Who has asked to release it hears of both, or of the release alone.
+                    self.outside(&name).holders.remove(&session);
+                }
+                Effect::Arm(timer, after_ms) => {
+                    assert!(after_ms > 0, "{timer:?} would run out at once, again and again");
+                    self.timers.insert(timer);
+                }
+            }
+        }
+        self.engine.check_all();
+    }
+
+    fn answered(&mut self, name: &LockName, session: SessionId, request: RequestId, answer: Answer) {
+        let (shown, completed) = (self.shown.clone(), self.completed.clone());
+        let draining = self.draining;
+        let outside = self.outside(name);
+        let question = outside.questions.remove(&(session, request));
+        let question = question.unwrap_or_else(|| panic!("I6: {name}: {answer:?} answers nothing"));
+        match (question, answer) {
+            (Question::Enter(mode, _), Answer::Granted { mode: granted, already: false }) => {
+                assert_eq!(granted, mode, "{name}: granted in another mode");
+                assert_eq!(shown, Some((name.clone(), mode)), "I3: {name}");
+                assert_eq!(outside.queue.first(), Some(&(session, request)), "I5: {name}");
+                outside.queue.remove(0);
+                outside.holders.insert(session, mode);
+                let alone = outside.holders.len() == 1;
+                assert!(alone || outside.holders.values().all(|held| *held == Mode::Shared), "I1: {name}");
+            }
+            (Question::Enter(_, wait), answer) => {
+                outside.queue.retain(|waiting| *waiting != (session, request));
+                match answer {
+                    Answer::Storage(_) | Answer::Cancelled | Answer::TimedOut => {}
+                    Answer::BusyHere(_) | Answer::BusyElsewhere => assert!(!wait, "{name}: a waiter is refused"),
+                    Answer::Closing => assert!(draining, "{name}: closing"),
+                    answer => panic!("{name}: {answer:?} answers no acquire"),
+                }
+            }
+            (Question::Again(mode, held), Answer::Granted { mode: granted, already: true }) => {
+                assert!(mode == granted && mode == held, "{name}: granted in another mode");
+            }
+            (Question::Again(mode, held), Answer::Mismatch) => assert_ne!(mode, held, "{name}"),
+            (Question::Again(..), Answer::Closing) => assert!(draining, "{name}: closing"),
+            (Question::Again(..) | Question::Verify, Answer::Lost(_) | Answer::Storage(_) | Answer::NotHeld { .. }) => {
+            }
+            (Question::Release(Held::Alone), Answer::Released { .. }) => {
+                assert_eq!(completed.as_ref(), Some(name), "I9: {name}");
+            }
+            (Question::Release(Held::WithOthers), Answer::Released { .. })
+            | (Question::Release(Held::Not), Answer::NotHeld { .. })
+            | (Question::Verify, Answer::Real)
+            | (Question::Peek, Answer::Peeked(_) | Answer::Storage(_)) => {}
+            (question, answer) => panic!("{name}: {answer:?} answers no {question:?}"),
+        }
+    }
+
+    /// Nothing goes wrong any more, and time passes, until the engine has come to rest.
+    fn calm_down(&mut self) {
+        for _ in 0..ROUNDS_MAX {
+            let busy: Vec<LockName> =
+                self.names.iter().filter(|(_, it)| it.in_flight.is_some()).map(|(name, _)| name.clone()).collect();
+            let timers = std::mem::take(&mut self.timers);
+            if busy.is_empty() && timers.is_empty() {
+                return;
+            }
+            busy.iter().for_each(|name| self.complete(name, 0));
+            timers.into_iter().for_each(|timer| self.input(Input::Elapsed(timer)));
+        }
+        panic!("the engine does not come to rest: {:?}", self.engine);
+    }
+
+    /// Whoever holds a lock releases it, until nobody does: then everybody was answered, and nothing is left.
+    fn end(mut self) {
+        self.calm_down();
+        self.check_waits();
+        while let Some((name, session)) = self.holder() {
+            self.release(name, session);
+            self.calm_down();
+            self.check_waits();
+        }
+        for (name, outside) in &self.names {
+            assert!(outside.questions.is_empty(), "I6: {name}: {:?} without an answer", outside.questions);
+        }
+        assert_eq!(self.open, BTreeSet::new(), "files stay open");
+        assert_eq!(self.engine.count(), (0, 0));
+    }
+
+    fn holder(&self) -> Option<(LockName, SessionId)> {
+        let first = |(name, outside): (&LockName, &Outside)| Some((name.clone(), *outside.holders.keys().next()?));
+        self.names.iter().find_map(first)
+    }
+
+    /// Everything is at rest: who has no answer yet queues behind somebody with whom it cannot share (I7).
+    fn check_waits(&self) {
+        for (name, outside) in &self.names {
+            let waits = |question: &Question| matches!(question, Question::Enter(_, true));
+            assert!(outside.questions.values().all(waits), "I6: {name}: {:?}", outside.questions);
+            if let Some(head) = outside.queue.first() {
+                let wants = outside.questions[head];
+                let shares = wants == Question::Enter(Mode::Shared, true)
+                    && outside.holders.values().all(|held| *held == Mode::Shared);
+                assert!(!outside.holders.is_empty() && !shares, "I7: {name}: {head:?} waits for nothing");
+            }
+        }
+    }
+}
