@@ -81,7 +81,6 @@ impl Kernel {
             Call::Open | Call::OpenToRead => *file = Some(self.open_file(process)),
             Call::Lock(mode) => return yes(self.lock(is_open(), &[false, true], mode)),
             Call::LockToDelete => return yes(self.lock(is_open(), &[true], Mode::Exclusive)),
-            Call::Linked => return yes(self.named == self.open.get(&is_open()).copied()),
             Call::Check if self.named.is_none() => return local::Answer::Gone,
             Call::Check => return yes(self.named == self.open.get(&is_open()).copied()),
             Call::Held(mode) => return yes(self.conflicts(is_open(), false, mode)),

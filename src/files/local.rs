@@ -35,8 +35,6 @@ pub enum Call {
     LockToDelete,
     /// Does the name mean the open file?
     Check,
-    /// Does any name mean the open file? (Cheaper than [`Call::Check`].)
-    Linked,
     /// Does a lock of another process keep byte 0 from being locked in this mode?
     Held(Mode),
     /// Let another process run.
@@ -114,7 +112,7 @@ impl Steps {
             FileOp::Try(_) => Call::Open,
             FileOp::Retire if locked != Some(Mode::Exclusive) => Call::LockToDelete,
             FileOp::Peek if !open => Call::OpenToRead,
-            FileOp::Unlock => Call::Linked,
+            FileOp::Unlock => Call::Unlock,
             FileOp::Peek | FileOp::Probe(_) | FileOp::Retire => Call::Check,
         };
         let next = steps.ask(first);
@@ -211,13 +209,6 @@ impl Steps {
 
     fn unlock_step(&mut self, answer: &Answer) -> Next {
         match self.asked {
-            // Somebody deleted the file; unless another one was put into its place, a release has to say so.
-            Call::Linked if *answer == Answer::No => self.ask(Call::Check),
-            Call::Linked => self.ask(Call::Unlock),
-            Call::Check => {
-                self.end = Outcome::Unlocked { file_gone: *answer == Answer::Gone };
-                self.ask(Call::Unlock)
-            }
             // A lock that cannot be undone goes with its descriptor.
             Call::Unlock if *answer != Answer::Yes => self.ask(Call::Close),
             _ => Next::End(self.end.clone()),

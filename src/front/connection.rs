@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
+use super::burst;
 use super::stream::{Stream, farewell};
 use crate::engine::SessionId;
 use crate::limits::{HANG_UP_CHECK_MS, OUTBOX_BYTES_PAUSE, READ_BYTES_MAX, REQUESTS_PER_TURN_MAX};
@@ -25,6 +26,9 @@ use crate::wire::{Codec, Violation};
 thread_local! {
     static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES_MAX]);
 }
+
+/// Room for most replies, so that one does not grow piece by piece.
+const REPLY_BYTES: usize = 128;
 
 struct Connection {
     stream: Stream,
@@ -98,18 +102,13 @@ pub(super) async fn serve(
 
 impl Connection {
     async fn run(&mut self) -> Ended {
-        if !self.input.is_empty()
-            && let Some(ended) = self.turn(|connection, out| connection.take_all(&[], out))
-        {
-            return ended;
-        }
+        // What came with the handshake may be a request.
+        self.held_back = !self.input.is_empty();
         loop {
             let wake = poll_fn(|cx| self.poll(cx)).await;
             let ended = match wake {
                 Ok(Wake::Readable) => self.read(),
-                Ok(Wake::Writable) => {
-                    self.write().or_else(|| self.turn(|connection, out| connection.take_all(&[], out)))
-                }
+                Ok(Wake::Writable) => self.write(),
                 Ok(Wake::Mail) => self.turn(|connection, out| {
                     connection.session.read_mail(out);
                     connection.take_all(&[], out);
@@ -126,12 +125,12 @@ impl Connection {
                 return ended;
             }
             if self.unsent || self.held_back {
-                others_first().await;
+                burst::end().await;
             }
-            if self.unsent {
-                if let Some(ended) = self.write() {
-                    return ended;
-                }
+            if self.unsent
+                && let Some(ended) = self.write()
+            {
+                return ended;
             }
         }
     }
@@ -199,10 +198,11 @@ impl Connection {
         })
     }
 
-    /// Lets `work` say something, which is kept until it is written.
+    /// Lets `work` say something, which is written at the end of the burst.
     fn turn(&mut self, work: impl FnOnce(&mut Self, &mut Vec<u8>)) -> Option<Ended> {
         let mut out = std::mem::take(&mut self.output);
         let before = out.len();
+        out.reserve(REPLY_BYTES);
         work(self, &mut out);
         self.unsent |= out.len() > before;
         self.output = out;
@@ -212,16 +212,12 @@ impl Connection {
     /// Writes what the socket takes, and keeps the rest.
     fn write(&mut self) -> Option<Ended> {
         self.unsent = false;
-        let written = match self.stream.write_some(&self.output) {
-            Ok(written) => written,
+        match self.stream.write_some(&self.output) {
+            Ok(written) if written == self.output.len() => self.output = Vec::new(),
+            Ok(written) => drop(self.output.drain(..written)),
             Err(error) => return Some(Ended::Failed(error)),
-        };
-        if written == self.output.len() {
-            self.output = Vec::new();
-        } else {
-            self.output.drain(..written);
         }
-        if self.output.len() > self.outbox_bytes_max && self.session.ended().is_none() {
+        if self.output.len() > self.outbox_bytes_max {
             self.session.give_up(self.output.len());
             self.output = Vec::new();
         }
@@ -278,18 +274,4 @@ impl Connection {
             _ => tracing::debug!(SESSION = %id, PEER = peer, DIALECT = dialect, "session {id} of {peer} ended"),
         }
     }
-}
-
-/// Lets the thread's other connections that have something to do go first, so that a burst of requests is read as a whole before
-/// its replies wake the clients: each wake-up costs more than the request.
-async fn others_first() {
-    let mut gone = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut gone, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

@@ -2,6 +2,7 @@
 //! socket and its [`Session`](crate::session::Session).
 
 mod accept;
+pub mod burst;
 mod connection;
 mod stream;
 mod upgrade;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::libc::POLLRDHUP;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::limits::{FAREWELL_BYTES_MAX, FAREWELL_MS_MAX};
@@ -94,11 +95,21 @@ impl Stream {
         }
     }
 
+    /// Reads what is there. After less than was asked for there is no more, and the next call would be in vain: the readiness is
+    /// taken back until the kernel tells of more (epoll(7), question 9; FIN is remembered apart).
     pub(super) fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.try_read(into),
-            Self::Unix(stream) => stream.try_read(into),
+        let no_more = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        let count = match self {
+            Self::Tcp(stream) => stream.try_read(into)?,
+            Self::Unix(stream) => stream.try_read(into)?,
+        };
+        if (1..into.len()).contains(&count) {
+            let _: io::Result<()> = match self {
+                Self::Tcp(stream) => stream.try_io(Interest::READABLE, no_more),
+                Self::Unix(stream) => stream.try_io(Interest::READABLE, no_more),
+            };
         }
+        Ok(count)
     }
 
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {

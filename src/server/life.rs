@@ -19,7 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::Core;
 use crate::files::Files;
-use crate::front::{Front, Listening, Worker, accept};
+use crate::front::{Front, Listening, Worker, accept, burst};
 use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
 use crate::settings::{Address, Settings};
 use crate::systemd::notify::{Notifier, watchdog_interval};
@@ -51,6 +51,9 @@ pub enum StartFault {
 
 /// How many connections may wait to be accepted: as many as systemd asks for (systemd.socket(5), Backlog=).
 const BACKLOG: i32 = 4096;
+
+/// After so many tasks a thread looks for new events, although there are tasks left: a burst of a thousand clients stays whole.
+const EVENT_INTERVAL: u32 = 1000;
 
 /// The sockets of both fronts.
 struct Fronts {
@@ -181,7 +184,11 @@ fn status(core: &Core) -> String {
 
 /// A thread that serves connections.
 fn worker(number: usize) -> io::Result<Worker> {
-    let runtime: Runtime = Builder::new_current_thread().enable_all().build()?;
+    let runtime: Runtime = Builder::new_current_thread()
+        .enable_all()
+        .event_interval(EVENT_INTERVAL)
+        .on_thread_park(burst::ended)
+        .build()?;
     let handle = runtime.handle().clone();
     let name = format!("sessions-{number}");
     std::thread::Builder::new().name(name).spawn(move || runtime.block_on(std::future::pending::<()>()))?;

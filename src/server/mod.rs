@@ -9,6 +9,7 @@ mod life;
 pub mod mailbox;
 mod throttle;
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -29,6 +30,11 @@ use mailbox::{Letter, Mailbox, Mailboxes, TooMany};
 use throttle::Throttle;
 
 type Shard = Engine<OpenFile>;
+
+thread_local! {
+    /// Where a thread keeps effects while it carries them out: empty in between.
+    static ROOM: RefCell<(Vec<Effect<OpenFile>>, VecDeque<Effect<OpenFile>>)> = RefCell::default();
+}
 
 /// What all sessions of a daemon share.
 #[derive(Debug)]
@@ -86,6 +92,16 @@ impl Core {
         self.files.path(name).to_string_lossy().into_owned()
     }
 
+    /// Whether the lock file of a name that is held is there: if not, somebody deleted it.
+    #[must_use]
+    pub fn file_is_there(&self, name: &LockName) -> bool {
+        let there = self.files.is_there(name);
+        if !there {
+            log_deleted(name);
+        }
+        there
+    }
+
     /// Gives the engine an input about a name and carries out what follows. Every answer goes into a mailbox, that of the
     /// session which asks (`mine`) too, which is not woken for it.
     pub fn submit(self: &Arc<Self>, name: &LockName, input: Input<OpenFile>, mine: (SessionId, &Mailbox)) {
@@ -102,43 +118,45 @@ impl Core {
     }
 
     /// The engine's mutex is held for each input, not for the file calls in between: the file is with us meanwhile, so that
-    /// nobody else begins another operation on the name (I4). Tells whether there was anything to do.
+    /// nobody else begins another operation on the name (I4). Tells whether a file operation or a timer followed.
     fn carry_out(self: &Arc<Self>, shard: usize, input: Input<OpenFile>, mine: Option<(SessionId, &Mailbox)>) -> bool {
-        let mut due = VecDeque::new();
-        let anything = self.input(shard, input, mine, &mut due);
+        let (mut effects, mut due) = ROOM.take();
+        self.input(shard, input, mine, &mut effects, &mut due);
+        let anything = !due.is_empty();
         while let Some(effect) = due.pop_front() {
             match effect {
                 Effect::File { name, op, file } => {
                     let (file, outcome) = self.perform(&name, op, file);
-                    self.input(shard, Input::Done { name, file, outcome }, mine, &mut due);
+                    self.input(shard, Input::Done { name, file, outcome }, mine, &mut effects, &mut due);
                 }
                 Effect::Arm(timer, after_ms) => self.arm(shard, timer, after_ms),
                 Effect::Answer { .. } | Effect::Lost { .. } => unreachable!("letters are posted at once"),
             }
         }
+        ROOM.set((effects, due));
         anything
     }
 
     /// Letters are posted while the shard's mutex is held: a session gets them in the order in which the engine decided, whoever
-    /// brought the input. What remains to be done goes to `due`. Tells whether there was any effect.
+    /// brought the input. What remains to be done goes to `due`; `effects` is room to work in.
     fn input(
         &self,
         shard: usize,
         input: Input<OpenFile>,
         mine: Option<(SessionId, &Mailbox)>,
+        effects: &mut Vec<Effect<OpenFile>>,
         due: &mut VecDeque<Effect<OpenFile>>,
-    ) -> bool {
+    ) {
         let now_ms = self.now_ms();
-        let (mut effects, mut wakers) = (Vec::new(), Vec::new());
+        let mut wakers = Vec::new();
         let mut post = |session, letter| match mine {
             Some((me, mailbox)) if me == session => mailbox.leave(letter),
             _ => wakers.extend(self.mailboxes.post(session, letter)),
         };
         let mut engine = self.shard(shard);
-        engine.input(Input::Now(now_ms), &mut effects);
-        engine.input(input, &mut effects);
-        let anything = !effects.is_empty();
-        for effect in effects {
+        engine.input(Input::Now(now_ms), effects);
+        engine.input(input, effects);
+        for effect in effects.drain(..) {
             match effect {
                 Effect::Answer { name, session, request, answer } => {
                     post(session, Letter::Answer { name, request, answer });
@@ -155,7 +173,6 @@ impl Core {
         }
         drop(engine);
         wakers.into_iter().for_each(Waker::wake);
-        anything
     }
 
     fn arm(self: &Arc<Self>, shard: usize, timer: Timer, after_ms: u64) {

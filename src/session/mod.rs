@@ -15,6 +15,7 @@ use crate::files::OpenFile;
 use crate::name::LockName;
 use crate::server::Core;
 use crate::server::mailbox::{Letter, Mailbox};
+use crate::wire::v0::RELEASE;
 use crate::wire::v1::{Event, Id, Refusal};
 use crate::wire::{Codec, Dialect, Form, Incoming, Violation};
 
@@ -60,6 +61,8 @@ enum Kind {
 #[derive(Debug)]
 enum To {
     V0(Form, u8),
+    /// Of a Release: the lock file was gone before.
+    V0Gone(Form),
     V1(Option<Id>),
     /// To nobody: the session says goodbye.
     Bye,
@@ -107,7 +110,9 @@ impl Session {
     /// Whether its next message may be taken: requests of version 0.1 are answered one after the other.
     #[must_use]
     pub fn takes_more(&self) -> bool {
-        self.end.is_none() && self.bye.is_none() && !self.pending.iter().any(|pending| matches!(pending.to, To::V0(..)))
+        self.end.is_none()
+            && self.bye.is_none()
+            && !self.pending.iter().any(|pending| matches!(pending.to, To::V0(..) | To::V0Gone(_)))
     }
 
     /// When the next of its waits is over.
@@ -195,6 +200,9 @@ impl Session {
                     }
                     match &pending.to {
                         To::V0(form, command) => self.reply_v0(*form, *command, &name, answer, out),
+                        To::V0Gone(form) => {
+                            self.reply_v0(*form, RELEASE, &name, Answer::Released { file_gone: true }, out);
+                        }
                         To::V1(id) => self.reply_v1(id.as_ref(), &name, answer, out),
                         To::Bye => {}
                     }
