@@ -99,10 +99,10 @@ impl<F> Engine<F> {
     pub fn input(&mut self, input: Input<F>, effects: &mut Vec<Effect<F>>) {
         match input {
             Input::Acquire { asked, mode, wait } => self.acquire(&asked, mode, wait, effects),
-            Input::Release(asked) => self.release(asked, effects),
+            Input::Release(asked) => self.release(&asked, effects),
             Input::Verify(asked) => self.verify(asked, effects),
             Input::Peek(asked) => self.peek(&asked, effects),
-            Input::Withdraw { asked, why } => self.withdraw(asked, why, effects),
+            Input::Withdraw { asked, why } => self.withdraw(&asked, why, effects),
             Input::Leave { name, session } => self.leave(&name, session, effects),
             Input::Done { name, file, outcome } => self.done(&name, file, &outcome, effects),
             Input::Elapsed(timer) => self.elapsed(timer, effects),
@@ -132,15 +132,15 @@ impl<F> Engine<F> {
         self.settle(&asked.name, effects);
     }
 
-    fn release(&mut self, asked: Asked, effects: &mut Vec<Effect<F>>) {
+    fn release(&mut self, asked: &Asked, effects: &mut Vec<Effect<F>>) {
         let Some(record) = self.records.get_mut(&asked.name) else {
-            effects.push(asked.answer(Answer::NotHeld { by_another: false }));
+            effects.push(asked.clone().answer(Answer::NotHeld { by_another: false }));
             return;
         };
-        record.answer_before_release(&asked, effects);
+        record.answer_before_release(asked, effects);
         if !record.remove_holder(asked.session) {
             let by_another = !record.holders.is_empty();
-            effects.push(asked.answer(Answer::NotHeld { by_another }));
+            effects.push(asked.clone().answer(Answer::NotHeld { by_another }));
             return;
         }
         if record.holders.is_empty() {
@@ -165,7 +165,7 @@ impl<F> Engine<F> {
         self.settle(&asked.name, effects);
     }
 
-    fn withdraw(&mut self, asked: Asked, why: Withdrawal, effects: &mut Vec<Effect<F>>) {
+    fn withdraw(&mut self, asked: &Asked, why: Withdrawal, effects: &mut Vec<Effect<F>>) {
         let Some(record) = self.records.get_mut(&asked.name) else { return };
         let found = |waiter: &Waiter| (waiter.seen.session, waiter.request) == (asked.session, asked.request);
         let Some(place) = record.waiters.iter().position(found) else { return };

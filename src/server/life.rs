@@ -72,7 +72,7 @@ pub fn run(settings: Settings) -> Result<(), StartFault> {
     let descriptors = raise_descriptor_limit()?;
     let directory = directory(&settings)?;
     let fronts = listen(&settings, passed)?;
-    let workers = (0..settings.threads()).map(|n| worker(n)).collect::<io::Result<Vec<_>>>()?;
+    let workers = (0..settings.threads()).map(worker).collect::<io::Result<Vec<_>>>()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let node = nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
     let core = Arc::new(Core::new(settings, Files::new(directory), node, descriptors, runtime.handle().clone()));

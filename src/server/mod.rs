@@ -31,9 +31,12 @@ use throttle::Throttle;
 
 type Shard = Engine<OpenFile>;
 
+/// Effects as the engine queues them, and those that are still to be carried out.
+type Room = (Vec<Effect<OpenFile>>, VecDeque<Effect<OpenFile>>);
+
 thread_local! {
     /// Where a thread keeps effects while it carries them out: empty in between.
-    static ROOM: RefCell<(Vec<Effect<OpenFile>>, VecDeque<Effect<OpenFile>>)> = RefCell::default();
+    static ROOM: RefCell<Room> = RefCell::default();
 }
 
 /// What all sessions of a daemon share.

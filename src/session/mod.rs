@@ -196,7 +196,7 @@ impl Session {
                     self.note(&pending, &name, &answer);
                     if self.bye.is_some() && self.held.contains(&name) {
                         // It was granted while the session said goodbye.
-                        self.ask(name.clone(), Kind::Release, To::Bye, out, Input::Release);
+                        self.ask(&name, Kind::Release, To::Bye, out, Input::Release);
                     }
                     match &pending.to {
                         To::V0(form, command) => self.reply_v0(*form, *command, &name, answer, out),
@@ -242,9 +242,9 @@ impl Session {
     }
 
     /// Asks the engine, and remembers how to answer.
-    fn ask(&mut self, name: LockName, kind: Kind, to: To, out: &mut Vec<u8>, input: impl FnOnce(Asked) -> LockInput) {
-        let asked = self.pend(&name, kind, to, None);
-        self.submit(&name, input(asked), out);
+    fn ask(&mut self, name: &LockName, kind: Kind, to: To, out: &mut Vec<u8>, input: impl FnOnce(Asked) -> LockInput) {
+        let asked = self.pend(name, kind, to, None);
+        self.submit(name, input(asked), out);
     }
 
     fn pend(&mut self, name: &LockName, kind: Kind, to: To, deadline: Option<Instant>) -> Asked {

@@ -35,18 +35,20 @@ impl Session {
             v0::ACQUIRE if self.waits_for(&name).is_some() => {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, v0::OTHER_SESSION, out);
             }
-            v0::ACQUIRE => {
-                self.ask(name, Kind::Try, to, out, |asked| Input::Acquire { asked, mode: Mode::Exclusive, wait: false })
-            }
-            v0::RELEASE => self.release_v0(form, name, out),
-            v0::VERIFY => self.ask(name, Kind::Verify, to, out, Input::Verify),
-            _ => self.ask(name, Kind::Peek, to, out, Input::Peek),
+            v0::ACQUIRE => self.ask(&name, Kind::Try, to, out, |asked| Input::Acquire {
+                asked,
+                mode: Mode::Exclusive,
+                wait: false,
+            }),
+            v0::RELEASE => self.release_v0(form, &name, out),
+            v0::VERIFY => self.ask(&name, Kind::Verify, to, out, Input::Verify),
+            _ => self.ask(&name, Kind::Peek, to, out, Input::Peek),
         }
     }
 
     /// The original deletes the file, and tells if somebody has done so before.
-    fn release_v0(&mut self, form: Form, name: LockName, out: &mut Vec<u8>) {
-        let gone = self.held.contains(&name) && !self.core.file_is_there(&name);
+    fn release_v0(&mut self, form: Form, name: &LockName, out: &mut Vec<u8>) {
+        let gone = self.held.contains(name) && !self.core.file_is_there(name);
         let to = if gone { To::V0Gone(form) } else { To::V0(form, v0::RELEASE) };
         self.ask(name, Kind::Release, to, out, Input::Release);
     }

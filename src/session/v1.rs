@@ -20,10 +20,10 @@ impl Session {
         }
         match op {
             Op::Hello { name, note } => self.hello(id.as_ref(), Introduction { name, note }, out),
-            Op::Acquire { lock, mode, wait } => self.acquire(id, lock, mode, wait, out),
-            Op::Release(lock) => self.ask(lock, Kind::Release, To::V1(id), out, Input::Release),
-            Op::Verify(lock) => self.ask(lock, Kind::Verify, To::V1(id), out, Input::Verify),
-            Op::Peek(lock) => self.ask(lock, Kind::Peek, To::V1(id), out, Input::Peek),
+            Op::Acquire { lock, mode, wait } => self.acquire(id, &lock, mode, wait, out),
+            Op::Release(lock) => self.ask(&lock, Kind::Release, To::V1(id), out, Input::Release),
+            Op::Verify(lock) => self.ask(&lock, Kind::Verify, To::V1(id), out, Input::Verify),
+            Op::Peek(lock) => self.ask(&lock, Kind::Peek, To::V1(id), out, Input::Peek),
             Op::Cancel(request) => self.cancel(id.as_ref(), &request, out),
             Op::List(after) => self.list(id.as_ref(), after.as_ref(), out),
             Op::Ping => self.codec.send_v1(&Reply { id: id.as_ref(), ok: true, ..Reply::default() }, out),
@@ -40,8 +40,8 @@ impl Session {
         self.codec.send_v1(&reply, out);
     }
 
-    fn acquire(&mut self, id: Option<Id>, lock: LockName, mode: Mode, wait: Wait, out: &mut Vec<u8>) {
-        if let Some((error, message)) = self.refusal_of_acquire(&lock, wait) {
+    fn acquire(&mut self, id: Option<Id>, lock: &LockName, mode: Mode, wait: Wait, out: &mut Vec<u8>) {
+        if let Some((error, message)) = self.refusal_of_acquire(lock, wait) {
             return self.refuse(id.as_ref(), error, &message, out);
         }
         let (kind, deadline) = match wait {
@@ -50,8 +50,8 @@ impl Session {
             Wait::Millis(millis) => (Kind::Wait, Instant::now().checked_add(Duration::from_millis(millis))),
             Wait::NoLimit => (Kind::Wait, None),
         };
-        let asked = self.pend(&lock, kind, To::V1(id), deadline);
-        self.submit(&lock, Input::Acquire { asked, mode, wait: kind == Kind::Wait }, out);
+        let asked = self.pend(lock, kind, To::V1(id), deadline);
+        self.submit(lock, Input::Acquire { asked, mode, wait: kind == Kind::Wait }, out);
     }
 
     fn refusal_of_acquire(&self, lock: &LockName, wait: Wait) -> Option<(Error, String)> {
@@ -113,12 +113,12 @@ impl Session {
             self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
         }
         for name in self.held.clone() {
-            self.ask(name, Kind::Release, To::Bye, out, Input::Release);
+            self.ask(&name, Kind::Release, To::Bye, out, Input::Release);
         }
         // What the engine grants or answers from now on finds this (`letter`).
         self.bye = Some(id);
         for name in self.held.clone() {
-            self.ask(name, Kind::Release, To::Bye, out, Input::Release);
+            self.ask(&name, Kind::Release, To::Bye, out, Input::Release);
         }
         self.say_bye(out);
     }

@@ -129,7 +129,8 @@ impl WebSocket {
     /// Appends a close frame.
     pub fn close(&mut self, code: CloseCode, reason: &str, out: &mut Vec<u8>) {
         // A close frame has at most 125 bytes, two of them the code (RFC 6455, section 5.5).
-        let reason = Utf8Bytes::from(&reason[..reason.floor_char_boundary(123)]);
+        let fits = (0..=123).rev().find(|end| reason.is_char_boundary(*end)).unwrap_or_default();
+        let reason = Utf8Bytes::from(&reason[..fits]);
         let frame = Some(CloseFrame { code, reason });
         // Nothing can fail here but a connection that is closed already.
         let _ = self.context.close(&mut Exchange { frame: &[], out: &mut *out }, frame);
