@@ -53,7 +53,7 @@ pub struct Settings {
     #[arg(long, value_name = "BYTES", default_value_t = limits::OUTBOX_BYTES_MAX)]
     pub outbox_bytes: usize,
 
-    /// Accept WebSocket connections from pages of this origin, as in https://example.org; repeatable; * for any. Default: only
+    /// Accept WebSocket connections from pages of this origin, SCHEME://HOST, repeatable; * for any. Default: only
     /// those whose Origin is the Host that they asked for
     #[arg(long, value_name = "ORIGIN")]
     pub allow_origin: Vec<String>,

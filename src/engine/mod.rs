@@ -1,7 +1,7 @@
 //! The lock engine: it decides who holds a name. It has no I/O, no clock, no random numbers and no locks of its own; it takes
 //! an [`Input`], queues [`Effect`]s, and is `Clone + Eq + Hash`, so that a model checker can walk it (`model`).
 //!
-//! One [`Engine`] is a shard: the names that hash to it, each with one [`Record`]. Every input updates facts and then calls
+//! One [`Engine`] is a shard: the names that hash to it, each with one `Record`. Every input updates facts and then calls
 //! `settle`, the only place that starts a file operation. A file operation is a request with a completion
 //! ([`Input::Done`]); the open file `F` travels with it, so that a second operation on the same name cannot even be written.
 //!
