@@ -309,6 +309,8 @@ fn deep_json() {
     let mut client = V1::connect(&daemon.tcp());
     let mut websocket = Ws::connect(&daemon.ws());
     websocket.ping();
+    // The first line of a connection has to be an object.
+    client.ping();
     for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
         let opened = open.repeat(60_000 / open.len());
         let whole = format!("{}1{}", open.repeat(9_000), close.repeat(9_000));
