@@ -6,8 +6,9 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
 
@@ -16,6 +17,15 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     let opening = format!("```{language}\n");
     let parts = text.split(opening.as_str()).skip(1);
     parts.map(|part| part.split("```").next().expect("a split has a first part").to_owned()).collect()
+}
+
+/// Gives this thread, and what it starts, a loopback network of its own: the default ports are among those that the kernel gives
+/// to outgoing connections (ip_local_port_range), and some other program's may have one.
+fn own_network() {
+    assert!(Uid::effective().is_root(), "the test needs a network namespace of its own: run it as root");
+    unshare(CloneFlags::CLONE_NEWNET).expect("root may");
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("iproute2 is there");
+    assert!(up.success());
 }
 
 /// `cargo run` and what it runs, ended together.
@@ -73,6 +83,7 @@ fn the_first_lock() {
     let ci = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/.ci/run")).expect("there is a CI");
     assert!(ci.lines().any(|line| line == tests.trim()), "CI does not run the README's test command");
 
+    own_network();
     let state = tempfile::tempdir().expect("a directory");
     let _daemon = serve(start.trim(), state.path());
     let said = run("bash", &format!("{acquire}{release}"));
