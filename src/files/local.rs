@@ -71,7 +71,7 @@ pub enum Next {
 
 /// The name means another file each time that one is looked at: nothing can be said of it.
 fn replaced() -> Fault {
-    Fault { operation: "stat", path: "".into(), errno: nix::libc::EBUSY }
+    Fault { operation: "stat", path: "".into(), errno: nix::libc::ESTALE }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -6,6 +6,9 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
+/// A burst ends when so many have read, though there be more: a thread that always has something to read writes, too.
+const BURST_MAX: usize = 256;
+
 thread_local! {
     static WAITING: RefCell<Vec<Waker>> = const { RefCell::new(Vec::new()) };
 }
@@ -17,7 +20,13 @@ pub(super) async fn end() {
         if std::mem::replace(&mut over, true) {
             return Poll::Ready(());
         }
-        WAITING.with_borrow_mut(|waiting| waiting.push(cx.waker().clone()));
+        let waiting = WAITING.with_borrow_mut(|waiting| {
+            waiting.push(cx.waker().clone());
+            waiting.len()
+        });
+        if waiting >= BURST_MAX {
+            ended();
+        }
         Poll::Pending
     })
     .await;

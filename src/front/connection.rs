@@ -118,15 +118,15 @@ impl Connection {
                 Ok(Wake::Deadline) => self.turn(|connection, out| {
                     connection.timer = None;
                     connection.session.expire(Instant::now(), out);
+                    connection.take_all(&[], out);
                 }),
                 Err(error) => Some(Ended::Failed(error)),
             };
             if let Some(ended) = ended {
                 return ended;
             }
-            if self.unsent || self.held_back {
-                burst::end().await;
-            }
+            // Also without anything to write: no connection goes on for ever before others have had their turn.
+            burst::end().await;
             if self.unsent
                 && let Some(ended) = self.write()
             {
@@ -172,18 +172,24 @@ impl Connection {
         self.output.len() >= OUTBOX_BYTES_PAUSE
     }
 
-    /// The timer is made for the earliest deadline, and again when an earlier one has come.
+    /// The timer is made for the earliest deadline, and again when an earlier one has come; a connection that waits for its client
+    /// looks from time to time whether the client has gone.
     fn set_timer(&mut self) {
-        let deadline = match self.session.deadline() {
-            _ if self.stuck() && self.timer.is_some() => return,
-            _ if self.stuck() => Instant::now() + Duration::from_millis(HANG_UP_CHECK_MS),
-            Some(deadline) => deadline,
-            None => {
+        let check = self.stuck().then(|| Instant::now() + Duration::from_millis(HANG_UP_CHECK_MS));
+        let deadline = match (self.session.deadline(), check) {
+            (None, None) => {
                 self.timer = None;
                 return;
             }
+            (deadline, None) => deadline,
+            (_, Some(check)) => {
+                if self.timer.as_ref().is_some_and(|timer| timer.deadline().into_std() <= check) {
+                    return;
+                }
+                Some(check)
+            }
         };
-        let deadline = tokio::time::Instant::from_std(deadline);
+        let Some(deadline) = deadline.map(tokio::time::Instant::from_std) else { return };
         if self.timer.as_ref().is_none_or(|timer| timer.deadline() != deadline) {
             self.timer = Some(Box::pin(tokio::time::sleep_until(deadline)));
         }
@@ -205,7 +211,8 @@ impl Connection {
         out.reserve(REPLY_BYTES);
         work(self, &mut out);
         self.unsent |= out.len() > before;
-        self.output = out;
+        // A silent connection keeps no room for replies.
+        self.output = if out.is_empty() { Vec::new() } else { out };
         self.session.ended().is_some().then_some(Ended::Session)
     }
 

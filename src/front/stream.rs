@@ -82,6 +82,8 @@ impl Stream {
         match accepted {
             Accepted::Tcp(stream) => {
                 stream.set_nodelay(true)?;
+                // A read ends at urgent data, and would look as if there was no more (tcp(7)).
+                setsockopt(&stream, sockopt::OobInline, &true)?;
                 let seconds = u32::try_from(dead_after.as_secs()).unwrap_or(u32::MAX).max(3);
                 let millis = u32::try_from(dead_after.as_millis()).unwrap_or(u32::MAX);
                 setsockopt(&stream, sockopt::KeepAlive, &true)?;
@@ -153,8 +155,9 @@ impl Stream {
         let wanted = PollFlags::from_bits_retain(POLLRDHUP);
         let mut socket = [PollFd::new(self.as_fd(), wanted)];
         let over = wanted | PollFlags::POLLHUP | PollFlags::POLLERR;
-        poll(&mut socket, PollTimeout::ZERO).is_ok()
-            && socket[0].revents().is_some_and(|events| events.intersects(over))
+        let polled = poll(&mut socket, PollTimeout::ZERO);
+        // `None`: events that nix does not know, which is how POLLRDHUP comes back.
+        polled == Ok(1) && socket[0].revents().is_none_or(|events| events.intersects(over))
     }
 
     fn as_fd(&self) -> BorrowedFd<'_> {

@@ -32,6 +32,8 @@ pub struct Session {
     /// Requests that the engine has not answered.
     pending: Vec<Pending>,
     next_request: u64,
+    /// The last request whose wait was cancelled.
+    last_cancelled: Option<RequestId>,
     end: Option<End>,
     /// The id of a bye whose releases are under way.
     bye: Option<Option<Id>>,
@@ -86,7 +88,7 @@ impl Session {
     #[must_use]
     pub fn new(id: SessionId, core: Arc<Core>, mailbox: Arc<Mailbox>, codec: Codec) -> Self {
         let (held, pending) = (BTreeSet::new(), Vec::new());
-        Self { id, core, mailbox, codec, held, pending, next_request: 0, end: None, bye: None }
+        Self { id, core, mailbox, codec, held, pending, next_request: 0, last_cancelled: None, end: None, bye: None }
     }
 
     /// Its identity.
@@ -231,6 +233,7 @@ impl Session {
         match (pending.kind, answer) {
             (Kind::Try | Kind::Wait, Answer::Granted { already: false, .. }) => drop(self.held.insert(name.clone())),
             (Kind::Release, _) | (_, Answer::Lost(_)) => drop(self.held.remove(name)),
+            (_, Answer::Cancelled) => self.last_cancelled = Some(pending.request),
             _ => {}
         }
     }

@@ -100,9 +100,8 @@ impl Session {
         if let Some(asked) = asked {
             self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
         }
-        // What the engine found waiting it has answered by now; what it did not is on its way by mail.
-        let answered = |number| !self.pending.iter().any(|pending| pending.request == number);
-        let cancelled = Some(number.is_some_and(answered));
+        // A request that the engine granted a moment before has been answered, too, but not like this.
+        let cancelled = Some(number.is_some() && self.last_cancelled == number);
         self.codec.send_v1(&Reply { id, ok: true, cancelled, ..Reply::default() }, out);
     }
 
