@@ -66,6 +66,8 @@ pub enum Input<F> {
     },
     /// A session gives a name back.
     Release(Asked),
+    /// A session gives a name back and wants to be told if somebody had deleted the file meanwhile.
+    ReleaseAndLook(Asked),
     /// A session asks whether its lock is real.
     Verify(Asked),
     /// A session asks who holds a name.
@@ -131,6 +133,8 @@ pub enum FileOp {
     Probe(Mode),
     /// Unlock the file and keep it open.
     Unlock,
+    /// The same, and find out whether somebody had deleted it.
+    UnlockAndLook,
     /// Remove the file if nobody else locks it; unlock and close it.
     Retire,
     /// Find out whether another process locks the file; take no lock.

@@ -99,7 +99,8 @@ impl<F> Engine<F> {
     pub fn input(&mut self, input: Input<F>, effects: &mut Vec<Effect<F>>) {
         match input {
             Input::Acquire { asked, mode, wait } => self.acquire(&asked, mode, wait, effects),
-            Input::Release(asked) => self.release(&asked, effects),
+            Input::Release(asked) => self.release(&asked, false, effects),
+            Input::ReleaseAndLook(asked) => self.release(&asked, true, effects),
             Input::Verify(asked) => self.verify(asked, effects),
             Input::Peek(asked) => self.peek(&asked, effects),
             Input::Withdraw { asked, why } => self.withdraw(&asked, why, effects),
@@ -132,7 +133,7 @@ impl<F> Engine<F> {
         self.settle(&asked.name, effects);
     }
 
-    fn release(&mut self, asked: &Asked, effects: &mut Vec<Effect<F>>) {
+    fn release(&mut self, asked: &Asked, look: bool, effects: &mut Vec<Effect<F>>) {
         let Some(record) = self.records.get_mut(&asked.name) else {
             effects.push(asked.clone().answer(Answer::NotHeld { by_another: false }));
             return;
@@ -145,6 +146,7 @@ impl<F> Engine<F> {
         }
         if record.holders.is_empty() {
             record.releases.push((asked.session, asked.request));
+            record.look = look;
         } else {
             effects.push(asked.clone().answer(Answer::Released { file_gone: false }));
         }
@@ -226,7 +228,7 @@ impl<F> Engine<F> {
                 record.file = File::idle(file);
                 record.peeked(name, outcome, queries, effects);
             }
-            (FileOp::Unlock | FileOp::Retire, Outcome::Unlocked { file_gone }) => {
+            (FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire, Outcome::Unlocked { file_gone }) => {
                 record.file = File::idle(file);
                 record.answer_releases(name, *file_gone, effects);
                 record.end_turn(name, effects);

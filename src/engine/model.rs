@@ -81,6 +81,7 @@ impl Kernel {
             Call::Open | Call::OpenToRead => *file = Some(self.open_file(process)),
             Call::Lock(mode) => return yes(self.lock(is_open(), &[false, true], mode)),
             Call::LockToDelete => return yes(self.lock(is_open(), &[true], Mode::Exclusive)),
+            Call::Linked => return yes(self.named == self.open.get(&is_open()).copied()),
             Call::Check if self.named.is_none() => return local::Answer::Gone,
             Call::Check => return yes(self.named == self.open.get(&is_open()).copied()),
             Call::Held(mode) => return yes(self.conflicts(is_open(), false, mode)),
@@ -245,7 +246,9 @@ impl World {
             Action::Release(n) => {
                 self.sessions[*n].holds = None;
                 self.sessions[*n].releasing = true;
-                self.input(Input::Release(asked(*n)));
+                // One of the sessions speaks version 0.1.
+                let release = if *n == 0 { Input::ReleaseAndLook } else { Input::Release };
+                self.input(release(asked(*n)));
             }
             Action::Leave(n) => {
                 self.sessions[*n] = Session::default();

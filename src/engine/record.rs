@@ -16,6 +16,8 @@ pub(super) struct Record<F> {
     pub(super) queries: Vec<Query>,
     /// Releases that the next completed operation answers.
     pub(super) releases: Vec<(SessionId, RequestId)>,
+    /// Whether one of them wants to be told if the file was deleted.
+    pub(super) look: bool,
     /// The last try was refused, and the waiters wait for the retry timer.
     pub(super) contended: bool,
     /// How often in a row a try met a process that deletes the file, not one that holds the lock.
@@ -106,6 +108,7 @@ impl<F> Default for Record<F> {
             waiters: VecDeque::new(),
             queries: Vec::new(),
             releases: Vec::new(),
+            look: false,
             contended: false,
             disturbed: 0,
             turn: Turn::Rested,
@@ -158,6 +161,7 @@ impl<F> Record<F> {
 
     /// The lock is free, or the try that was to pass it on is complete (I9).
     pub(super) fn answer_releases(&mut self, name: &LockName, file_gone: bool, effects: &mut Vec<Effect<F>>) {
+        self.look = false;
         for (session, request) in self.releases.drain(..) {
             let asked = Asked { name: name.clone(), session, request };
             effects.push(asked.answer(Answer::Released { file_gone }));
@@ -204,7 +208,11 @@ impl<F> Record<F> {
     /// Nobody holds the lock, but the file is still locked: pass it on or let it go.
     fn next_when_free(&mut self, name: &LockName, linger: bool, effects: &mut Vec<Effect<F>>) -> FileOp {
         let Some(head) = self.waiters.front() else {
-            return if linger { FileOp::Unlock } else { FileOp::Retire };
+            return match (linger, self.look) {
+                (true, true) => FileOp::UnlockAndLook,
+                (true, false) => FileOp::Unlock,
+                (false, _) => FileOp::Retire,
+            };
         };
         match self.turn {
             Turn::Over => return FileOp::Unlock,
@@ -241,7 +249,7 @@ impl<F> Record<F> {
         match op {
             FileOp::Probe(_) | FileOp::Peek => queries = std::mem::take(&mut self.queries),
             FileOp::Try(_) => self.waiters.iter_mut().for_each(|waiter| waiter.tried = true),
-            FileOp::Unlock | FileOp::Retire => {}
+            FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire => {}
         }
         self.file = File::InFlight { op, queries };
         effects.push(Effect::File { name: name.clone(), op, file });

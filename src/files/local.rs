@@ -35,6 +35,8 @@ pub enum Call {
     LockToDelete,
     /// Does the name mean the open file?
     Check,
+    /// Does any name mean the open file? (Cheaper than [`Call::Check`].)
+    Linked,
     /// Does a lock of another process keep byte 0 from being locked in this mode?
     Held(Mode),
     /// Let another process run.
@@ -113,6 +115,7 @@ impl Steps {
             FileOp::Retire if locked != Some(Mode::Exclusive) => Call::LockToDelete,
             FileOp::Peek if !open => Call::OpenToRead,
             FileOp::Unlock => Call::Unlock,
+            FileOp::UnlockAndLook => Call::Linked,
             FileOp::Peek | FileOp::Probe(_) | FileOp::Retire => Call::Check,
         };
         let next = steps.ask(first);
@@ -134,7 +137,7 @@ impl Steps {
                 Answer::Gone => Outcome::Lost("its lock file was deleted"),
                 Answer::Failed(fault) => Outcome::Failed(fault),
             }),
-            FileOp::Unlock => self.unlock_step(&answer),
+            FileOp::Unlock | FileOp::UnlockAndLook => self.unlock_step(&answer),
             FileOp::Retire => self.retire_step(&answer),
             FileOp::Peek => self.peek_step(answer),
         }
@@ -209,6 +212,13 @@ impl Steps {
 
     fn unlock_step(&mut self, answer: &Answer) -> Next {
         match self.asked {
+            // Deleted; or was another one put into its place?
+            Call::Linked if *answer == Answer::No => self.ask(Call::Check),
+            Call::Linked => self.ask(Call::Unlock),
+            Call::Check => {
+                self.end = Outcome::Unlocked { file_gone: *answer == Answer::Gone };
+                self.ask(Call::Unlock)
+            }
             // A lock that cannot be undone goes with its descriptor.
             Call::Unlock if *answer != Answer::Yes => self.ask(Call::Close),
             _ => Next::End(self.end.clone()),
@@ -346,7 +356,9 @@ mod tests {
                     matches!(outcome, Outcome::Locked | Outcome::Refused | Outcome::Disturbed | Outcome::Failed(_))
                 }
                 FileOp::Probe(_) => matches!(outcome, Outcome::Real | Outcome::Lost(_) | Outcome::Failed(_)),
-                FileOp::Unlock | FileOp::Retire => matches!(outcome, Outcome::Unlocked { .. }),
+                FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire => {
+                    matches!(outcome, Outcome::Unlocked { .. })
+                }
                 FileOp::Peek => matches!(outcome, Outcome::Peeked { .. } | Outcome::Failed(_)),
             };
             assert!(fits, "{op:?} {seed} ended as {outcome:?}");

@@ -59,12 +59,6 @@ impl Files {
         self.directory.join(file)
     }
 
-    /// Whether a name's lock file is there.
-    #[must_use]
-    pub fn is_there(&self, name: &LockName) -> bool {
-        lstat(&*self.c_path(name)) != Err(Errno::ENOENT)
-    }
-
     /// Carries out one operation: microseconds on a local file system.
     #[must_use]
     pub fn perform(&self, name: &LockName, op: FileOp, file: Option<OpenFile>) -> (Option<OpenFile>, Outcome) {
@@ -135,6 +129,7 @@ impl Hand<'_> {
             Call::LockToDelete => self.lock(Some(Mode::Exclusive), 1),
             Call::Unlock => self.lock(None, 0),
             Call::Check => self.check(),
+            Call::Linked => self.linked(),
             Call::Held(mode) => self.held(mode),
             Call::Yield => {
                 std::thread::yield_now();
@@ -189,6 +184,15 @@ impl Hand<'_> {
             Ok(stat) if identity(&stat) == file.identity => Answer::Yes,
             Ok(_) => Answer::No,
             Err(Errno::ENOENT) => Answer::Gone,
+            Err(errno) => failed("stat", &file.path, errno),
+        }
+    }
+
+    fn linked(&mut self) -> Answer {
+        let file = self.open_file();
+        match fstat(&file.descriptor) {
+            Ok(stat) if stat.st_nlink > 0 => Answer::Yes,
+            Ok(_) => Answer::No,
             Err(errno) => failed("stat", &file.path, errno),
         }
     }

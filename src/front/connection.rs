@@ -1,7 +1,7 @@
 //! One connection: its task reads, lets the session take message after message, and writes what there is to say.
 //!
-//! A connection that is silent keeps no buffer: bytes are read into the thread's own, and only what is left of a message or of a
-//! reply stays with the connection.
+//! A connection that is silent keeps next to no room: bytes are read into the thread's own, and only what is left of a message, or
+//! a short reply, has some with the connection.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -208,11 +208,12 @@ impl Connection {
     fn turn(&mut self, work: impl FnOnce(&mut Self, &mut Vec<u8>)) -> Option<Ended> {
         let mut out = std::mem::take(&mut self.output);
         let before = out.len();
-        out.reserve(REPLY_BYTES);
+        if out.capacity() == 0 {
+            out.reserve_exact(REPLY_BYTES);
+        }
         work(self, &mut out);
         self.unsent |= out.len() > before;
-        // A silent connection keeps no room for replies.
-        self.output = if out.is_empty() { Vec::new() } else { out };
+        self.output = out;
         self.session.ended().is_some().then_some(Ended::Session)
     }
 
@@ -220,7 +221,10 @@ impl Connection {
     fn write(&mut self) -> Option<Ended> {
         self.unsent = false;
         match self.stream.write_some(&self.output) {
-            Ok(written) if written == self.output.len() => self.output = Vec::new(),
+            Ok(written) if written == self.output.len() => {
+                self.output.clear();
+                self.output.shrink_to(REPLY_BYTES);
+            }
             Ok(written) => drop(self.output.drain(..written)),
             Err(error) => return Some(Ended::Failed(error)),
         }

@@ -64,12 +64,18 @@ impl Mailbox {
 
     /// Drops a letter in, for a session that is about to look.
     pub(super) fn leave(&self, letter: Letter) {
-        self.post().letters.push(letter);
+        let mut post = self.post();
+        if post.letters.capacity() == 0 {
+            post.letters.reserve_exact(1);
+        }
+        post.letters.push(letter);
     }
 
-    /// Takes the letters out.
-    pub fn take(&self) -> Vec<Letter> {
-        std::mem::take(&mut self.post().letters)
+    /// Takes the letters out, in their order. The mailbox keeps room for one.
+    pub fn take(&self, into: &mut Vec<Letter>) {
+        let mut post = self.post();
+        into.append(&mut post.letters);
+        post.letters.shrink_to(1);
     }
 
     /// Ready when there are letters.

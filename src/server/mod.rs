@@ -95,16 +95,6 @@ impl Core {
         self.files.path(name).to_string_lossy().into_owned()
     }
 
-    /// Whether the lock file of a name that is held is there: if not, somebody deleted it.
-    #[must_use]
-    pub fn file_is_there(&self, name: &LockName) -> bool {
-        let there = self.files.is_there(name);
-        if !there {
-            log_deleted(name);
-        }
-        there
-    }
-
     /// Gives the engine an input about a name and carries out what follows. Every answer goes into a mailbox, that of the
     /// session which asks (`mine`) too, which is not woken for it.
     pub fn submit(self: &Arc<Self>, name: &LockName, input: Input<OpenFile>, mine: (SessionId, &Mailbox)) {

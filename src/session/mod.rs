@@ -4,6 +4,7 @@
 mod v0;
 mod v1;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,11 +16,15 @@ use crate::files::OpenFile;
 use crate::name::LockName;
 use crate::server::Core;
 use crate::server::mailbox::{Letter, Mailbox};
-use crate::wire::v0::RELEASE;
 use crate::wire::v1::{Event, Id, Refusal};
 use crate::wire::{Codec, Dialect, Form, Incoming, Violation};
 
 type LockInput = Input<OpenFile>;
+
+thread_local! {
+    /// Where a thread keeps a session's letters while it reads them: empty in between.
+    static LETTERS: RefCell<Vec<Letter>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A session and what is on its way between its client and the engine.
 #[derive(Debug)]
@@ -63,8 +68,6 @@ enum Kind {
 #[derive(Debug)]
 enum To {
     V0(Form, u8),
-    /// Of a Release: the lock file was gone before.
-    V0Gone(Form),
     V1(Option<Id>),
     /// To nobody: the session says goodbye.
     Bye,
@@ -112,9 +115,7 @@ impl Session {
     /// Whether its next message may be taken: requests of version 0.1 are answered one after the other.
     #[must_use]
     pub fn takes_more(&self) -> bool {
-        self.end.is_none()
-            && self.bye.is_none()
-            && !self.pending.iter().any(|pending| matches!(pending.to, To::V0(..) | To::V0Gone(_)))
+        self.end.is_none() && self.bye.is_none() && !self.pending.iter().any(|pending| matches!(pending.to, To::V0(..)))
     }
 
     /// When the next of its waits is over.
@@ -158,9 +159,12 @@ impl Session {
 
     /// Takes what has come by mail.
     pub fn read_mail(&mut self, out: &mut Vec<u8>) {
-        for letter in self.mailbox.take() {
+        let mut letters = LETTERS.take();
+        self.mailbox.take(&mut letters);
+        for letter in letters.drain(..) {
             self.letter(letter, out);
         }
+        LETTERS.set(letters);
     }
 
     /// Ends the waits whose time is over.
@@ -202,9 +206,6 @@ impl Session {
                     }
                     match &pending.to {
                         To::V0(form, command) => self.reply_v0(*form, *command, &name, answer, out),
-                        To::V0Gone(form) => {
-                            self.reply_v0(*form, RELEASE, &name, Answer::Released { file_gone: true }, out);
-                        }
                         To::V1(id) => self.reply_v1(id.as_ref(), &name, answer, out),
                         To::Bye => {}
                     }
@@ -222,8 +223,8 @@ impl Session {
             Letter::Stop => self.finish(End::Stop, CloseCode::Away, "the daemon stops", out),
         }
         if self.pending.is_empty() {
-            // An idle session keeps no room for requests.
-            self.pending = Vec::new();
+            // An idle session keeps room for one request.
+            self.pending.shrink_to(1);
             self.say_bye(out);
         }
     }
@@ -253,6 +254,9 @@ impl Session {
     fn pend(&mut self, name: &LockName, kind: Kind, to: To, deadline: Option<Instant>) -> Asked {
         let request = RequestId(self.next_request);
         self.next_request += 1;
+        if self.pending.capacity() == 0 {
+            self.pending.reserve_exact(1);
+        }
         self.pending.push(Pending { request, name: name.clone(), kind, to, deadline });
         Asked { name: name.clone(), session: self.id, request }
     }

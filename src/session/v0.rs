@@ -40,17 +40,11 @@ impl Session {
                 mode: Mode::Exclusive,
                 wait: false,
             }),
-            v0::RELEASE => self.release_v0(form, &name, out),
+            // The original deletes the file, and tells if somebody has done so before.
+            v0::RELEASE => self.ask(&name, Kind::Release, to, out, Input::ReleaseAndLook),
             v0::VERIFY => self.ask(&name, Kind::Verify, to, out, Input::Verify),
             _ => self.ask(&name, Kind::Peek, to, out, Input::Peek),
         }
-    }
-
-    /// The original deletes the file, and tells if somebody has done so before.
-    fn release_v0(&mut self, form: Form, name: &LockName, out: &mut Vec<u8>) {
-        let gone = self.held.contains(name) && !self.core.file_is_there(name);
-        let to = if gone { To::V0Gone(form) } else { To::V0(form, v0::RELEASE) };
-        self.ask(name, Kind::Release, to, out, Input::Release);
     }
 
     /// The original finds out when it opens the file; who does not open one finds nothing.

@@ -185,7 +185,7 @@ impl Run {
             (FileOp::Probe(_), 4) => Outcome::Lost("deleted"),
             (FileOp::Peek, 0..5) => Outcome::Peeked { locked: surprise > 10 },
             (FileOp::Try(_) | FileOp::Probe(_) | FileOp::Peek, _) => Outcome::Failed(fault()),
-            (FileOp::Unlock | FileOp::Retire, how) => Outcome::Unlocked { file_gone: how > 3 },
+            (FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire, how) => Outcome::Unlocked { file_gone: how > 3 },
         };
         let needs_file = matches!(op, FileOp::Probe(_)) || outcome == Outcome::Locked;
         let file = match file {
