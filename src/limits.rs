@@ -76,13 +76,13 @@ pub const TURN_MS: u64 = 100;
 pub const YIELD_MS: u64 = 10;
 
 /// The shortest and the longest time between two tries for a name that another process holds, in milliseconds, and how much
-/// each further such name of a shard adds, in microseconds. With 1000 of them (62 a shard) a try each 80 ms: half of that is the
-/// median time from a release to the grant, and 12,500 tries a second stay far below 2 % of a core.
+/// each further such name of a shard adds, in microseconds. With 1000 of them (62 a shard) a try each 90 ms: half of that is the
+/// median time from a release to the grant, and 11,000 tries a second stay below 2 % of a core.
 pub const RETRY_MS_MIN: u64 = 5;
 /// See [`RETRY_MS_MIN`].
-pub const RETRY_MS_MAX: u64 = 80;
+pub const RETRY_MS_MAX: u64 = 90;
 /// See [`RETRY_MS_MIN`].
-pub const RETRY_US_PER_NAME: u64 = 1250;
+pub const RETRY_US_PER_NAME: u64 = 1400;
 
 /// How many descriptors of released locks are kept at most, as a share of the descriptor limit (one in so many), and in all.
 pub const LINGER_SHARE_OF_DESCRIPTORS: u64 = 4;

@@ -129,6 +129,8 @@ impl From<Withdrawal> for Answer {
 pub enum FileOp {
     /// Lock the file that the name means now, in this mode; the given file may be locked already, or none.
     Try(Mode),
+    /// The same once more, for those alone who wait: a refusal answers nobody, and is not looked at twice.
+    Retry(Mode),
     /// Find out whether the lock that the file has in this mode is real.
     Probe(Mode),
     /// Unlock the file and keep it open.

@@ -68,6 +68,8 @@ pub struct Engine<F> {
     /// Names whose waiters wait for another process.
     contended: BTreeSet<LockName>,
     retry_armed: bool,
+    /// How many contended names the last retry was for.
+    swept: usize,
     /// What the clock was said to show; copied into holders and waiters for those who look, never compared.
     now_ms: u64,
     /// The daemon stops.
@@ -90,6 +92,7 @@ impl<F> Engine<F> {
             linger_armed: false,
             contended: BTreeSet::new(),
             retry_armed: false,
+            swept: 0,
             now_ms: 0,
             closing: false,
         }
@@ -195,18 +198,18 @@ impl<F> Engine<F> {
             panic!("{name}: {outcome:?} completes no operation (I4)");
         };
         match (op, outcome) {
-            (FileOp::Try(mode), Outcome::Locked) => {
+            (FileOp::Try(mode) | FileOp::Retry(mode), Outcome::Locked) => {
                 record.file = File::locked(file, mode);
                 record.answer_releases(name, false, effects);
                 record.enter(name, mode, now_ms, effects);
             }
-            (FileOp::Try(_), Outcome::Refused) => {
+            (FileOp::Try(_) | FileOp::Retry(_), Outcome::Refused) => {
                 record.file = File::idle(file);
                 record.answer_releases(name, false, effects);
                 record.refuse_tries(name, |waiter| waiter.tried, &Answer::BusyElsewhere, effects);
                 record.contended = true;
             }
-            (FileOp::Try(_), Outcome::Disturbed) => {
+            (FileOp::Try(_) | FileOp::Retry(_), Outcome::Disturbed) => {
                 record.file = File::idle(file);
                 record.answer_releases(name, false, effects);
                 record.disturbed = (record.disturbed + 1).min(DISTURBED_MAX + 1);
@@ -215,7 +218,7 @@ impl<F> Engine<F> {
                 }
                 record.contended = true;
             }
-            (FileOp::Try(_), Outcome::Failed(fault)) => {
+            (FileOp::Try(_) | FileOp::Retry(_), Outcome::Failed(fault)) => {
                 record.file = File::idle(file);
                 record.answer_releases(name, false, effects);
                 record.refuse_all(name, fault, effects);
@@ -261,6 +264,7 @@ impl<F> Engine<F> {
     /// Another try for every contended name.
     fn retry(&mut self, effects: &mut Vec<Effect<F>>) {
         self.retry_armed = false;
+        self.swept = self.contended.len();
         for name in std::mem::take(&mut self.contended) {
             if let Some(record) = self.records.get_mut(&name) {
                 record.contended = false;
@@ -342,7 +346,9 @@ impl<F> Engine<F> {
             }
         } else if self.contended.insert(name.clone()) && !self.retry_armed {
             self.retry_armed = true;
-            let further_us = RETRY_US_PER_NAME * self.contended.len() as u64;
+            // The first name of a sweep that is refused again arms the timer for all that were swept with it.
+            let names = self.contended.len().max(self.swept);
+            let further_us = RETRY_US_PER_NAME * names as u64;
             let after_ms = (RETRY_MS_MIN + further_us / 1000).min(RETRY_MS_MAX);
             effects.push(Effect::Arm(Timer::Retry, after_ms));
         }

@@ -231,9 +231,12 @@ impl<F> Record<F> {
         }
         if let Some(head) = self.waiters.front()
             && self.turn != Turn::Yielding
-            && (!self.contended || self.waiters.iter().any(|waiter| !waiter.waits && !waiter.tried))
         {
-            return Some(FileOp::Try(head.seen.mode));
+            let mode = head.seen.mode;
+            if !self.contended || self.waiters.iter().any(|waiter| !waiter.waits && !waiter.tried) {
+                let again = self.waiters.iter().all(|waiter| waiter.waits && waiter.tried);
+                return Some(if again { FileOp::Retry(mode) } else { FileOp::Try(mode) });
+            }
         }
         if !self.queries.is_empty() {
             return Some(FileOp::Peek);
@@ -248,7 +251,7 @@ impl<F> Record<F> {
         let mut queries = Vec::new();
         match op {
             FileOp::Probe(_) | FileOp::Peek => queries = std::mem::take(&mut self.queries),
-            FileOp::Try(_) => self.waiters.iter_mut().for_each(|waiter| waiter.tried = true),
+            FileOp::Try(_) | FileOp::Retry(_) => self.waiters.iter_mut().for_each(|waiter| waiter.tried = true),
             FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire => {}
         }
         self.file = File::InFlight { op, queries };

@@ -329,7 +329,7 @@ fn a_hand_on_is_refused() {
     assert_eq!(effects.len(), 2, "{effects:?}");
     assert_eq!(effects[0], released(1));
     assert!(matches!(effects[1], Effect::Arm(Timer::Retry, RETRY_MS_MIN..=RETRY_MS_MAX)));
-    assert_eq!(n.elapsed(Timer::Retry), [file(FileOp::Try(Exclusive))]);
+    assert_eq!(n.elapsed(Timer::Retry), [file(FileOp::Retry(Exclusive))]);
     assert_eq!(n.done(Outcome::Locked), [granted(2, Exclusive)]);
 }
 
@@ -549,7 +549,7 @@ fn the_turn_ends() {
     assert_eq!(n.release(2), [file(FileOp::Unlock)]);
     assert_eq!(n.done(UNLOCKED), [released(2), Effect::Arm(turn(), YIELD_MS)]);
     assert_eq!(n.try_it(4, Exclusive), [says(4, Answer::BusyHere(None))], "others wait");
-    assert_eq!(n.elapsed(turn()), [file(FileOp::Try(Exclusive))]);
+    assert_eq!(n.elapsed(turn()), [file(FileOp::Retry(Exclusive))]);
     assert_eq!(n.done(Outcome::Locked), [granted(3, Exclusive)]);
     assert_eq!(n.release(3), [file(FileOp::Unlock)]);
 }

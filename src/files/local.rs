@@ -110,8 +110,8 @@ impl Steps {
         let mut steps =
             Self { op, asked: Call::Yield, locked: locked.is_some(), end, after: After::Keep, reopens: 0, looks: 0 };
         let first = match op {
-            FileOp::Try(mode) if open => Call::Lock(mode),
-            FileOp::Try(_) => Call::Open,
+            FileOp::Try(mode) | FileOp::Retry(mode) if open => Call::Lock(mode),
+            FileOp::Try(_) | FileOp::Retry(_) => Call::Open,
             FileOp::Retire if locked != Some(Mode::Exclusive) => Call::LockToDelete,
             FileOp::Peek if !open => Call::OpenToRead,
             FileOp::Unlock => Call::Unlock,
@@ -130,7 +130,7 @@ impl Steps {
             _ => {}
         }
         match self.op {
-            FileOp::Try(mode) => self.try_step(mode, answer),
+            FileOp::Try(mode) | FileOp::Retry(mode) => self.try_step(mode, answer),
             FileOp::Probe(_) => Next::End(match answer {
                 Answer::Yes => Outcome::Real,
                 Answer::No => Outcome::Lost("its lock file was replaced by another one"),
@@ -158,7 +158,8 @@ impl Steps {
             }
             (Call::Lock(_), Answer::No) => {
                 self.end = Outcome::Refused;
-                self.ask(Call::Check)
+                // Who only waits tries again soon: a file that was deleted can be locked then, and is left.
+                if matches!(self.op, FileOp::Retry(_)) { self.refused() } else { self.ask(Call::Check) }
             }
             (Call::Check, Answer::Yes) if self.end == Outcome::Locked => Next::End(Outcome::Locked),
             (Call::Check, Answer::Yes) => self.ask(Call::Held(mode)),
@@ -203,7 +204,7 @@ impl Steps {
                 self.ask(reopen)
             }
             // Whoever deletes it again and again, it is nobody who holds it.
-            (Call::Close, After::Reopen) if matches!(self.op, FileOp::Try(_)) => Next::End(Outcome::Disturbed),
+            (Call::Close, After::Reopen) if self.op != FileOp::Peek => Next::End(Outcome::Disturbed),
             (Call::Close, After::Reopen) => Next::End(Outcome::Failed(replaced())),
             (Call::Close, _) | (_, After::Keep) => Next::End(self.end.clone()),
             _ => self.ask(Call::Close),
@@ -333,7 +334,7 @@ mod tests {
         let ops =
             [FileOp::Try(Mode::Shared), FileOp::Probe(Mode::Shared), FileOp::Unlock, FileOp::Retire, FileOp::Peek];
         for (op, seed) in ops.into_iter().flat_map(|op| (0..5000_u64).map(move |seed| (op, seed))) {
-            let fresh = seed % 3 == 0 && matches!(op, FileOp::Try(_) | FileOp::Peek);
+            let fresh = seed % 3 == 0 && matches!(op, FileOp::Try(_) | FileOp::Retry(_) | FileOp::Peek);
             let locked = (!fresh && seed % 3 == 1 && op != FileOp::Peek).then_some(Mode::Shared);
             let (mut steps, mut next) = Steps::begin(op, !fresh, locked);
             let mut random = seed;
@@ -352,7 +353,7 @@ mod tests {
             }
             let Next::End(outcome) = next else { panic!("{op:?} {seed} did not end") };
             let fits = match op {
-                FileOp::Try(_) => {
+                FileOp::Try(_) | FileOp::Retry(_) => {
                     matches!(outcome, Outcome::Locked | Outcome::Refused | Outcome::Disturbed | Outcome::Failed(_))
                 }
                 FileOp::Probe(_) => matches!(outcome, Outcome::Real | Outcome::Lost(_) | Outcome::Failed(_)),
@@ -362,7 +363,7 @@ mod tests {
                 FileOp::Peek => matches!(outcome, Outcome::Peeked { .. } | Outcome::Failed(_)),
             };
             assert!(fits, "{op:?} {seed} ended as {outcome:?}");
-            if matches!(op, FileOp::Try(_)) {
+            if matches!(op, FileOp::Try(_) | FileOp::Retry(_)) {
                 assert_eq!(steps.locked, outcome == Outcome::Locked, "{op:?} {seed} {outcome:?}");
             }
         }

@@ -178,7 +178,8 @@ pub(super) async fn farewell(stream: &Stream, words: &[u8]) {
             written += stream.write_some(&words[written..])?;
         }
         stream.finish();
-        let (mut scrap, mut dropped) = ([0; 1024], 0);
+        // On the heap: the room would be part of every connection's task from its first day.
+        let (mut scrap, mut dropped) = (vec![0; 1024], 0);
         while dropped < FAREWELL_BYTES_MAX {
             poll_fn(|cx| stream.poll_readable(cx)).await?;
             match stream.try_read(&mut scrap) {

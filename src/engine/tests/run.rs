@@ -178,19 +178,19 @@ impl Run {
         let fault = || Fault { operation: "fcntl", path: name.as_str().into(), errno: 5 };
         let (kept, surprise) = (how & 1 == 0, how >> 1);
         let outcome = match (op, surprise % 6) {
-            (FileOp::Try(_), 0..3) => Outcome::Locked,
-            (FileOp::Try(_), 3) => Outcome::Refused,
-            (FileOp::Try(_), 4) => Outcome::Disturbed,
+            (FileOp::Try(_) | FileOp::Retry(_), 0..3) => Outcome::Locked,
+            (FileOp::Try(_) | FileOp::Retry(_), 3) => Outcome::Refused,
+            (FileOp::Try(_) | FileOp::Retry(_), 4) => Outcome::Disturbed,
             (FileOp::Probe(_), 0..4) => Outcome::Real,
             (FileOp::Probe(_), 4) => Outcome::Lost("deleted"),
             (FileOp::Peek, 0..5) => Outcome::Peeked { locked: surprise > 10 },
-            (FileOp::Try(_) | FileOp::Probe(_) | FileOp::Peek, _) => Outcome::Failed(fault()),
+            (FileOp::Try(_) | FileOp::Retry(_) | FileOp::Probe(_) | FileOp::Peek, _) => Outcome::Failed(fault()),
             (FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire, how) => Outcome::Unlocked { file_gone: how > 3 },
         };
         let needs_file = matches!(op, FileOp::Probe(_)) || outcome == Outcome::Locked;
         let file = match file {
             Some(file) if needs_file || (kept && op != FileOp::Retire) => Some(file),
-            None if outcome == Outcome::Locked || (kept && matches!(op, FileOp::Try(_))) => {
+            None if outcome == Outcome::Locked || (kept && matches!(op, FileOp::Try(_) | FileOp::Retry(_))) => {
                 self.next_file += 1;
                 self.open.insert(self.next_file);
                 Some(self.next_file)
@@ -201,7 +201,9 @@ impl Run {
             }
         };
         self.shown = match (op, &outcome) {
-            (FileOp::Try(mode), Outcome::Locked) | (FileOp::Probe(mode), Outcome::Real) => Some((name.clone(), mode)),
+            (FileOp::Try(mode) | FileOp::Retry(mode), Outcome::Locked) | (FileOp::Probe(mode), Outcome::Real) => {
+                Some((name.clone(), mode))
+            }
             _ => None,
         };
         self.completed = Some(name.clone());
