@@ -347,7 +347,7 @@ impl<F> Engine<F> {
         } else if self.contended.insert(name.clone()) && !self.retry_armed {
             self.retry_armed = true;
             // The first name of a sweep that is refused again arms the timer for all that were swept with it.
-            let names = self.contended.len().max(self.swept);
+            let names = self.contended.len().max(std::mem::take(&mut self.swept));
             let further_us = RETRY_US_PER_NAME * names as u64;
             let after_ms = (RETRY_MS_MIN + further_us / 1000).min(RETRY_MS_MAX);
             effects.push(Effect::Arm(Timer::Retry, after_ms));
