@@ -232,10 +232,9 @@ impl<F> Record<F> {
         if let Some(head) = self.waiters.front()
             && self.turn != Turn::Yielding
         {
-            let mode = head.seen.mode;
+            let again = self.waiters.iter().all(|waiter| waiter.waits && waiter.tried);
             if !self.contended || self.waiters.iter().any(|waiter| !waiter.waits && !waiter.tried) {
-                let again = self.waiters.iter().all(|waiter| waiter.waits && waiter.tried);
-                return Some(if again { FileOp::Retry(mode) } else { FileOp::Try(mode) });
+                return Some(if again { FileOp::Retry(head.seen.mode) } else { FileOp::Try(head.seen.mode) });
             }
         }
         if !self.queries.is_empty() {
