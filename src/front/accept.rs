@@ -50,18 +50,16 @@ pub async fn accept(core: Arc<Core>, workers: Arc<[Worker]>, listening: Listenin
                 pause = PAUSE.0;
                 hand_on(&core, &workers, accepted, peer, front);
             }
-            Err(error) if exhausted(&error) => {
-                // Released lock files give way before a session is refused.
-                if !core.shed() {
-                    core.log_exhausted(&error);
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE.1);
-                }
-            }
+            // Released lock files give way before a session is refused.
+            Err(error) if exhausted(&error) && core.shed() => {}
             // The connection was gone before it was accepted (accept(2)).
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                core.log_accept(&error);
+                if exhausted(&error) {
+                    core.log_exhausted(&error)
+                } else {
+                    core.log_accept(&error)
+                }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE.1);
             }

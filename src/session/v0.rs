@@ -32,7 +32,7 @@ impl Session {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, &reason, out);
             }
             // The session waits for this name with a request of version 1.
-            v0::ACQUIRE if self.waits_for(&name).is_some() => {
+            v0::ACQUIRE if self.waits_for(&name) => {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, v0::OTHER_SESSION, out);
             }
             v0::ACQUIRE => self.ask(&name, Kind::Try, to, out, |asked| Input::Acquire {

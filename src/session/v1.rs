@@ -66,7 +66,7 @@ impl Session {
         } else if wait != Wait::No && waits >= settings.waits_per_session {
             let message = format!("{waits} requests of this session wait, as many as may (--waits-per-session)");
             Some((Error::Limit, message))
-        } else if self.waits_for(lock).is_some() {
+        } else if self.waits_for(lock) {
             let message = format!("a request of this session already waits for the lock {lock}");
             Some((Error::BadRequest, message))
         } else {
@@ -83,10 +83,10 @@ impl Session {
         self.held.len() + acquiring >= self.core.settings.locks_per_session
     }
 
-    /// The place of the request that waits for a lock.
-    pub(super) fn waits_for(&self, lock: &LockName) -> Option<usize> {
+    /// Whether a request of the session is acquiring a lock.
+    pub(super) fn waits_for(&self, lock: &LockName) -> bool {
         let acquires = |kind| matches!(kind, Kind::Try | Kind::Wait);
-        self.pending.iter().position(|pending| acquires(pending.kind) && pending.name == *lock)
+        self.pending.iter().any(|pending| acquires(pending.kind) && pending.name == *lock)
     }
 
     fn place_of(&self, id: &Id) -> Option<usize> {
