@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::Core;
+use super::{Core, hints};
 use crate::files::Files;
 use crate::front::{Front, Listening, Worker, accept, burst};
 use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
@@ -93,6 +93,7 @@ async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts) -> Resul
         }
     }
     collect(&core)?;
+    hints::start(&core);
     tasks.push(tokio::spawn(watch(Arc::clone(&core), Arc::clone(&workers), Arc::clone(&notifier))));
     notifier.status(&status(&core));
     tasks.push(tokio::spawn(report(Arc::clone(&core), Arc::clone(&notifier))));
@@ -115,6 +116,7 @@ async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts) -> Resul
 /// Ends every session and leaves the directory as clean as it was found.
 async fn stop(core: &Arc<Core>, tasks: Vec<JoinHandle<()>>) {
     tasks.iter().for_each(JoinHandle::abort);
+    core.hints.leave();
     core.drain();
     core.mailboxes.stop_all();
     // A session gives its locks back before its last words, which may take a while: twice that is enough for all.

@@ -103,7 +103,10 @@ impl Run {
                     self.draining = true;
                     self.input(Input::Drain);
                 }
-                2..100 => self.input(Input::Shed),
+                2..50 => self.input(Input::Shed),
+                50..100 => self.input(Input::Hint(name)),
+                100..150 => self.input(Input::Promised(name)),
+                150..160 => self.input(Input::PromisesBroken),
                 _ => self.input(Input::Now(how.into())),
             },
         }
@@ -217,6 +220,7 @@ impl Run {
             0 => Timer::Retry,
             1 => Timer::Linger,
             2 => Timer::Turn(self.name(which)),
+            3 => Timer::Recheck,
             _ => match self.timers.iter().nth(usize::from(which) % self.timers.len().max(1)) {
                 Some(timer) => timer.clone(),
                 None => return,
@@ -244,6 +248,11 @@ impl Run {
                 Effect::Arm(timer, after_ms) => {
                     assert!(after_ms > 0, "{timer:?} would run out at once, again and again");
                     self.timers.insert(timer);
+                }
+                Effect::Contended(name) => {
+                    let outside = self.outside(&name);
+                    let waits = !outside.queue.is_empty() && outside.holders.is_empty();
+                    assert!(waits, "{name}: nobody waits for another process");
                 }
             }
         }
