@@ -96,9 +96,9 @@ pub const ASK_AGAIN_MS: u64 = 2000;
 /// Daemons of the same directory that one of them talks with, in each direction: each costs two descriptors.
 pub const PEERS_MAX: usize = 64;
 
-/// Words that are taken from another daemon in a period, and its length in milliseconds: some 2,500 a second, so that a flood of
-/// them, forged ones for example, is no busy loop, and a daemon that stops with 1000 locks has told of them in half a second.
-pub const WORDS_PER_PERIOD_MAX: u32 = 64;
+/// Words that are taken from another daemon in a period, and its length in milliseconds: some 10,000 a second, so that a flood of
+/// them, forged ones for example, is no busy loop, and word does not wait for long behind questions about 1000 names.
+pub const WORDS_PER_PERIOD_MAX: u32 = 256;
 /// See [`WORDS_PER_PERIOD_MAX`].
 pub const WORDS_PERIOD_MS: u64 = 25;
 

@@ -146,6 +146,15 @@ mod tests {
         assert_eq!(taken(lines.as_bytes()), (words, false));
     }
 
+    /// A flood is taken in portions: the time that is asserted is the least that it may take.
+    #[test]
+    fn a_flood_is_slowed_down() {
+        let started = std::time::Instant::now();
+        let lines = "free a\n".repeat(4 * WORDS_PER_PERIOD_MAX as usize);
+        assert_eq!(taken(lines.as_bytes()).0.len(), 4 * WORDS_PER_PERIOD_MAX as usize);
+        assert!(started.elapsed() >= Duration::from_millis(2 * WORDS_PERIOD_MS), "{:?}", started.elapsed());
+    }
+
     /// Lines that are no words are passed over; who sends one that is too long is cut off.
     #[test]
     fn nonsense_is_no_word() {
