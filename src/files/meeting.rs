@@ -125,7 +125,7 @@ mod tests {
         std::fs::create_dir_all(&directory).unwrap();
         let (one, listener) = Meeting::enter(&directory).unwrap();
         let (two, _listener) = Meeting::enter(&directory).unwrap();
-        assert_eq!(two.others().unwrap(), [one.own.clone()]);
+        assert_eq!(two.others().unwrap(), [&*one.own]);
         UnixStream::connect(two.path(&one.own)).unwrap();
         listener.accept().unwrap();
         one.leave();

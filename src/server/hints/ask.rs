@@ -17,7 +17,7 @@ use crate::name::LockName;
 use crate::server::Core;
 
 /// So many batches of questions wait for a daemon that does not read them; the oldest go first, and are asked again later.
-const BATCHES_MAX: usize = 16;
+const BATCHES_MAX: usize = 64;
 
 /// What this daemon wants to know.
 #[derive(Debug)]
@@ -99,6 +99,8 @@ pub(super) async fn ask(core: Arc<Core>) {
             names.into_iter().for_each(|name| Word::Want(name).append_to(&mut lines));
             // Nobody is there: who comes later is asked later.
             let _ = questions.lines.send(lines.into());
+            // It is written before the next batch is made up, or a burst would be more than the others' queues take.
+            tokio::task::yield_now().await;
         }
         questions.new.notified().await;
     }
