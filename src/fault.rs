@@ -40,6 +40,9 @@ impl Fault {
             libc::EINVAL => "remove what stands where the lock file has to be: it is no regular file",
             libc::ENOLCK => "the file system has no locks left, or does not support them",
             libc::EBUSY => "find the process that began to delete the lock file and was stopped (lslocks)",
+            libc::EBADMSG => {
+                "its content is not what daemons write: move it away if it is a lock file, restore it if it is .distrilock/fence"
+            }
             libc::ESTALE => "use a local file system for the lock directory: the inode numbers of this one change",
             _ => "look at the file system under the lock directory, and at the kernel's log",
         }

@@ -11,8 +11,10 @@ use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, flock};
 use nix::sys::stat::{FileStat, Mode as Permissions, SFlag, fstat, lstat};
 use nix::unistd::unlink;
 
+use super::fence::Mark;
 use super::local::{Answer, Call, Next, Steps};
-use super::{FileOp, Outcome};
+use super::ranges::{ALL, BEYOND_SHARED, DELETION, HELD, Range, SHARED};
+use super::{FileOp, Outcome, fence};
 use crate::engine::Mode;
 use crate::fault::Fault;
 use crate::name::LockName;
@@ -24,6 +26,7 @@ const SUFFIX: &str = ".lck";
 #[derive(Debug)]
 pub struct Files {
     directory: PathBuf,
+    pub(super) mark: Mark,
 }
 
 /// An open lock file. Dropping it closes it, and the kernel drops its lock.
@@ -33,7 +36,9 @@ pub struct OpenFile {
     path: CString,
     /// Device and inode: what the name has to mean for a lock on this file to count.
     identity: (u64, u64),
-    locked: Option<Mode>,
+    pub(super) locked: Option<Mode>,
+    /// The slots whose bytes it has locked, in their order.
+    pub(super) slots: Vec<u16>,
 }
 
 impl Files {
@@ -41,7 +46,8 @@ impl Files {
     /// replaced, or a file system mounted over it, is noticed by the checks and not locked past.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory }
+        let mark = Mark::new(&directory);
+        Self { directory, mark }
     }
 
     /// The lock directory.
@@ -73,8 +79,8 @@ impl Files {
         }
     }
 
-    /// Deletes the lock files that nobody locks and that are empty, as every daemon's are: those which daemons left that
-    /// were killed. Tells how many went.
+    /// Deletes the lock files that nobody locks and that have nothing in them but a fence, as every daemon's are: those which
+    /// daemons left that were killed. Tells how many went.
     ///
     /// # Errors
     /// If the directory cannot be read.
@@ -91,7 +97,7 @@ impl Files {
             let Some(stem) = file.as_bytes().strip_suffix(SUFFIX.as_bytes()) else { continue };
             let Ok(name) = LockName::parse(stem) else { continue };
             let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_file() && metadata.len() == 0 && self.collect_one(&name) {
+            if metadata.is_file() && fence::is_ours(&entry.path(), metadata.len()) && self.collect_one(&name) {
                 collected += 1;
             }
         }
@@ -114,8 +120,8 @@ impl Files {
 }
 
 /// Makes the calls of one operation.
-struct Hand<'a> {
-    files: &'a Files,
+pub(super) struct Hand<'a> {
+    pub(super) files: &'a Files,
     name: &'a LockName,
     file: Option<OpenFile>,
 }
@@ -125,9 +131,18 @@ impl Hand<'_> {
         match call {
             Call::Open => self.open(OFlag::O_RDWR | OFlag::O_CREAT),
             Call::OpenToRead => self.open(OFlag::O_RDONLY),
-            Call::Lock(mode) => self.lock(Some(mode), 0),
-            Call::LockToDelete => self.lock(Some(Mode::Exclusive), 1),
-            Call::Unlock => self.lock(None, 0),
+            Call::Lock(Mode::Shared) => self.lock_shared(),
+            Call::Lock(mode) => self.lock(Some(mode), ALL),
+            Call::LockToDelete => self.lock(Some(Mode::Exclusive), DELETION),
+            Call::Unlock => self.lock(None, ALL),
+            Call::LockTurn => self.lock_turn(),
+            Call::UnlockTurn => self.unlock_turn(),
+            Call::LockHeld => self.lock_held(),
+            Call::LockNumber(of) => self.lock_number(of),
+            Call::LockSlots(of, take) => self.lock_slots(of, take),
+            Call::UnlockSlots(first, count) => self.unlock_slots(first, count),
+            Call::Uses => self.uses(),
+            Call::Fence(mode) => self.fence(mode),
             Call::Check => self.check(),
             Call::Linked => self.linked(),
             Call::Held(mode) => self.held(mode),
@@ -143,7 +158,11 @@ impl Hand<'_> {
         }
     }
 
-    fn open_file(&mut self) -> &mut OpenFile {
+    pub(super) fn file(&self) -> Option<&OpenFile> {
+        self.file.as_ref()
+    }
+
+    pub(super) fn open_file(&mut self) -> &mut OpenFile {
         self.file.as_mut().expect("the steps use a file only while it is open")
     }
 
@@ -162,19 +181,26 @@ impl Hand<'_> {
         if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
             return if reading { Answer::Gone } else { failed("open", &path, Errno::EINVAL) };
         }
-        self.file = Some(OpenFile { descriptor, path, identity: identity(&stat), locked: None });
+        self.file = Some(OpenFile { descriptor, path, identity: identity(&stat), locked: None, slots: Vec::new() });
         Answer::Yes
     }
 
-    fn lock(&mut self, mode: Option<Mode>, from: i64) -> Answer {
+    fn lock(&mut self, mode: Option<Mode>, range: Range) -> Answer {
         let file = self.open_file();
-        match fcntl(file.descriptor.as_fd(), FcntlArg::F_OFD_SETLK(&range(mode, from, 0))) {
-            Ok(_) => {
-                file.locked = mode;
-                Answer::Yes
-            }
-            Err(Errno::EAGAIN | Errno::EACCES) => Answer::No,
-            Err(errno) => failed("lock", &file.path, errno),
+        let answer = file.set(mode, range);
+        if answer == Answer::Yes {
+            file.locked = mode;
+            file.slots.clear();
+        }
+        answer
+    }
+
+    /// A shared lock leaves out what takes a fence, which an exclusive one may have had.
+    fn lock_shared(&mut self) -> Answer {
+        let exclusive = self.open_file().locked == Some(Mode::Exclusive);
+        match self.lock(Some(Mode::Shared), SHARED) {
+            Answer::Yes if exclusive => self.open_file().set(None, BEYOND_SHARED),
+            answer => answer,
         }
     }
 
@@ -207,12 +233,10 @@ impl Hand<'_> {
     }
 
     fn held(&mut self, mode: Mode) -> Answer {
-        let file = self.open_file();
-        let mut byte = range(Some(mode), 0, 1);
-        match fcntl(file.descriptor.as_fd(), FcntlArg::F_OFD_GETLK(&mut byte)) {
-            Ok(_) if i32::from(byte.l_type) == F_UNLCK => Answer::No,
-            Ok(_) => Answer::Yes,
-            Err(errno) => failed("lock", &file.path, errno),
+        match self.open_file().ask(mode, HELD) {
+            Ok(None) => Answer::No,
+            Ok(Some(_)) => Answer::Yes,
+            Err(answer) => answer,
         }
     }
 }
@@ -222,6 +246,33 @@ impl OpenFile {
     #[must_use]
     pub fn identity(&self) -> (u64, u64) {
         self.identity
+    }
+
+    /// Its descriptor.
+    pub(super) fn descriptor(&self) -> &OwnedFd {
+        &self.descriptor
+    }
+
+    /// Locks or unlocks a range, if no other process is in the way.
+    pub(super) fn set(&self, mode: Option<Mode>, range: Range) -> Answer {
+        match fcntl(self.descriptor.as_fd(), FcntlArg::F_OFD_SETLK(&lock(mode, range))) {
+            Ok(_) => Answer::Yes,
+            Err(Errno::EAGAIN | Errno::EACCES) => Answer::No,
+            Err(errno) => self.failed("lock", errno),
+        }
+    }
+
+    /// A lock of another process that would be in the way, if there is one.
+    pub(super) fn ask(&self, mode: Mode, range: Range) -> Result<Option<flock>, Answer> {
+        let mut found = lock(Some(mode), range);
+        match fcntl(self.descriptor.as_fd(), FcntlArg::F_OFD_GETLK(&mut found)) {
+            Ok(_) => Ok((i32::from(found.l_type) != F_UNLCK).then_some(found)),
+            Err(errno) => Err(self.failed("lock", errno)),
+        }
+    }
+
+    pub(super) fn failed(&self, operation: &'static str, errno: Errno) -> Answer {
+        failed(operation, &self.path, errno)
     }
 
     /// Whether it has a lock, of whichever mode.
@@ -235,11 +286,11 @@ fn identity(stat: &FileStat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }
 
-/// A range for fcntl(2), `F_OFD_SETLK`: `length` 0 is to the end of what a file can be, and `l_pid` has to be 0.
-fn range(mode: Option<Mode>, start: i64, length: i64) -> flock {
+/// A lock on a range for fcntl(2), `F_OFD_SETLK`: `l_pid` has to be 0.
+fn lock(mode: Option<Mode>, (start, length): Range) -> flock {
     let kind = match mode {
         Some(Mode::Exclusive) => F_WRLCK,
-        Some(Mode::Shared) => F_RDLCK,
+        Some(Mode::Shared | Mode::Slots(_)) => F_RDLCK,
         None => F_UNLCK,
     };
     flock {

@@ -37,7 +37,7 @@ impl Session {
             }
             v0::ACQUIRE => self.ask(&name, Kind::Try, to, out, |asked| Input::Acquire {
                 asked,
-                mode: Mode::Exclusive,
+                want: Mode::Exclusive.into(),
                 wait: false,
             }),
             // The original deletes the file, and tells if somebody has done so before.
@@ -64,9 +64,10 @@ impl Session {
                 (Outcome::Success, "".into())
             }
             Answer::Released { file_gone: true } => (Outcome::InternalError, self.removed(name)),
-            Answer::BusyHere(_) | Answer::NotHeld { by_another: true } | Answer::Mismatch => {
-                (Outcome::Failed, v0::OTHER_SESSION.into())
-            }
+            Answer::BusyHere(_)
+            | Answer::NotHeld { by_another: true }
+            | Answer::Mismatch
+            | Answer::Disagrees { .. } => (Outcome::Failed, v0::OTHER_SESSION.into()),
             Answer::BusyElsewhere => (Outcome::Failed, v0::OTHER_PROCESS.into()),
             Answer::NotHeld { by_another: false } | Answer::Lost(_) => (Outcome::Failed, v0::NOT_FOUND.into()),
             Answer::Peeked(view) => {
@@ -79,7 +80,9 @@ impl Session {
             Answer::Storage(fault) if fault.operation == "lock" => (Outcome::InternalError, fault.reason().into()),
             Answer::Storage(fault) => (Outcome::InternalError, fault.to_string().into()),
             // The session ends with this; version 0.1 has no waits that could be cancelled.
-            Answer::Closing | Answer::Cancelled | Answer::TimedOut => (Outcome::Failed, "the daemon stops".into()),
+            Answer::Closing | Answer::Cancelled | Answer::TimedOut | Answer::Deadlock => {
+                (Outcome::Failed, "the daemon stops".into())
+            }
         };
         self.answer_v0(form, command, name.as_str().as_bytes(), outcome, &reason, out);
     }

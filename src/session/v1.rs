@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{End, Kind, Session, To};
-use crate::engine::{Answer, Input, Mode, View, ViewedSession, Withdrawal};
+use crate::engine::{Answer, Input, Mode, View, ViewedSession, Want, Withdrawal};
 use crate::limits::{LIST_BYTES_ENOUGH, LIST_LOCKS_MAX};
 use crate::name::LockName;
 use crate::server::mailbox::Introduction;
-use crate::wire::v1::{Error, Id, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, word};
+use crate::wire::v1::{
+    Error, Id, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, slots, word,
+};
 
 impl Session {
     pub(super) fn request_v1(&mut self, request: Request, out: &mut Vec<u8>) {
@@ -20,7 +22,8 @@ impl Session {
         }
         match op {
             Op::Hello { name, note } => self.hello(id.as_ref(), Introduction { name, note }, out),
-            Op::Acquire { lock, mode, wait } => self.acquire(id, &lock, mode, wait, out),
+            Op::Acquire { lock, want, wait } => self.acquire(id, &lock, want, wait, out),
+            Op::AcquireAll { .. } | Op::ReleaseAll(_) => todo!(),
             Op::Release(lock) => self.ask(&lock, Kind::Release, To::V1(id), out, Input::Release),
             Op::Verify(lock) => self.ask(&lock, Kind::Verify, To::V1(id), out, Input::Verify),
             Op::Peek(lock) => self.ask(&lock, Kind::Peek, To::V1(id), out, Input::Peek),
@@ -40,7 +43,7 @@ impl Session {
         self.codec.send_v1(&reply, out);
     }
 
-    fn acquire(&mut self, id: Option<Id>, lock: &LockName, mode: Mode, wait: Wait, out: &mut Vec<u8>) {
+    fn acquire(&mut self, id: Option<Id>, lock: &LockName, want: Want, wait: Wait, out: &mut Vec<u8>) {
         if let Some((error, message)) = self.refusal_of_acquire(lock, wait) {
             return self.refuse(id.as_ref(), error, &message, out);
         }
@@ -51,7 +54,7 @@ impl Session {
             Wait::NoLimit => (Kind::Wait, None),
         };
         let asked = self.pend(lock, kind, To::V1(id), deadline);
-        self.submit(lock, Input::Acquire { asked, mode, wait: kind == Kind::Wait }, out);
+        self.submit(lock, Input::Acquire { asked, want, wait: kind == Kind::Wait }, out);
     }
 
     fn refusal_of_acquire(&self, lock: &LockName, wait: Wait) -> Option<(Error, String)> {
@@ -167,16 +170,29 @@ impl Session {
     fn seen(&self, session: &ViewedSession) -> Seen {
         let Introduction { name, note } = self.core.mailboxes.introduction(session.session);
         let since_ms = self.core.now_ms().saturating_sub(session.since_ms);
-        Seen { session: session.session.to_string(), name, note, mode: word(session.mode), since_ms }
+        let slots = if let Mode::Slots(of) = session.mode { Some(of) } else { None };
+        let waits = slots.is_some() && session.slots.is_empty();
+        Seen {
+            session: session.session.to_string(),
+            name,
+            note,
+            mode: word(session.mode),
+            slots,
+            taken: session.slots.clone(),
+            take: waits.then_some(session.take),
+            fence: session.fence,
+            since_ms,
+        }
     }
 
     pub(super) fn reply_v1(&mut self, id: Option<&Id>, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
         let (error, message) = match answer {
-            Answer::Granted { mode, already } => {
+            Answer::Granted { mode, already, slots: has, fence } => {
                 let mode = (mode == Mode::Shared).then(|| word(mode));
                 let already = already.then_some(true);
-                let lock = Some(name.as_str());
-                return self.codec.send_v1(&Reply { id, ok: true, lock, mode, already, ..Reply::default() }, out);
+                let (lock, (slot, taken)) = (Some(name.as_str()), slots(&has));
+                let reply = Reply { id, ok: true, lock, mode, already, slot, taken, fence, ..Reply::default() };
+                return self.codec.send_v1(&reply, out);
             }
             Answer::Released { .. } | Answer::Real => {
                 let lock = Some(name.as_str());
@@ -185,9 +201,12 @@ impl Session {
             Answer::Peeked(view) => return self.look(id, name, &view, out),
             Answer::BusyHere(holder) => (Error::Busy, self.busy(holder.as_ref())),
             Answer::BusyElsewhere => (Error::Busy, "held through another daemon or by another process".into()),
-            Answer::Mismatch => {
-                (Error::Mismatch, "this session holds the lock in the other mode; release it first".into())
-            }
+            Answer::Mismatch => (
+                Error::Mismatch,
+                "this session holds the lock in another mode, or other slots of it; release it first".into(),
+            ),
+            Answer::Disagrees { held, asked } => (Error::Mismatch, disagreement(held, asked)),
+            Answer::Deadlock => (Error::Deadlock, "the wait would never end".into()),
             Answer::Cancelled => (Error::Cancelled, "the wait was cancelled".into()),
             Answer::TimedOut => (Error::Timeout, "the lock did not become free in time".into()),
             Answer::Closing => (Error::Closing, "the daemon stops; connect again".into()),
@@ -219,5 +238,17 @@ impl Session {
     pub(super) fn refuse(&mut self, id: Option<&Id>, error: Error, message: &str, out: &mut Vec<u8>) {
         let (error, message) = (Some(error), Some(message));
         self.codec.send_v1(&Reply { id, ok: false, error, message, ..Reply::default() }, out);
+    }
+}
+
+/// Names both sides of a mismatch.
+fn disagreement(held: Mode, asked: Mode) -> String {
+    let wanted = match asked {
+        Mode::Slots(of) => format!("as one with {of} slots"),
+        mode => format!("in {} mode", word(mode)),
+    };
+    match held {
+        Mode::Slots(of) => format!("the lock is held with {of} slots, and this request wants it {wanted}"),
+        mode => format!("the lock is held in {} mode, and this request wants it {wanted}", word(mode)),
     }
 }
