@@ -26,7 +26,7 @@ impl Session {
         };
         let to = To::V0(form, command);
         match command {
-            v0::ACQUIRE if self.full(&name) => {
+            v0::ACQUIRE if self.full(usize::from(!self.held.contains(&name))) => {
                 let reason =
                     format!("this session has {} locks, as many as it may", self.core.settings.locks_per_session);
                 self.answer_v0(form, command, &request.name, Outcome::Failed, &reason, out);
@@ -34,6 +34,10 @@ impl Session {
             // The session waits for this name with a request of version 1.
             v0::ACQUIRE if self.waits_for(&name) => {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, v0::OTHER_SESSION, out);
+            }
+            // The same, and it has this one already.
+            v0::RELEASE | v0::VERIFY if self.gathers(&name) => {
+                self.answer_v0(form, command, &request.name, Outcome::Failed, v0::NOT_FOUND, out);
             }
             v0::ACQUIRE => self.ask(&name, Kind::Try, to, out, |asked| Input::Acquire {
                 asked,

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::{End, Kind, Session, To};
-use crate::engine::{Answer, Input, Mode, View, ViewedSession, Want, Withdrawal};
+use super::{End, Kind, LockInput, Pending, Session, To};
+use crate::engine::{Answer, Asked, Input, Mode, View, ViewedSession, Want, Withdrawal};
 use crate::limits::{LIST_BYTES_ENOUGH, LIST_LOCKS_MAX};
 use crate::name::LockName;
 use crate::server::mailbox::Introduction;
@@ -23,7 +23,12 @@ impl Session {
         match op {
             Op::Hello { name, note } => self.hello(id.as_ref(), Introduction { name, note }, out),
             Op::Acquire { lock, want, wait } => self.acquire(id, &lock, want, wait, out),
-            Op::AcquireAll { .. } | Op::ReleaseAll(_) => todo!(),
+            Op::AcquireAll { wants, wait } => self.acquire_all(id, wants, wait, out),
+            Op::ReleaseAll(locks) => self.release_all(id, locks, out),
+            // A request for several locks has it: the session does not.
+            Op::Release(lock) | Op::Verify(lock) if self.gathers(&lock) => {
+                self.reply_v1(id.as_ref(), &lock, Answer::NotHeld { by_another: false }, out);
+            }
             Op::Release(lock) => self.ask(&lock, Kind::Release, To::V1(id), out, Input::Release),
             Op::Verify(lock) => self.ask(&lock, Kind::Verify, To::V1(id), out, Input::Verify),
             Op::Peek(lock) => self.ask(&lock, Kind::Peek, To::V1(id), out, Input::Peek),
@@ -44,23 +49,23 @@ impl Session {
     }
 
     fn acquire(&mut self, id: Option<Id>, lock: &LockName, want: Want, wait: Wait, out: &mut Vec<u8>) {
-        if let Some((error, message)) = self.refusal_of_acquire(lock, wait) {
+        let new = usize::from(!self.held.contains(lock));
+        if let Some((error, message)) = self.refusal_of_acquire(lock, new, wait) {
             return self.refuse(id.as_ref(), error, &message, out);
         }
-        let (kind, deadline) = match wait {
-            Wait::No => (Kind::Try, None),
-            // A time beyond what the clock can tell is as good as no limit.
-            Wait::Millis(millis) => (Kind::Wait, Instant::now().checked_add(Duration::from_millis(millis))),
-            Wait::NoLimit => (Kind::Wait, None),
-        };
-        let asked = self.pend(lock, kind, To::V1(id), deadline);
-        self.submit(lock, Input::Acquire { asked, want, wait: kind == Kind::Wait }, out);
+        let kind = if wait == Wait::No { Kind::Try } else { Kind::Wait };
+        let asked = self.pend(lock, kind, To::V1(id), deadline(wait));
+        self.submit_acquire(Input::Acquire { asked: asked.clone(), want, wait: kind == Kind::Wait }, &asked, out);
     }
 
-    fn refusal_of_acquire(&self, lock: &LockName, wait: Wait) -> Option<(Error, String)> {
+    pub(super) fn submit_acquire(&mut self, input: LockInput, asked: &Asked, out: &mut Vec<u8>) {
+        self.submit(&asked.name, input, out);
+    }
+
+    pub(super) fn refusal_of_acquire(&self, lock: &LockName, new: usize, wait: Wait) -> Option<(Error, String)> {
         let settings = &self.core.settings;
         let waits = self.pending.iter().filter(|pending| pending.kind == Kind::Wait).count();
-        if self.full(lock) {
+        if self.full(new) {
             let message = format!(
                 "this session holds or is acquiring {} locks, as many as it may (--locks-per-session)",
                 settings.locks_per_session
@@ -77,23 +82,26 @@ impl Session {
         }
     }
 
-    /// Whether the session holds and acquires as many locks as it may, and this would be one more.
-    pub(super) fn full(&self, lock: &LockName) -> bool {
-        if self.held.contains(lock) {
-            return false;
-        }
-        let acquiring = self.pending.iter().filter(|pending| matches!(pending.kind, Kind::Try | Kind::Wait)).count();
-        self.held.len() + acquiring >= self.core.settings.locks_per_session
+    /// Whether the session would hold and acquire more locks than it may with so many new ones.
+    pub(super) fn full(&self, new: usize) -> bool {
+        let alone =
+            |pending: &&Pending| matches!(pending.kind, Kind::Try | Kind::Wait) && !matches!(pending.to, To::Part(_));
+        let acquiring = self.pending.iter().filter(alone).count() + self.parts();
+        new > 0 && self.held.len() + acquiring + new > self.core.settings.locks_per_session
     }
 
     /// Whether a request of the session is acquiring a lock.
     pub(super) fn waits_for(&self, lock: &LockName) -> bool {
         let acquires = |kind| matches!(kind, Kind::Try | Kind::Wait);
-        self.pending.iter().any(|pending| acquires(pending.kind) && pending.name == *lock)
+        self.is_part(lock) || self.pending.iter().any(|pending| acquires(pending.kind) && pending.name == *lock)
     }
 
     fn place_of(&self, id: &Id) -> Option<usize> {
-        self.pending.iter().position(|pending| matches!(&pending.to, To::V1(Some(used)) if used == id))
+        self.pending.iter().position(|pending| match &pending.to {
+            To::V1(used) => used.as_ref() == Some(id),
+            To::Part(number) => self.id_of_several(*number) == Some(id),
+            _ => false,
+        })
     }
 
     fn cancel(&mut self, id: Option<&Id>, request: &Id, out: &mut Vec<u8>) {
@@ -115,12 +123,12 @@ impl Session {
             self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
         }
         for name in self.held.clone() {
-            self.ask(&name, Kind::Release, To::Bye, out, Input::Release);
+            self.ask(&name, Kind::Release, To::Nobody, out, Input::Release);
         }
         // What the engine grants or answers from now on finds this (`letter`).
         self.bye = Some(id);
         for name in self.held.clone() {
-            self.ask(&name, Kind::Release, To::Bye, out, Input::Release);
+            self.ask(&name, Kind::Release, To::Nobody, out, Input::Release);
         }
         self.say_bye(out);
     }
@@ -186,26 +194,39 @@ impl Session {
     }
 
     pub(super) fn reply_v1(&mut self, id: Option<&Id>, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
-        let (error, message) = match answer {
+        match answer {
             Answer::Granted { mode, already, slots: has, fence } => {
                 let mode = (mode == Mode::Shared).then(|| word(mode));
                 let already = already.then_some(true);
                 let (lock, (slot, taken)) = (Some(name.as_str()), slots(&has));
                 let reply = Reply { id, ok: true, lock, mode, already, slot, taken, fence, ..Reply::default() };
-                return self.codec.send_v1(&reply, out);
+                self.codec.send_v1(&reply, out);
             }
             Answer::Released { .. } | Answer::Real => {
                 let lock = Some(name.as_str());
-                return self.codec.send_v1(&Reply { id, ok: true, lock, ..Reply::default() }, out);
+                self.codec.send_v1(&Reply { id, ok: true, lock, ..Reply::default() }, out);
             }
-            Answer::Peeked(view) => return self.look(id, name, &view, out),
+            Answer::Peeked(view) => self.look(id, name, &view, out),
+            answer => {
+                let (error, message) = self.refusal(name, &answer);
+                self.refuse(id, error, &message, out);
+            }
+        }
+    }
+
+    /// The word and the sentence of a refusal.
+    pub(super) fn refusal(&self, name: &LockName, answer: &Answer) -> (Error, String) {
+        match answer {
+            Answer::Granted { .. } | Answer::Released { .. } | Answer::Real | Answer::Peeked(_) => {
+                unreachable!("{answer:?} is no refusal")
+            }
             Answer::BusyHere(holder) => (Error::Busy, self.busy(holder.as_ref())),
             Answer::BusyElsewhere => (Error::Busy, "held through another daemon or by another process".into()),
             Answer::Mismatch => (
                 Error::Mismatch,
                 "this session holds the lock in another mode, or other slots of it; release it first".into(),
             ),
-            Answer::Disagrees { held, asked } => (Error::Mismatch, disagreement(held, asked)),
+            Answer::Disagrees { held, asked } => (Error::Mismatch, disagreement(*held, *asked)),
             Answer::Deadlock => (Error::Deadlock, "the wait would never end".into()),
             Answer::Cancelled => (Error::Cancelled, "the wait was cancelled".into()),
             Answer::TimedOut => (Error::Timeout, "the lock did not become free in time".into()),
@@ -213,8 +234,7 @@ impl Session {
             Answer::NotHeld { .. } => (Error::NotHeld, format!("this session does not hold the lock {name}")),
             Answer::Lost(reason) => (Error::Lost, format!("the lock {name} is lost: {reason}")),
             Answer::Storage(fault) => (Error::Storage, format!("{fault}: {}", fault.remedy())),
-        };
-        self.refuse(id, error, &message, out);
+        }
     }
 
     fn busy(&self, holder: Option<&ViewedSession>) -> String {
@@ -238,6 +258,15 @@ impl Session {
     pub(super) fn refuse(&mut self, id: Option<&Id>, error: Error, message: &str, out: &mut Vec<u8>) {
         let (error, message) = (Some(error), Some(message));
         self.codec.send_v1(&Reply { id, ok: false, error, message, ..Reply::default() }, out);
+    }
+}
+
+/// When a request has waited for long enough.
+pub(super) fn deadline(wait: Wait) -> Option<Instant> {
+    match wait {
+        Wait::No | Wait::NoLimit => None,
+        // A time beyond what the clock can tell is as good as no limit.
+        Wait::Millis(millis) => Instant::now().checked_add(Duration::from_millis(millis)),
     }
 }
 
