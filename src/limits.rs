@@ -95,6 +95,9 @@ pub const SLOTS_MAX: u16 = 1024;
 /// Locks that one request may ask for: as many as people list by hand, and more than enough of the longest names for a message.
 pub const LOCKS_PER_REQUEST_MAX: usize = 64;
 
+/// Sessions of a cycle that a refusal tells of: who mends it needs the first few.
+pub const CYCLE_SHOWN_MAX: usize = 8;
+
 /// How long a fence may wait for another process that takes one, in milliseconds, before its request is refused: each of them
 /// needs one write to the disk.
 pub const FENCE_WAIT_MS_MAX: u64 = 200;

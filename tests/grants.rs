@@ -285,3 +285,89 @@ fn a_gathered_lock_is_lost() {
     a.release("b");
     assert!(c.gets("b"));
 }
+
+/// Sessions wait for each other: the one whose request closes the cycle is refused, and told who waits for whom; the other one
+/// gets its lock when that one gives up what it holds.
+#[test]
+fn a_cycle_is_refused() {
+    let daemon = Daemon::start();
+    let [mut a, mut b, mut c] = [0, 1, 2].map(|_| V1::connect(&daemon.tcp()));
+    a.request(json!({"op": "hello", "name": "backup@db1"}));
+    let wait = |lock: &str| json!({"id": 1, "op": "acquire", "lock": lock, "wait_ms": null});
+    a.acquire("x");
+    b.acquire("y");
+    c.acquire("z");
+    waits(&mut a, &wait("y"));
+    waits(&mut b, &wait("z"));
+    let message = refused(&c.request(wait("x")), "deadlock");
+    for part in ["backup@db1", "waits for x", "waits for y", "waits for z"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    refused(&c.request(json!({"op": "acquire", "lock": "x"})), "busy");
+    c.send(&json!({"id": 2, "op": "acquire", "locks": ["w", "x"], "wait_ms": 60_000}));
+    let reply = c.receive();
+    assert!(refused(&reply, "deadlock").contains("waits for x") && reply["lock"] == "x", "{reply}");
+    assert!(a.gets("w"), "it was given back");
+    c.release("z");
+    assert_eq!(b.receive()["ok"], true);
+    b.release("y");
+    assert_eq!(a.receive()["ok"], true);
+}
+
+/// Many sessions take two of four locks each, one after the other in any order, and wait without limit: each request is granted
+/// or refused as a deadlock, and all come to their end.
+#[test]
+fn no_cycle_is_missed() {
+    const ROUNDS: u64 = 150;
+    let daemon = Daemon::setup().flag("--threads", "4").start();
+    let fight = |seed: u64| {
+        let mut client = V1::connect(&daemon.tcp());
+        let mut dice = support::Dice::new(seed);
+        let mut refusals = 0;
+        for _ in 0..ROUNDS {
+            let mut held = Vec::new();
+            for _ in 0..2 {
+                let lock = format!("l{}", dice.below(4));
+                let reply = client.request(json!({"op": "acquire", "lock": lock, "wait_ms": null}));
+                match reply["ok"] == true {
+                    true => held.push(lock),
+                    false => {
+                        refused(&reply, "deadlock");
+                        refusals += 1;
+                    }
+                }
+            }
+            held.sort();
+            held.dedup();
+            held.iter().for_each(|lock| client.release(lock));
+        }
+        refusals
+    };
+    let refusals: u64 = std::thread::scope(|scope| {
+        let fighters: Vec<_> = (0..8).map(|seed| scope.spawn(move || fight(seed))).collect();
+        fighters.into_iter().map(|fighter| fighter.join().expect("no fighter panics")).sum()
+    });
+    assert!(refusals > 0, "nobody was ever in a cycle");
+}
+
+/// The same sessions ask for both locks at once, in any order, through two daemons: nobody is refused, and nobody waits for ever.
+#[test]
+fn several_names_never_deadlock() {
+    let (_directory, daemons) = two("2");
+    let fight = |seed: u64| {
+        let mut client = V1::connect(&daemons[usize::from(seed % 2 == 1)].tcp());
+        let mut dice = support::Dice::new(seed);
+        for _ in 0..60 {
+            let first = dice.below(4);
+            let locks = [first, (first + 1 + dice.below(3)) % 4].map(|number| format!("l{number}"));
+            let reply = client.request(json!({"op": "acquire", "locks": locks, "wait_ms": null}));
+            assert_eq!(reply["ok"], true, "{reply}");
+            client.request(json!({"op": "release", "locks": locks}));
+        }
+    };
+    std::thread::scope(|scope| {
+        for seed in 0..6 {
+            scope.spawn(move || fight(seed));
+        }
+    });
+}

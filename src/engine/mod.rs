@@ -406,6 +406,14 @@ impl<F> Engine<F> {
         names.filter(|(_, record)| !record.holders.is_empty() || !record.waiters.is_empty()).map(|(name, _)| name)
     }
 
+    /// Who holds a name, and whose requests wait for it, all of them.
+    #[must_use]
+    pub fn queue(&self, name: &LockName) -> (Vec<ViewedSession>, Vec<ViewedSession>) {
+        let Some(record) = self.records.get(name) else { return Default::default() };
+        let waiters = record.waiters.iter().filter(|waiter| waiter.waits).map(|waiter| waiter.seen.clone());
+        (record.holders.clone(), waiters.collect())
+    }
+
     /// What is known of a name without asking the file system.
     #[must_use]
     pub fn view(&self, name: &LockName) -> Option<View> {

@@ -41,6 +41,8 @@ pub struct Session {
     several: Vec<Several>,
     releasing: Vec<Releasing>,
     next_request: u64,
+    /// The cycle that a wait would have closed which is about to be refused.
+    cycle: Option<String>,
     /// The last request whose wait was cancelled.
     last_cancelled: Option<RequestId>,
     end: Option<End>,
@@ -57,6 +59,8 @@ struct Pending {
     to: To,
     /// When an acquire has waited for long enough.
     deadline: Option<Instant>,
+    /// Whether it is noted among those who wait for others.
+    noted: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +103,22 @@ impl Session {
     #[must_use]
     pub fn new(id: SessionId, core: Arc<Core>, mailbox: Arc<Mailbox>, codec: Codec) -> Self {
         let (held, pending, several, releasing) = (BTreeSet::new(), Vec::new(), Vec::new(), Vec::new());
-        let (next_request, last_cancelled, end, bye) = (0, None, None, None);
-        Self { id, core, mailbox, codec, held, pending, several, releasing, next_request, last_cancelled, end, bye }
+        let (next_request, cycle, last_cancelled, end, bye) = (0, None, None, None, None);
+        Self {
+            id,
+            core,
+            mailbox,
+            codec,
+            held,
+            pending,
+            several,
+            releasing,
+            next_request,
+            cycle,
+            last_cancelled,
+            end,
+            bye,
+        }
     }
 
     /// Its identity.
@@ -195,6 +213,9 @@ impl Session {
     /// Gives everything back, unanswered. The session is not used after that.
     pub fn leave(&mut self) {
         let gathered = self.drop_several();
+        for pending in self.pending.iter().filter(|pending| pending.noted) {
+            self.core.wait_ends(self.id, &pending.name);
+        }
         let asked = self.pending.drain(..).map(|pending| pending.name);
         let names: BTreeSet<LockName> =
             std::mem::take(&mut self.held).into_iter().chain(asked).chain(gathered).collect();
@@ -210,7 +231,11 @@ impl Session {
             Letter::Answer { name, request, answer } => {
                 if let Some(place) = self.pending.iter().position(|pending| pending.request == request) {
                     let pending = self.pending.swap_remove(place);
+                    if pending.noted {
+                        self.core.wait_ends(self.id, &name);
+                    }
                     self.note(&pending, &name, &answer);
+                    let granted = matches!(answer, Answer::Granted { already: false, .. });
                     if self.bye.is_some() && self.held.contains(&name) {
                         // It was granted while the session said goodbye.
                         self.ask(&name, Kind::Release, To::Nobody, out, Input::Release);
@@ -221,6 +246,9 @@ impl Session {
                         To::Part(number) => self.part(*number, &name, answer, out),
                         To::Released(number) => self.released(*number, out),
                         To::Nobody => {}
+                    }
+                    if granted && self.pending.iter().any(|pending| pending.noted) {
+                        self.look_for_cycles(None, out);
                     }
                 }
             }
@@ -273,7 +301,7 @@ impl Session {
         if self.pending.capacity() == 0 {
             self.pending.reserve_exact(1);
         }
-        self.pending.push(Pending { request, name: name.clone(), kind, to, deadline });
+        self.pending.push(Pending { request, name: name.clone(), kind, to, deadline, noted: false });
         Asked { name: name.clone(), session: self.id, request }
     }
 

@@ -151,6 +151,11 @@ impl Session {
         self.several.iter().any(|several| several.gathered().any(|gathered| gathered == lock))
     }
 
+    /// Whether others may wait for this session.
+    pub(super) fn holds_any(&self) -> bool {
+        !self.held.is_empty() || self.several.iter().any(|several| several.gathered().next().is_some())
+    }
+
     /// Whether a request for several locks wants this one.
     pub(super) fn is_part(&self, lock: &LockName) -> bool {
         self.several.iter().any(|several| several.parts.iter().any(|part| part.lock == *lock))

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{End, Kind, LockInput, Pending, Session, To};
-use crate::engine::{Answer, Asked, Input, Mode, View, ViewedSession, Want, Withdrawal};
+use crate::engine::{Answer, Asked, Input, Mode, RequestId, View, ViewedSession, Want, Withdrawal};
 use crate::limits::{LIST_BYTES_ENOUGH, LIST_LOCKS_MAX};
 use crate::name::LockName;
 use crate::server::mailbox::Introduction;
@@ -60,6 +60,27 @@ impl Session {
 
     pub(super) fn submit_acquire(&mut self, input: LockInput, asked: &Asked, out: &mut Vec<u8>) {
         self.submit(&asked.name, input, out);
+        self.look_for_cycles(Some(asked.request), out);
+    }
+
+    /// A request may have begun to wait, or the session may hold more than before while others of its requests wait.
+    pub(super) fn look_for_cycles(&mut self, new: Option<RequestId>, out: &mut Vec<u8>) {
+        let waits = |it: &&Pending| it.kind == Kind::Wait && new.is_none_or(|new| it.request == new);
+        let waiting: Vec<Asked> = self.pending.iter().filter(waits).map(|pending| self.asked(pending)).collect();
+        for asked in waiting {
+            let Some(pending) = self.pending.iter_mut().find(|pending| pending.request == asked.request) else {
+                continue;
+            };
+            pending.noted = true;
+            if !self.holds_any() {
+                self.core.wait_begins(self.id, &asked.name);
+                continue;
+            }
+            self.cycle = self.core.cycle(self.id, &asked.name);
+            if self.cycle.is_some() {
+                self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Deadlock }, out);
+            }
+        }
     }
 
     pub(super) fn refusal_of_acquire(&self, lock: &LockName, new: usize, wait: Wait) -> Option<(Error, String)> {
@@ -227,7 +248,10 @@ impl Session {
                 "this session holds the lock in another mode, or other slots of it; release it first".into(),
             ),
             Answer::Disagrees { held, asked } => (Error::Mismatch, disagreement(*held, *asked)),
-            Answer::Deadlock => (Error::Deadlock, "the wait would never end".into()),
+            Answer::Deadlock => {
+                let cycle = self.cycle.as_deref().unwrap_or("it would wait for itself");
+                (Error::Deadlock, cycle.into())
+            }
             Answer::Cancelled => (Error::Cancelled, "the wait was cancelled".into()),
             Answer::TimedOut => (Error::Timeout, "the lock did not become free in time".into()),
             Answer::Closing => (Error::Closing, "the daemon stops; connect again".into()),
