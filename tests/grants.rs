@@ -23,7 +23,7 @@ fn daemon(directory: &Path, linger: &str) -> Daemon {
     Daemon::setup().directory(directory).tcp("127.0.0.1:0").flag("--linger", linger).start()
 }
 
-fn slot(client: &mut V1, of: u64, more: Value) -> Value {
+fn slot(client: &mut V1, of: u64, more: &Value) -> Value {
     let mut request = json!({"op": "acquire", "lock": "gpu", "slots": of});
     request.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
     client.request(request)
@@ -48,12 +48,12 @@ fn slots_between_daemons() {
     let mut clients = [0, 1, 0, 1].map(|side: usize| V1::connect(&daemons[side].tcp()));
     let mut slots: Vec<Value> = Vec::new();
     for client in &mut clients[..3] {
-        let reply = slot(client, 3, json!({}));
+        let reply = slot(client, 3, &json!({}));
         assert_eq!(reply["ok"], true, "{reply}");
         slots.push(reply["slot"].clone());
     }
     assert_eq!(slots, [0, 1, 2]);
-    let message = refused(&slot(&mut clients[3], 3, json!({})), "busy");
+    let message = refused(&slot(&mut clients[3], 3, &json!({})), "busy");
     assert!(message.contains("another daemon"), "{message}");
     clients[3].send(&json!({"id": 1, "op": "acquire", "lock": "gpu", "slots": 3, "wait_ms": null}));
     clients[3].ping();
@@ -61,11 +61,11 @@ fn slots_between_daemons() {
     let reply = clients[3].receive();
     assert!(reply["ok"] == true && reply["slot"] == 0, "{reply}");
     // One of the same daemon leaves without a word.
-    let reply = slot(&mut clients[0], 3, json!({}));
+    let reply = slot(&mut clients[0], 3, &json!({}));
     refused(&reply, "busy");
     let [mut first, _, third, _] = clients;
     drop(third);
-    eventually("the slot is free", || slot(&mut first, 3, json!({}))["slot"] == 2);
+    eventually("the slot is free", || slot(&mut first, 3, &json!({}))["slot"] == 2);
 }
 
 /// Several slots at once, or none of them: two sessions of two daemons that want two of three each.
@@ -73,16 +73,16 @@ fn slots_between_daemons() {
 fn several_slots_at_once() {
     let (_directory, daemons) = two("0");
     let [mut a, mut b] = [0, 1].map(|side: usize| V1::connect(&daemons[side].tcp()));
-    let reply = slot(&mut a, 3, json!({"take": 2}));
+    let reply = slot(&mut a, 3, &json!({"take": 2}));
     assert!(reply["slot"] == 0 && reply["taken"] == json!([0, 1]), "{reply}");
-    refused(&slot(&mut b, 3, json!({"take": 2})), "busy");
-    let reply = slot(&mut b, 3, json!({"take": 1}));
+    refused(&slot(&mut b, 3, &json!({"take": 2})), "busy");
+    let reply = slot(&mut b, 3, &json!({"take": 1}));
     assert!(reply["slot"] == 2 && reply["taken"].is_null(), "{reply}");
-    refused(&slot(&mut b, 3, json!({"take": 2})), "mismatch");
-    assert_eq!(slot(&mut b, 3, json!({}))["already"], true);
+    refused(&slot(&mut b, 3, &json!({"take": 2})), "mismatch");
+    assert_eq!(slot(&mut b, 3, &json!({}))["already"], true);
     a.release("gpu");
     b.release("gpu");
-    assert_eq!(slot(&mut b, 3, json!({"take": 3}))["taken"], json!([0, 1, 2]));
+    assert_eq!(slot(&mut b, 3, &json!({"take": 3}))["taken"], json!([0, 1, 2]));
 }
 
 /// The number of slots travels with the name: another one is refused, through the same daemon and through the other one, and the
@@ -92,10 +92,10 @@ fn numbers_agree_between_daemons() {
     let (_directory, daemons) = two("2");
     let mut a = V1::connect(&daemons[0].tcp());
     let mut others = [0, 1].map(|side: usize| V1::connect(&daemons[side].tcp()));
-    assert_eq!(slot(&mut a, 4, json!({}))["ok"], true);
+    assert_eq!(slot(&mut a, 4, &json!({}))["ok"], true);
     for other in &mut others {
         for wait in [json!({}), json!({"wait_ms": null})] {
-            let message = refused(&slot(other, 5, wait), "mismatch");
+            let message = refused(&slot(other, 5, &wait), "mismatch");
             assert!(message.contains("4 slots") && message.contains("5 slots"), "{message}");
         }
         let message = refused(&other.request(json!({"op": "acquire", "lock": "gpu", "mode": "shared"})), "mismatch");
@@ -105,16 +105,16 @@ fn numbers_agree_between_daemons() {
     a.release("gpu");
     assert_eq!(a.request(json!({"op": "acquire", "lock": "gpu", "mode": "shared"}))["ok"], true);
     for other in &mut others {
-        let message = refused(&slot(other, 5, json!({})), "mismatch");
+        let message = refused(&slot(other, 5, &json!({})), "mismatch");
         assert!(message.contains("shared") && message.contains("5 slots"), "{message}");
     }
     a.release("gpu");
     a.acquire("gpu");
     for other in &mut others {
-        refused(&slot(other, 5, json!({})), "busy");
+        refused(&slot(other, 5, &json!({})), "busy");
     }
     a.release("gpu");
-    assert_eq!(slot(&mut others[1], 5, json!({}))["slot"], 0);
+    assert_eq!(slot(&mut others[1], 5, &json!({}))["slot"], 0);
 }
 
 /// A program that locks the whole file, as daemons of the original do, keeps slots out, and slots keep it out.
@@ -122,7 +122,7 @@ fn numbers_agree_between_daemons() {
 fn whole_file_locks_and_slots() {
     let (directory, daemons) = two("60");
     let mut a = V1::connect(&daemons[0].tcp());
-    assert_eq!(slot(&mut a, 2, json!({}))["slot"], 0);
+    assert_eq!(slot(&mut a, 2, &json!({}))["slot"], 0);
     let path = directory.path().join("gpu.lck");
     let file = File::options().read(true).write(true).open(&path).expect("the lock file");
     let set = |kind: i32| {
@@ -133,7 +133,7 @@ fn whole_file_locks_and_slots() {
     assert!(!set(F_WRLCK), "a slot is held");
     a.release("gpu");
     assert!(set(F_WRLCK), "nobody holds it");
-    refused(&slot(&mut a, 2, json!({})), "busy");
+    refused(&slot(&mut a, 2, &json!({})), "busy");
     waits(&mut a, &json!({"id": 1, "op": "acquire", "lock": "gpu", "slots": 2, "wait_ms": null}));
     assert!(set(F_UNLCK));
     assert_eq!(a.receive()["slot"], 0);
@@ -144,7 +144,7 @@ fn whole_file_locks_and_slots() {
 fn slots_are_shown() {
     let daemon = Daemon::start();
     let [mut a, mut b] = [0, 1].map(|_| V1::connect(&daemon.tcp()));
-    slot(&mut a, 2, json!({"take": 2, "fence": true}));
+    slot(&mut a, 2, &json!({"take": 2, "fence": true}));
     waits(&mut b, &json!({"id": 1, "op": "acquire", "lock": "gpu", "slots": 2, "wait_ms": null}));
     let peek = a.request(json!({"op": "peek", "lock": "gpu"}));
     let holder = &peek["holders"][0];

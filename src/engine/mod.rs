@@ -21,7 +21,8 @@
 //! - **I10** A name without file, holders, waiters and open questions has no record; an idle file is in the linger queue.
 
 mod check;
-mod fences;
+mod grants;
+mod look;
 mod message;
 #[cfg(test)]
 mod model;
@@ -31,7 +32,6 @@ mod slots;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
 
 pub use message::{
     Answer, Asked, Effect, FileOp, Input, Mode, Outcome, RequestId, SessionId, Timer, View, ViewedSession, Want,
@@ -390,33 +390,5 @@ impl<F> Engine<F> {
             self.linger_armed = true;
             effects.push(Effect::Arm(Timer::Linger, self.config.linger_ms.div_ceil(LINGER_TICKS.into())));
         }
-    }
-
-    /// How many locks sessions hold, and how many requests wait.
-    #[must_use]
-    pub fn count(&self) -> (usize, usize) {
-        let add = |(held, waiting), record: &Record<F>| (held + record.holders.len(), waiting + record.waiters.len());
-        self.records.values().fold((0, 0), add)
-    }
-
-    /// Names after `after`, in order, that are held or waited for.
-    pub fn names(&self, after: Option<&LockName>) -> impl Iterator<Item = &LockName> {
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let names = self.records.range::<LockName, _>((start, Bound::Unbounded));
-        names.filter(|(_, record)| !record.holders.is_empty() || !record.waiters.is_empty()).map(|(name, _)| name)
-    }
-
-    /// Who holds a name, and whose requests wait for it, all of them.
-    #[must_use]
-    pub fn queue(&self, name: &LockName) -> (Vec<ViewedSession>, Vec<ViewedSession>) {
-        let Some(record) = self.records.get(name) else { return Default::default() };
-        let waiters = record.waiters.iter().filter(|waiter| waiter.waits).map(|waiter| waiter.seen.clone());
-        (record.holders.clone(), waiters.collect())
-    }
-
-    /// What is known of a name without asking the file system.
-    #[must_use]
-    pub fn view(&self, name: &LockName) -> Option<View> {
-        self.records.get(name).map(|record| record.view(record.contended))
     }
 }

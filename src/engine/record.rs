@@ -280,42 +280,6 @@ impl<F> Record<F> {
         effects.push(Effect::File { name: name.clone(), op, file });
     }
 
-    /// The file is locked in this mode, as was just shown (I3): grants to the first waiter, and to its shared neighbours, up to one
-    /// that wants a fence when there is none (any more).
-    pub(super) fn enter(
-        &mut self,
-        name: &LockName,
-        mode: Mode,
-        mut fence: Option<u64>,
-        now_ms: u64,
-        effects: &mut Vec<Effect<F>>,
-    ) {
-        while let Some(head) = self.waiters.front()
-            && head.seen.mode == mode
-            && (mode == Mode::Shared || self.holders.is_empty())
-            && (!head.fence || fence.is_some())
-        {
-            let fence = if head.fence { fence.take() } else { None };
-            self.grant(name, Box::default(), fence, now_ms, effects);
-        }
-    }
-
-    /// Grants to the first waiter.
-    pub(super) fn grant(
-        &mut self,
-        name: &LockName,
-        slots: Box<[u16]>,
-        fence: Option<u64>,
-        now_ms: u64,
-        effects: &mut Vec<Effect<F>>,
-    ) {
-        let head = self.waiters.pop_front().expect("there is a first waiter");
-        let asked = head.asked(name);
-        let holder = ViewedSession { since_ms: now_ms, slots, fence, ..head.seen };
-        effects.push(asked.answer(holder.granted(false)));
-        self.holders.push(holder);
-    }
-
     /// Refuses the requests that do not wait, among those that `these` picks.
     pub(super) fn refuse_tries(
         &mut self,

@@ -1,4 +1,4 @@
-//! Grants that carry a fence, and probes, which may bring one.
+//! Grants, which may carry a fence, and probes, which may bring one.
 
 use super::message::{Answer, Effect, FileOp, Mode, Outcome, ViewedSession};
 use super::record::{Query, Question, Record};
@@ -13,6 +13,42 @@ impl ViewedSession {
 }
 
 impl<F> Record<F> {
+    /// The file is locked in this mode, as was just shown (I3): grants to the first waiter, and to its shared neighbours, up to one
+    /// that wants a fence when there is none (any more).
+    pub(super) fn enter(
+        &mut self,
+        name: &LockName,
+        mode: Mode,
+        mut fence: Option<u64>,
+        now_ms: u64,
+        effects: &mut Vec<Effect<F>>,
+    ) {
+        while let Some(head) = self.waiters.front()
+            && head.seen.mode == mode
+            && (mode == Mode::Shared || self.holders.is_empty())
+            && (!head.fence || fence.is_some())
+        {
+            let fence = if head.fence { fence.take() } else { None };
+            self.grant(name, Box::default(), fence, now_ms, effects);
+        }
+    }
+
+    /// Grants to the first waiter.
+    pub(super) fn grant(
+        &mut self,
+        name: &LockName,
+        slots: Box<[u16]>,
+        fence: Option<u64>,
+        now_ms: u64,
+        effects: &mut Vec<Effect<F>>,
+    ) {
+        let head = self.waiters.pop_front().expect("there is a first waiter");
+        let asked = head.asked(name);
+        let holder = ViewedSession { since_ms: now_ms, slots, fence, ..head.seen };
+        effects.push(asked.answer(holder.granted(false)));
+        self.holders.push(holder);
+    }
+
     /// The file is locked in this mode, as was just shown (I3), and a fence was taken, or could not be: that is told to those who
     /// wanted one, and nobody else is worse off for it.
     pub(super) fn enter_with_fence(
