@@ -10,6 +10,13 @@ impl ViewedSession {
     pub(super) fn granted(&self, already: bool) -> Answer {
         Answer::Granted { mode: self.mode, already, slots: self.slots.clone(), fence: self.fence }
     }
+
+    fn real(&self) -> Answer {
+        match (&*self.slots, self.fence) {
+            ([], None) => Answer::Real,
+            (slots, fence) => Answer::RealWith { slots: slots.into(), fence },
+        }
+    }
 }
 
 impl<F> Record<F> {
@@ -92,7 +99,7 @@ impl<F> Record<F> {
                 (_, Question::Peek) => Answer::Peeked(self.view(false)),
                 (Outcome::Lost(reason), _) => Answer::Lost(reason),
                 (Outcome::Failed(fault), _) => Answer::Storage(fault.clone()),
-                (_, Question::Verify) => Answer::Real,
+                (_, Question::Verify) => self.held_by(query.session).map_or(Answer::Real, ViewedSession::real),
                 (_, Question::Already { fence }) => {
                     let holder = self.holders.iter_mut().find(|holder| holder.session == query.session);
                     let holder = holder.expect("a release answers the questions of its session");

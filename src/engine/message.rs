@@ -333,6 +333,13 @@ pub enum Answer {
     },
     /// The session's lock is real.
     Real,
+    /// The same, of a lock with slots or a fence.
+    RealWith {
+        /// Which slots it has.
+        slots: Box<[u16]>,
+        /// The fence of its grant.
+        fence: Option<u64>,
+    },
     /// The session's lock was not real, and is not held any more.
     Lost(&'static str),
     /// Who holds the name.

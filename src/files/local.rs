@@ -382,6 +382,45 @@ mod tests {
         assert_eq!(run(FileOp::Try(mode), true, None, &script), Outcome::Disturbed);
     }
 
+    /// Slots are taken in the process's turn, under a lock that says so, of a file that the name means; another number leaves
+    /// nothing behind.
+    #[test]
+    fn slots_are_taken_in_turn() {
+        let op = FileOp::Take { of: 4, take: 2, joins: false, fence: true };
+        let mut script = vec![
+            (Call::Unlock, Answer::Yes),
+            (Call::LockTurn, Answer::Yes),
+            (Call::LockHeld, Answer::Yes),
+            (Call::Check, Answer::Yes),
+        ];
+        let mut other = script.clone();
+        let taken = Box::from([1, 2]);
+        script.extend([
+            (Call::LockNumber(4), Answer::Yes),
+            (Call::LockSlots(4, 2), Answer::Slots(taken)),
+            (Call::Fence(Mode::Slots(4)), Answer::Fence(91)),
+            (Call::UnlockTurn, Answer::Yes),
+        ]);
+        let outcome = run(op, true, Some(Mode::Exclusive), &script);
+        assert_eq!(outcome, Outcome::Taken { slots: [1, 2].into(), fence: Some(Ok(91)) });
+        other.push((Call::LockNumber(4), Answer::Uses(Mode::Slots(5))));
+        other.push((Call::Unlock, Answer::Yes));
+        assert_eq!(run(op, true, Some(Mode::Exclusive), &other), Outcome::Disagrees(Mode::Slots(5)));
+    }
+
+    /// Who has slots and takes more keeps what it has, whatever comes of it.
+    #[test]
+    fn a_take_that_joins_keeps_the_rest() {
+        let op = FileOp::Take { of: 4, take: 2, joins: true, fence: false };
+        let mut script = vec![(Call::LockTurn, Answer::No), (Call::Check, Answer::Yes), (Call::Uses, Answer::No)];
+        script.push((Call::Yield, Answer::Yes));
+        script.extend([(Call::LockTurn, Answer::Yes), (Call::Check, Answer::Yes)]);
+        script.extend([(Call::LockSlots(4, 2), Answer::No), (Call::UnlockTurn, Answer::Yes)]);
+        assert_eq!(run(op, true, Some(Mode::Slots(4)), &script), Outcome::Refused);
+        let script = [(Call::LockTurn, Answer::Yes), (Call::Check, Answer::Gone), (Call::UnlockTurn, Answer::Yes)];
+        assert!(matches!(run(op, true, Some(Mode::Slots(4)), &script), Outcome::Lost(_)));
+    }
+
     fn is_refusal(outcome: &Outcome) -> bool {
         matches!(outcome, Outcome::Refused | Outcome::Disturbed | Outcome::Failed(_))
     }

@@ -115,3 +115,41 @@ fn mode_of(found: &flock) -> Mode {
     }
     u16::try_from(found.l_start - NUMBERS.0).map_or(Mode::Shared, Mode::Slots)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::{FileOp, Mode, Outcome};
+    use crate::files::{Files, OpenFile};
+    use crate::name::LockName;
+
+    /// Processes take slots between and behind those of others, never one that is taken, and all they asked for or none; what one
+    /// gives back, or loses as it closes the file, is free for the next.
+    #[test]
+    fn gaps_are_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path().into());
+        let name = LockName::parse(b"n").unwrap();
+        let take = |of, take| files.perform(&name, FileOp::Take { of, take, joins: false, fence: false }, None);
+        let taken = |(file, outcome): (Option<OpenFile>, Outcome)| match outcome {
+            Outcome::Taken { slots, .. } => (file.unwrap(), slots.to_vec()),
+            outcome => panic!("{outcome:?}"),
+        };
+        let (a, slots) = taken(take(10, 3));
+        assert_eq!(slots, [0, 1, 2]);
+        let (b, slots) = taken(take(10, 3));
+        assert_eq!(slots, [3, 4, 5]);
+        let (a, outcome) = files.perform(&name, FileOp::Give { of: 10, first: 1, count: 1 }, Some(a));
+        assert_eq!(outcome, Outcome::Given);
+        let (_c, slots) = taken(take(10, 4));
+        assert_eq!(slots, [1, 6, 7, 8]);
+        assert_eq!(take(10, 2).1, Outcome::Refused);
+        let joined = FileOp::Take { of: 10, take: 1, joins: true, fence: false };
+        let (_a, slots) = taken(files.perform(&name, joined, a));
+        assert_eq!(slots, [9]);
+        assert_eq!(take(11, 1).1, Outcome::Disagrees(Mode::Slots(10)));
+        assert_eq!(take(9, 1).1, Outcome::Disagrees(Mode::Slots(10)));
+        drop(b);
+        let (_d, slots) = taken(take(10, 3));
+        assert_eq!(slots, [3, 4, 5]);
+    }
+}

@@ -119,38 +119,44 @@ impl Graph {
         }
     }
 
-    /// Those who are stuck and keep this session from the name.
-    fn in_the_way(&self, session: SessionId, name: &LockName) -> Vec<Edge> {
+    /// Those who are stuck and keep this session from the name, but for the waiters of each queue that were told before, who are
+    /// so many from its front.
+    fn in_the_way(&self, session: SessionId, name: &LockName, told: &mut BTreeMap<LockName, usize>) -> Vec<Edge> {
         let Some(queue) = self.queues.get(name) else { return Vec::new() };
         let Some(place) = queue.waiters.iter().position(|waiter| waiter.session == session) else { return Vec::new() };
         let edge = |because_of, holds| Edge { waits: session, name: name.clone(), because_of, holds };
         let stuck = |seen: &&ViewedSession| self.stuck.contains_key(&seen.session);
-        let ahead = queue.waiters[..place].iter().filter(stuck).map(|other| edge(other.session, false));
+        let told = told.entry(name.clone()).or_default();
+        let ahead =
+            queue.waiters[(*told).min(place)..place].iter().filter(stuck).map(|other| edge(other.session, false));
         let wants = &queue.waiters[place];
-        let apart = |holder: &&ViewedSession| wants.mode == Mode::Exclusive || holder.mode == Mode::Exclusive;
-        let mut holders: Vec<&ViewedSession> = queue.holders.iter().filter(apart).filter(stuck).collect();
-        if let Mode::Slots(of) = wants.mode {
-            let with_slots = queue.holders.iter().filter(|holder| holder.mode == wants.mode).filter(stuck);
-            let kept: usize = with_slots.clone().map(|holder| holder.slots.len()).sum();
-            if kept + usize::from(wants.take) > usize::from(of) {
-                holders.extend(with_slots);
-            }
-        }
-        holders.into_iter().map(|holder| edge(holder.session, true)).chain(ahead).collect()
+        let kept = Kept::by_stuck(queue, &self.stuck);
+        let in_the_way =
+            |holder: &&ViewedSession| kept.from(wants) && (holder.mode != wants.mode || wants.mode != Mode::Shared);
+        let holders = queue.holders.iter().filter(in_the_way).filter(stuck);
+        let edges = holders.map(|holder| edge(holder.session, true)).chain(ahead).collect();
+        *told = place.max(*told);
+        edges
     }
 
     /// Takes out those who have a wait that will end, until all that are left keep each other waiting.
     fn free_those_who_get_on(&mut self) {
+        let Self { queues, stuck } = self;
         loop {
-            let gets_on = |(session, names): (&SessionId, &BTreeSet<LockName>)| {
-                names.iter().any(|name| self.in_the_way(*session, name).is_empty()).then_some(*session)
-            };
-            let free: Vec<SessionId> = self.stuck.iter().filter_map(gets_on).collect();
-            if free.is_empty() {
-                return;
+            let before = stuck.len();
+            for queue in queues.values() {
+                let kept = Kept::by_stuck(queue, stuck);
+                for waiter in &queue.waiters {
+                    if !kept.from(waiter) {
+                        stuck.remove(&waiter.session);
+                    } else if stuck.contains_key(&waiter.session) {
+                        // Nobody behind it gets on in this queue.
+                        break;
+                    }
+                }
             }
-            for session in free {
-                self.stuck.remove(&session);
+            if stuck.len() == before {
+                return;
             }
         }
     }
@@ -161,7 +167,8 @@ impl Graph {
             return None;
         }
         let mut came_by: BTreeMap<SessionId, Edge> = BTreeMap::new();
-        let mut next = VecDeque::from(self.in_the_way(session, name));
+        let mut told = BTreeMap::new();
+        let mut next = VecDeque::from(self.in_the_way(session, name, &mut told));
         while let Some(edge) = next.pop_front() {
             let at = edge.because_of;
             if at == session {
@@ -176,10 +183,39 @@ impl Graph {
             }
             came_by.insert(at, edge);
             for name in self.stuck.get(&at).into_iter().flatten() {
-                next.extend(self.in_the_way(at, name));
+                next.extend(self.in_the_way(at, name, &mut told));
             }
         }
         None
+    }
+}
+
+/// What stuck sessions keep of a name.
+#[derive(Clone, Copy, Debug, Default)]
+struct Kept {
+    holders: usize,
+    exclusive: bool,
+    slots: usize,
+}
+
+impl Kept {
+    fn by_stuck(queue: &Queue, stuck: &BTreeMap<SessionId, BTreeSet<LockName>>) -> Self {
+        let mut kept = Self::default();
+        for holder in queue.holders.iter().filter(|holder| stuck.contains_key(&holder.session)) {
+            kept.holders += 1;
+            kept.exclusive |= holder.mode == Mode::Exclusive;
+            kept.slots += holder.slots.len();
+        }
+        kept
+    }
+
+    /// Whether that is enough to keep it from a waiter.
+    fn from(self, waiter: &ViewedSession) -> bool {
+        match waiter.mode {
+            Mode::Exclusive => self.holders > 0,
+            Mode::Shared => self.exclusive,
+            Mode::Slots(of) => self.exclusive || self.slots + usize::from(waiter.take) > usize::from(of),
+        }
     }
 }
 
@@ -241,6 +277,15 @@ mod tests {
         assert_eq!(cycle(&["f: f1 f2 < f3", "b: 3 < 1"], 3, "f"), None);
         assert_eq!(cycle(&["f: f1 < f3", "b: 3 < 1"], 3, "f"), None, "the other slot is in another daemon");
         assert_eq!(cycle(&["f: f1 f2 < f3", "b: 3 < 1 2"], 3, "f").as_deref(), Some("3f1 1b3"));
+    }
+
+    /// A long queue costs no more than to walk along it once or twice, whether its head gets on or not.
+    #[test]
+    fn long_queues() {
+        let crowd: Vec<String> = (10..5000_u64).map(|session| session.to_string()).collect();
+        let queue = format!("a: 1 < {} 2", crowd.join(" "));
+        assert_eq!(cycle(&[&queue, "b: 2"], 2, "a"), None);
+        assert_eq!(cycle(&[&queue, "b: 2 < 1"], 2, "a").as_deref(), Some("2a1 1b2"));
     }
 
     /// A session with two waits goes on if one of them ends.

@@ -227,6 +227,10 @@ impl Session {
                 let lock = Some(name.as_str());
                 self.codec.send_v1(&Reply { id, ok: true, lock, ..Reply::default() }, out);
             }
+            Answer::RealWith { slots: has, fence } => {
+                let (lock, (slot, taken)) = (Some(name.as_str()), slots(&has));
+                self.codec.send_v1(&Reply { id, ok: true, lock, slot, taken, fence, ..Reply::default() }, out);
+            }
             Answer::Peeked(view) => self.look(id, name, &view, out),
             answer => {
                 let (error, message) = self.refusal(name, &answer);
@@ -238,7 +242,11 @@ impl Session {
     /// The word and the sentence of a refusal.
     pub(super) fn refusal(&self, name: &LockName, answer: &Answer) -> (Error, String) {
         match answer {
-            Answer::Granted { .. } | Answer::Released { .. } | Answer::Real | Answer::Peeked(_) => {
+            Answer::Granted { .. }
+            | Answer::Released { .. }
+            | Answer::Real
+            | Answer::RealWith { .. }
+            | Answer::Peeked(_) => {
                 unreachable!("{answer:?} is no refusal")
             }
             Answer::BusyHere(holder) => (Error::Busy, self.busy(holder.as_ref())),

@@ -365,7 +365,7 @@ impl Run {
             }
             (Question::Release(Held::WithOthers), Answer::Released { .. })
             | (Question::Release(Held::Not), Answer::NotHeld { .. })
-            | (Question::Verify, Answer::Real)
+            | (Question::Verify, Answer::Real | Answer::RealWith { .. })
             | (Question::Peek, Answer::Peeked(_) | Answer::Storage(_)) => {}
             (question, answer) => panic!("{name}: {answer:?} answers no {question:?}"),
         }
