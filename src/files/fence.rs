@@ -173,6 +173,10 @@ impl Mark {
                 None if empty => 0,
                 None => return Err(("read", Errno::EBADMSG as i32)),
             };
+            if empty {
+                // Whoever finds something in it may rely on its place.
+                self.keep(&file).map_err(failed("write"))?;
+            }
             let (fence, needed) = following(last, mark);
             if needed > mark {
                 let place = if copies[0] < copies[1] { 0 } else { SECOND_COPY };
@@ -185,7 +189,7 @@ impl Mark {
         raised().map_err(|(operation, errno)| fault(operation, errno))
     }
 
-    /// Opens the file of the mark; if there is none, makes it, so that it stays.
+    /// Opens the file of the mark, or makes it.
     fn open(&self, path: &Path) -> io::Result<File> {
         let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
         let mut options = OpenOptions::new();
@@ -198,13 +202,14 @@ impl Mark {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        let file = options.create(true).open(path)?;
+        options.create(true).open(path)
+    }
+
+    /// Makes sure that the file of the mark is there after a loss of power.
+    fn keep(&self, file: &File) -> io::Result<()> {
         file.sync_all()?;
         let above = self.folder.parent().expect("it lies in the lock directory");
-        for folder in [&*self.folder, above] {
-            File::open(folder)?.sync_all()?;
-        }
-        Ok(file)
+        [&*self.folder, above].into_iter().try_for_each(|folder| File::open(folder)?.sync_all())
     }
 }
 

@@ -253,10 +253,11 @@ impl Session {
                 }
             }
             Letter::Lost { name, reason } => {
-                let told = self.held.remove(&name);
+                self.held.remove(&name);
+                let gathered = self.gathers(&name);
                 self.lost_part(&name, reason, out);
-                if !told {
-                    // The session was never told that it holds it.
+                if gathered {
+                    // The session was never told that it holds it: the refusal says it all.
                 } else if self.codec.dialect() == Dialect::JsonV1 {
                     self.codec.send_v1(&Event::Lost { lock: name.as_str(), reason }, out);
                 } else {
