@@ -22,7 +22,6 @@
 
 mod check;
 mod grants;
-mod look;
 mod message;
 #[cfg(test)]
 mod model;
@@ -30,6 +29,7 @@ mod record;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use super::message::{Answer, Asked, Effect, FileOp, Mode, Outcome, RequestId, SessionId, Timer, View, ViewedSession};
+use super::message::{Answer, Asked, Effect, FileOp, Mode, Outcome, RequestId, SessionId, Timer, ViewedSession};
 use crate::fault::Fault;
-use crate::limits::{LIST_SESSIONS_MAX, TURN_MS, YIELD_MS};
+use crate::limits::{TURN_MS, YIELD_MS};
 use crate::name::LockName;
 
 /// One name: its file, who holds it, who waits, who asks. Each fact stands here once.
@@ -369,16 +369,6 @@ impl<F> Record<F> {
                 }
             };
             effects.push(query.asked(name).answer(answer));
-        }
-    }
-
-    pub(super) fn view(&self, contender: bool) -> View {
-        View {
-            holders: self.holders.iter().take(LIST_SESSIONS_MAX).cloned().collect(),
-            holders_total: self.holders.len(),
-            waiters: self.waiters.iter().take(LIST_SESSIONS_MAX).map(|waiter| waiter.seen.clone()).collect(),
-            waiters_total: self.waiters.len(),
-            contender,
         }
     }
 }

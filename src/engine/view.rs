@@ -1,10 +1,11 @@
-//! What others may see of the engine without asking it for anything.
+//! What is known of names, for those who look: no file system is asked.
 
 use std::ops::Bound;
 
 use super::Engine;
 use super::message::{View, ViewedSession};
 use super::record::Record;
+use crate::limits::LIST_SESSIONS_MAX;
 use crate::name::LockName;
 
 impl<F> Engine<F> {
@@ -34,5 +35,17 @@ impl<F> Engine<F> {
     #[must_use]
     pub fn view(&self, name: &LockName) -> Option<View> {
         self.records.get(name).map(|record| record.view(record.contended))
+    }
+}
+
+impl<F> Record<F> {
+    pub(super) fn view(&self, contender: bool) -> View {
+        View {
+            holders: self.holders.iter().take(LIST_SESSIONS_MAX).cloned().collect(),
+            holders_total: self.holders.len(),
+            waiters: self.waiters.iter().take(LIST_SESSIONS_MAX).map(|waiter| waiter.seen.clone()).collect(),
+            waiters_total: self.waiters.len(),
+            contender,
+        }
     }
 }
