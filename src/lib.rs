@@ -21,6 +21,7 @@
 //! Deliberately absent: leases, since a lock lives as long as its connection; a quorum, since the file system decides; any state
 //! of its own beside the lock files.
 
+pub mod client;
 pub mod engine;
 pub mod fault;
 pub mod files;
