@@ -15,7 +15,7 @@ use super::error::{Disconnected, Excerpt, Failure};
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Bytes that one read takes from the socket.
-const READ_BYTES_MAX: usize = 64 * 1024;
+const READ_BYTES_MAX: usize = 16 * 1024;
 
 #[derive(Debug)]
 enum Stream {
@@ -157,7 +157,7 @@ impl Link {
         if !ready.is_readable() && !ready.is_read_closed() {
             return Ok(Turn::Open);
         }
-        let mut bytes = vec![0; READ_BYTES_MAX];
+        let mut bytes = [0; READ_BYTES_MAX];
         match would_block(self.stream.try_read(&mut bytes))? {
             None => Ok(Turn::Open),
             Some(0) => Ok(Turn::Closed),
