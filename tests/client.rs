@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use distrilock::client::{
@@ -45,6 +45,12 @@ fn quick() -> Builder {
 /// Waits for what must happen.
 async fn due<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("never came: {what}"))
+}
+
+/// The end of a script, and what it gives; meanwhile the client's connection is driven.
+async fn end_of<T: Send + 'static>(script: JoinHandle<T>) -> T {
+    let joined = tokio::task::spawn_blocking(|| script.join());
+    due("the end of the script", joined).await.expect("it is not cancelled").expect("the script does not panic")
 }
 
 async fn is_free(client: &Client, lock: &str) -> bool {
@@ -446,7 +452,7 @@ async fn more_than_a_lock() -> Outcome {
     assert!(timeout(Duration::from_millis(50), several.verify()).await.is_err());
     several.release().await?;
     drop((held, client));
-    let rest = script.join().expect("the script");
+    let rest = end_of(script).await;
     let releases: Vec<_> = rest.iter().filter(|request| request["op"] == "release").collect();
     assert_eq!(releases[0]["locks"], json!(["b", "a", "gpu2"]), "{rest:?}");
     Ok(())
@@ -491,7 +497,7 @@ async fn refusals_are_typed() -> Outcome {
     }
     seen.dedup();
     assert_eq!(seen.len(), WORDS.len() - 1, "each word has a variant of its own");
-    script.join().expect("the script");
+    end_of(script).await;
     Ok(())
 }
 
@@ -511,7 +517,8 @@ async fn the_daemon_doubts() -> Outcome {
         ] {
             peer.send(&event);
             if event["valid_ms"] != 300 {
-                peer.expect("peek");
+                let peek = peer.expect("peek");
+                peer.yes(&peek, json!({"lock":"a","locked":true}));
             }
         }
         peer.rest()
@@ -535,7 +542,7 @@ async fn the_daemon_doubts() -> Outcome {
     assert!(!other.is_lost() && client.ended().is_none());
     // It is given back all the same.
     drop((held, other, client));
-    let rest = script.join().expect("the script");
+    let rest = end_of(script).await;
     assert!(rest.iter().all(|request| request["op"] != "acquire"), "{rest:?}");
     Ok(())
 }
@@ -582,7 +589,7 @@ async fn the_storage_has_a_deadline() -> Outcome {
     assert_eq!(due("the loss", waited.lost()).await, Lost::Unproven);
     assert!(BootTime::now() >= until);
     drop((held, waited, client));
-    script.join().expect("the script");
+    end_of(script).await;
     Ok(())
 }
 
@@ -615,7 +622,7 @@ async fn a_daemon_goes_mad() -> Outcome {
         );
         let lost = due("the loss", held.lost()).await;
         assert!(matches!(lost, Lost::Disconnected(Disconnected::Garbage { .. })), "{nonsense}: {lost:?}");
-        script.join().expect("the connection is closed");
+        end_of(script).await;
     }
     // A grant of something else is no grant.
     for grant in
@@ -634,7 +641,7 @@ async fn a_daemon_goes_mad() -> Outcome {
             matches!(granted, Err(AcquireError::Disconnected(Disconnected::Garbage { .. }))),
             "{shown}: {granted:?}"
         );
-        script.join().expect("the connection is closed");
+        end_of(script).await;
     }
     Ok(())
 }
@@ -646,20 +653,22 @@ async fn last_words() -> Outcome {
         peer.welcome("local");
         let request = peer.expect("acquire");
         peer.yes(&request, json!({"lock":"a"}));
+        peer.expect("peek");
         peer.send(&json!({"ok":false,"error":"closing","message":"the daemon stops"}));
     });
     let client = Client::connect(&[server]).await?;
     let held = client.lock("a").acquire().await?;
+    assert!(matches!(client.peek("a").await, Err(RequestError::Disconnected(Disconnected::Told { .. }))));
     let lost = due("the loss", held.lost()).await;
     assert!(matches!(&lost, Lost::Disconnected(Disconnected::Told { word, .. }) if word == "closing"), "{lost:?}");
-    script.join().expect("the script");
+    end_of(script).await;
     let (server, script) = play(|mut peer| {
         peer.expect("hello");
         peer.send(&json!({"ok":false,"error":"limit","message":"too many sessions"}));
     });
     let error = Client::connect(&[server]).await.unwrap_err();
     assert!(error.to_string().contains("too many sessions"), "{error}");
-    script.join().expect("the script");
+    end_of(script).await;
     Ok(())
 }
 
@@ -681,7 +690,7 @@ async fn a_grant_behind_goodbye() -> Outcome {
     let waited = due("the answer", waiting).await?;
     assert!(matches!(waited, Err(AcquireError::Disconnected(Disconnected::Bye))), "{waited:?}");
     assert!(matches!(client.bye().await, Err(RequestError::Disconnected(Disconnected::Bye))));
-    script.join().expect("the script");
+    end_of(script).await;
     Ok(())
 }
 
