@@ -7,6 +7,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -63,7 +64,7 @@ async fn every_transport_locks() -> Outcome {
     let (_daemon, servers, _folder) = every_front();
     for one in &servers {
         for other in &servers {
-            let (one, other) = (Client::connect(&[one.clone()]).await?, Client::connect(&[other.clone()]).await?);
+            let (one, other) = (Client::connect(from_ref(one)).await?, Client::connect(from_ref(other)).await?);
             let held = one.lock("a").acquire().await?;
             held.verify().await?;
             let busy = other.lock("a").acquire().await;
@@ -86,7 +87,7 @@ async fn every_transport_locks() -> Outcome {
 fn the_blocking_twin_locks() -> Outcome {
     let (_daemon, servers, _folder) = every_front();
     for one in &servers {
-        let (one, other) = (blocking::Client::connect(&[one.clone()])?, blocking::Client::connect(&servers)?);
+        let (one, other) = (blocking::Client::connect(from_ref(one))?, blocking::Client::connect(&servers)?);
         let held = one.lock("a").acquire()?;
         drop(one);
         held.verify()?;
@@ -111,9 +112,9 @@ fn the_blocking_twin_locks() -> Outcome {
 async fn the_daemon_dies() -> Outcome {
     let (mut daemon, servers, _folder) = every_front();
     for server in &servers {
-        let client = Client::connect(&[server.clone()]).await?;
+        let client = Client::connect(from_ref(server)).await?;
         let (held, other) = (client.lock("a").acquire().await?, client.lock("b").acquire().await?);
-        let twin = blocking::Client::connect(&[server.clone()])?;
+        let twin = blocking::Client::connect(from_ref(server))?;
         let twins = twin.lock("c").acquire()?;
         daemon.kill();
         let lost = due("the loss", held.lost()).await;
@@ -127,7 +128,7 @@ async fn the_daemon_dies() -> Outcome {
         let next = Daemon::setup().directory(&directory).tcp(&tcp[0]).ws(&ws).tcp(&unix).start();
         assert!(matches!(client.lock("a").acquire().await, Err(AcquireError::Disconnected(_))));
         assert!(client.ended().is_some());
-        let anew = Client::connect(&[server.clone()]).await?;
+        let anew = Client::connect(from_ref(server)).await?;
         anew.lock("a").acquire().await?;
         let before = std::mem::replace(&mut daemon, next);
         // Its directory is the next one's: it goes last.
@@ -141,7 +142,7 @@ async fn the_daemon_dies() -> Outcome {
 async fn the_daemon_falls_silent() -> Outcome {
     let (daemon, servers, _folder) = every_front();
     for server in &servers {
-        let (one, other) = (quick().connect(&[server.clone()]).await?, quick().connect(&[server.clone()]).await?);
+        let (one, other) = (quick().connect(from_ref(server)).await?, quick().connect(from_ref(server)).await?);
         let held = one.lock("a").acquire().await?;
         let waiting = tokio::spawn(other.lock("a").wait().acquire());
         let watch = Client::connect(&servers).await?;
@@ -167,7 +168,7 @@ async fn the_daemon_falls_silent() -> Outcome {
         let waited = due("the end of the wait", waiting).await?;
         assert!(matches!(waited, Err(AcquireError::Disconnected(Disconnected::Silent { .. }))), "{waited:?}");
         daemon.signal(Signal::SIGCONT);
-        let again = Client::connect(&[server.clone()]).await?;
+        let again = Client::connect(from_ref(server)).await?;
         due("what the silent clients left", again.lock("a").wait().acquire()).await?;
     }
     Ok(())
@@ -271,23 +272,23 @@ async fn what_cannot_be_asked() -> Outcome {
 /// what another one has, and in the end nothing is held, although every client is still connected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn acquires_are_dropped_at_any_moment() -> Outcome {
-    const TASKS: u64 = 24;
-    const ROUNDS: u64 = 400;
-    const NAMES: u64 = 3;
+    const TASKS: usize = 24;
+    const ROUNDS: usize = 400;
+    const NAMES: usize = 3;
     let (_daemon, servers, _folder) = every_front();
-    let holders: Arc<[AtomicUsize; NAMES as usize]> = Arc::default();
+    let holders: Arc<[AtomicUsize; NAMES]> = Arc::default();
     let granted = Arc::new(AtomicUsize::new(0));
     let (mut clients, mut tasks) = (Vec::new(), Vec::new());
     for task in 0..TASKS {
         if task % 2 == 0 {
-            clients.push(Client::connect(&servers[task as usize / 2 % servers.len()..][..1]).await?);
+            clients.push(Client::connect(&servers[task / 2 % servers.len()..][..1]).await?);
         }
         let client = clients[clients.len() - 1].clone();
         let (holders, granted) = (Arc::clone(&holders), Arc::clone(&granted));
         tasks.push(tokio::spawn(async move {
-            let mut dice = Dice::new(task + 1);
+            let mut dice = Dice::new(task as u64 + 1);
             for _ in 0..ROUNDS {
-                let name = dice.below(NAMES) as usize;
+                let name = usize::try_from(dice.below(NAMES as u64)).expect("it is small");
                 let acquire = client.lock(format!("n{name}"));
                 let acquire = if dice.below(4) == 0 { acquire } else { acquire.wait() };
                 let patience = Duration::from_micros(dice.below(1500));

@@ -148,11 +148,11 @@ impl Link {
 
     /// Writes what the socket takes, and hands each message that it gives to `take`.
     pub(super) fn turn(&mut self, ready: Ready, take: &mut dyn FnMut(&[u8])) -> Result<Turn, Disconnected> {
-        if ready.is_writable() && !self.out.is_empty() {
-            match would_block(self.stream.try_write(&self.out))? {
-                Some(count) => drop(self.out.drain(..count)),
-                None => {}
-            }
+        if ready.is_writable()
+            && !self.out.is_empty()
+            && let Some(count) = would_block(self.stream.try_write(&self.out))?
+        {
+            self.out.drain(..count);
         }
         if !ready.is_readable() && !ready.is_read_closed() {
             return Ok(Turn::Open);

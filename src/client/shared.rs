@@ -61,6 +61,6 @@ pub(super) struct Handle(pub(super) Arc<Shared>);
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.0.with(|session, _| session.end(Disconnected::Dropped));
+        self.0.with(|session, _| session.end(&Disconnected::Dropped));
     }
 }
