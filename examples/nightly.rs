@@ -1,11 +1,22 @@
 //! Runs a job that only one host is to run, and stops it if the lock is lost: `cargo run --example nightly`.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use distrilock::client::{AcquireError, Client, Server};
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> ExitCode {
+    match once().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn once() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client::builder().name("nightly").pid(std::process::id()).connect(&Server::defaults()?).await?;
     let held = match client.lock("nightly").acquire().await {
         Ok(held) => held,
