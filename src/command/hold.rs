@@ -1,0 +1,131 @@
+//! `distrilock lock` and `try`: a lock without a command, for scripts that talk to us through our streams.
+
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::options::{Contradiction, Hold};
+use super::trouble::Trouble;
+use super::{say, session, status};
+use crate::client::{Client, Held, RequestError, Server};
+
+/// Takes the lock, prints it, and holds it until the end of the input or a signal.
+pub(super) fn main(options: &Hold, servers: &[Server]) -> Result<u8, Trouble> {
+    options.asking.check(&options.names)?;
+    let busy = options.asking.busy_status();
+    let ended = session::block_on(hold(options, servers));
+    match ended {
+        Err(trouble) if trouble.is_busy() && !options.asking.verbose => Ok(busy),
+        Err(trouble) => Ok(trouble.tell(busy)),
+        done => done,
+    }
+}
+
+/// Like `main`, but without waiting.
+pub(super) fn try_main(mut options: Hold, servers: &[Server]) -> Result<u8, Trouble> {
+    if options.asking.wait.is_some() {
+        return Err(Contradiction::TryWaits.into());
+    }
+    options.asking.nonblock = true;
+    main(&options, servers)
+}
+
+async fn hold(options: &Hold, servers: &[Server]) -> Result<u8, Trouble> {
+    let mut signals = Signals::new().map_err(Trouble::system("wait for signals"))?;
+    let taken = async {
+        let who = session::introduction(options.asking.note.as_deref(), None);
+        let client = session::connect(Client::builder(), &who, servers).await?;
+        let held = session::acquire(&client, &options.asking, &options.names).await?;
+        Ok::<_, Trouble>((client, held))
+    };
+    let (client, held) = tokio::select! {
+        number = signals.next() => return Ok(status::SIGNALLED + number),
+        taken = taken => taken?,
+    };
+    print(&described(&client, &held))?;
+    let mut lines = lines_of_input();
+    loop {
+        tokio::select! {
+            biased;
+            lost = held.lost() => {
+                // Whoever reads our output may read it; what counts is the status.
+                let _ = print(&json!({"event": "lost", "reason": lost.to_string()}));
+                return Err(Trouble::Lost(lost));
+            }
+            _ = signals.next() => break,
+            line = lines.recv() => match line.as_deref() {
+                Some("verify") => print(&verified(&held).await?)?,
+                Some("") => {}
+                Some(_) => print(&json!({"error": "the only word that is understood here is verify"}))?,
+                None => break,
+            },
+        }
+    }
+    held.release().await.map_err(|error| Trouble::Request { server: client.server().clone(), error })?;
+    Ok(status::DONE)
+}
+
+/// What is held, as JSON.
+fn described(client: &Client, held: &Held) -> Value {
+    let locks: Vec<Value> = held
+        .locks()
+        .iter()
+        .map(|lock| {
+            let mut described = json!({"lock": lock.name.as_str()});
+            if !lock.slots.is_empty() {
+                described["slots"] = json!(lock.slots);
+            }
+            if let Some(fence) = lock.fence {
+                described["fence"] = json!(fence);
+            }
+            described
+        })
+        .collect();
+    json!({"held": true, "session": client.welcome().session, "server": client.server().to_string(), "locks": locks})
+}
+
+async fn verified(held: &Held) -> Result<Value, Trouble> {
+    match held.verify().await {
+        Ok(()) => Ok(json!({"held": true})),
+        Err(RequestError::Lost(lost)) => Err(Trouble::Lost(lost)),
+        Err(error) => Ok(json!({"held": held.valid_until().is_some(), "error": error.to_string()})),
+    }
+}
+
+fn print(object: &Value) -> Result<(), Trouble> {
+    say::out(&format!("{object}\n")).map_err(Trouble::system("write to stdout; the lock is released: that ends"))
+}
+
+/// The lines of stdin, read by a thread of their own, since a read from a terminal cannot be given up.
+fn lines_of_input() -> mpsc::Receiver<String> {
+    let (to, lines) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if to.blocking_send(line.trim().to_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// The signals that end a hold.
+struct Signals([tokio::signal::unix::Signal; 3]);
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        let [interrupt, terminate, hangup] =
+            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+        Ok(Self([interrupt?, terminate?, hangup?]))
+    }
+
+    /// Waits for one, and gives its number.
+    async fn next(&mut self) -> u8 {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => 2,
+            _ = terminate.recv() => 15,
+            _ = hangup.recv() => 1,
+        }
+    }
+}
