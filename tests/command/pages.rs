@@ -1,0 +1,1 @@
+//! What is written for people: that it mentions every option, and that what it shows works.
