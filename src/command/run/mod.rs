@@ -17,6 +17,7 @@ mod signals;
 mod start;
 mod terminal;
 mod tree;
+mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
