@@ -125,7 +125,6 @@ impl Client {
     }
 
     /// Connects otherwise; see [`Builder::connect_blocking`] for an example.
-    #[must_use]
     pub fn builder() -> Builder {
         Builder::default()
     }

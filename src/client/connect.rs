@@ -10,7 +10,7 @@ use super::error::{Attempt, ConnectError, Disconnected, Failure, RequestError};
 use super::link::Link;
 use super::message::{Hello, Request};
 use super::shared::{Handle, Shared};
-use super::timing::Timing;
+use super::timing::{HEARTBEAT_MIN, SILENCE_MIN, Timing};
 use super::{About, Client, Server, Welcome};
 use crate::limits::FRAME_BYTES_MAX;
 use crate::wire::v1::VERSION;
@@ -145,7 +145,7 @@ impl Builder {
     }
 
     /// How often the daemon is asked for a sign of life while something is held or waited for; 5 s by default, and at most a
-    /// quarter of [`silence_max`](Self::silence_max).
+    /// quarter of [`silence_max`](Self::silence_max), at least 10 ms.
     ///
     /// ```
     /// use std::time::Duration;
@@ -154,15 +154,15 @@ impl Builder {
     /// let builder = distrilock::client::Client::builder().heartbeat(second).silence_max(4 * second);
     /// ```
     pub fn heartbeat(mut self, period: Duration) -> Self {
-        self.timing.heartbeat = period;
+        self.timing.heartbeat = period.max(HEARTBEAT_MIN);
         self
     }
 
     /// After how long without an answer, counted from when the last answered request was sent, the locks count as lost and the
-    /// connection is closed; 20 s by default. It is shortened so that, together with [`stop_within`](Self::stop_within), it ends
+    /// connection is closed; 20 s by default, at least 100 ms. It is shortened so that, together with [`stop_within`](Self::stop_within), it ends
     /// before the daemon gives the client up (`dead_after_ms`); see [`heartbeat`](Self::heartbeat) for an example.
     pub fn silence_max(mut self, time: Duration) -> Self {
-        self.timing.silence_max = time;
+        self.timing.silence_max = time.max(SILENCE_MIN);
         self
     }
 

@@ -12,7 +12,7 @@ struct End<'a>(&'a Arc<Shared>);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        self.0.with(|session, _| session.end(Disconnected::Dropped));
+        self.0.with(|session, _| session.end(&Disconnected::Dropped));
     }
 }
 
@@ -20,7 +20,7 @@ impl Drop for End<'_> {
 pub(super) async fn drive(shared: Arc<Shared>, mut link: Link, alarm: Alarm) {
     let _end = End(&shared);
     if let Err(why) = run(&shared, &mut link, &alarm).await {
-        shared.with(|session, _| session.end(why));
+        shared.with(|session, _| session.end(&why));
     }
 }
 

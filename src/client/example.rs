@@ -20,7 +20,6 @@ pub struct Daemon(PathBuf);
 impl Daemon {
     /// Starts it: one in a process, since it is the daemon itself, with all its claims.
     #[must_use]
-    #[expect(clippy::missing_panics_doc, reason = "an example without its daemon is to fail")]
     pub fn start() -> Self {
         let folder = std::env::temp_dir().join(format!("distrilock-example-{}", std::process::id()));
         std::fs::create_dir(&folder).expect("the folder of this process is new");
@@ -63,7 +62,6 @@ impl Scripted {
 
 /// Answers the hello, says `lines` at the second request, and after that only yes.
 #[must_use]
-#[expect(clippy::missing_panics_doc, reason = "an example without its daemon is to fail")]
 pub fn scripted(lines: &str) -> Scripted {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port of the loopback");
     let address = listener.local_addr().expect("a bound socket has an address");

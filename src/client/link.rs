@@ -16,7 +16,7 @@ use super::error::{Disconnected, Excerpt, Failure};
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Bytes that one read takes from the socket.
-const READ_BYTES_MAX: usize = 64 * 1024;
+const READ_BYTES_MAX: usize = 16 * 1024;
 
 #[derive(Debug)]
 enum Stream {
@@ -161,16 +161,16 @@ impl Link {
 
     /// Writes what the socket takes, and hands each message that it gives to `take`.
     pub(super) fn turn(&mut self, ready: Ready, take: &mut dyn FnMut(&[u8])) -> Result<Turn, Disconnected> {
-        if ready.is_writable() && !self.out.is_empty() {
-            match would_block(self.stream.try_write(&self.out))? {
-                Some(count) => drop(self.out.drain(..count)),
-                None => {}
-            }
+        if ready.is_writable()
+            && !self.out.is_empty()
+            && let Some(count) = would_block(self.stream.try_write(&self.out))?
+        {
+            self.out.drain(..count);
         }
         if !ready.is_readable() && !ready.is_read_closed() {
             return Ok(Turn::Open);
         }
-        let mut bytes = vec![0; READ_BYTES_MAX];
+        let mut bytes = [0; READ_BYTES_MAX];
         match would_block(self.stream.try_read(&mut bytes))? {
             None => Ok(Turn::Open),
             Some(0) => Ok(Turn::Closed),

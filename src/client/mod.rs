@@ -112,7 +112,6 @@ impl Client {
     /// let client = Client::builder().name("backup@db1").note("nightly").connect(&servers).await?;
     /// # Ok(()) }
     /// ```
-    #[must_use]
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -223,7 +222,7 @@ impl Client {
         let text = answer.await.map_err(|_| Disconnected::Dropped)?.map_err(RequestError::from)?;
         T::read(&text).map_err(|error| {
             let why = Disconnected::Garbage { what: error.to_string() };
-            self.shared().with(|session, _| session.end(why.clone()));
+            self.shared().with(|session, _| session.end(&why));
             why.into()
         })
     }

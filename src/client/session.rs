@@ -188,7 +188,7 @@ impl Session {
     /// after its deadline, whether or not the task that drives the connection has had its turn.
     pub(super) fn check(&mut self, now: BootTime) {
         if self.ended.is_none() && self.is_busy() && now >= self.deadline() {
-            self.end(Disconnected::Silent { silence: self.timing.silence_max });
+            self.end(&Disconnected::Silent { silence: self.timing.silence_max });
         }
         for held in self.held.values() {
             if held.until().is_some_and(|until| now >= until) {
@@ -211,7 +211,7 @@ impl Session {
     }
 
     /// Ends the session: its locks are lost, and its requests come to nothing.
-    pub(super) fn end(&mut self, why: Disconnected) {
+    pub(super) fn end(&mut self, why: &Disconnected) {
         if self.ended.is_some() {
             return;
         }
@@ -223,7 +223,7 @@ impl Session {
                 Kind::Acquire { to, .. } | Kind::Confirm { to, .. } => {
                     self.effects.push(Effect::NotGranted { to, error: AcquireError::Disconnected(why.clone()) });
                 }
-                Kind::Bye { to } if why == Disconnected::Closed || why == Disconnected::Bye => {
+                Kind::Bye { to } if matches!(why, Disconnected::Closed | Disconnected::Bye) => {
                     // What bye asks for has come about.
                     self.effects.push(Effect::Answered { to, answer: Ok(Vec::new()) });
                 }
@@ -316,14 +316,14 @@ impl Session {
             (to, _) => to,
         };
         if self.ended.is_none() && !names.is_empty() {
-            self.send_release(now, names, to);
+            self.send_release(now, &names, to);
         } else if let Some(to) = to {
             self.answer(to, Ok(Vec::new()));
         }
         self.held.remove(&key);
     }
 
-    fn send_release(&mut self, now: BootTime, names: Vec<LockName>, to: Option<oneshot::Sender<Answer>>) {
+    fn send_release(&mut self, now: BootTime, names: &[LockName], to: Option<oneshot::Sender<Answer>>) {
         self.names.extend(names.iter().map(|name| (name.clone(), Use::Leaving)));
         let texts: Vec<&str> = names.iter().map(LockName::as_str).collect();
         let mut request = Request { op: "release", ..Request::default() };
@@ -334,7 +334,7 @@ impl Session {
         }
         let outgoing = line(&request);
         debug_assert!(outgoing.len() < FRAME_BYTES_MAX, "a release names no more locks than an acquire did");
-        self.send(now, request, Kind::Release { names: names.clone(), to });
+        self.send(now, request, Kind::Release { names: names.to_vec(), to });
     }
 
     /// Asks whether all that was granted under `key` is still real, name by name; each answer comes through its own receiver.

@@ -66,6 +66,6 @@ pub(super) struct Handle(pub(super) Arc<Shared>, pub(super) OwnedFd);
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.0.with(|session, _| session.end(Disconnected::Dropped));
+        self.0.with(|session, _| session.end(&Disconnected::Dropped));
     }
 }

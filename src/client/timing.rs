@@ -6,7 +6,10 @@ use std::time::Duration;
 const CLOCK_RATE: u32 = 1000;
 
 /// Less silence than this cannot be told from a busy machine.
-const SILENCE_MIN: Duration = Duration::from_millis(100);
+pub(super) const SILENCE_MIN: Duration = Duration::from_millis(100);
+
+/// More heartbeats than this cost more than they tell.
+pub(super) const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 
 /// The times of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,7 +31,7 @@ impl Session {
             // The daemon's last words.
             (None, None, Some(false)) => {
                 let Refusal { word, message, .. } = head.refusal();
-                self.end(Disconnected::Told { word, message });
+                self.end(&Disconnected::Told { word, message });
             }
             _ => self.garbage(format!("neither reply nor event: {}", Excerpt(text))),
         }
@@ -39,7 +39,7 @@ impl Session {
 
     /// Once one message is not understood, none of those before and after it can be relied on.
     fn garbage(&mut self, what: String) {
-        self.end(Disconnected::Garbage { what });
+        self.end(&Disconnected::Garbage { what });
     }
 
     fn event(&mut self, now: BootTime, event: &str, head: &Head) {
@@ -96,7 +96,7 @@ impl Session {
             }
             Kind::Bye { to } => {
                 self.answer(to, Ok(text.to_vec()));
-                self.end(Disconnected::Bye);
+                self.end(&Disconnected::Bye);
             }
             Kind::Ask { to } => {
                 let answer = if ok { Ok(text.to_vec()) } else { Err(NoAnswer::Refused(head.refusal())) };
