@@ -256,4 +256,3 @@ pub(super) async fn next(signals: &AsyncFd<Signals>) -> io::Result<Signalled> {
         }
     }
 }
-
