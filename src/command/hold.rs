@@ -50,11 +50,11 @@ async fn hold(options: &Hold, servers: &[Server]) -> Result<u8, Trouble> {
             lost = held.lost() => {
                 // Whoever reads our output may read it; what counts is the status.
                 let _ = print(&json!({"event": "lost", "reason": lost.to_string()}));
-                return Err(Trouble::Lost(lost));
+                return Err(Trouble::Lost { server: client.server().clone(), lost });
             }
             _ = signals.next() => break,
             line = lines.recv() => match line.as_deref() {
-                Some("verify") => print(&verified(&held).await?)?,
+                Some("verify") => print(&verified(&client, &held).await?)?,
                 Some("") => {}
                 Some(_) => print(&json!({"error": "the only word that is understood here is verify"}))?,
                 None => break,
@@ -84,10 +84,10 @@ fn described(client: &Client, held: &Held) -> Value {
     json!({"held": true, "session": client.welcome().session, "server": client.server().to_string(), "locks": locks})
 }
 
-async fn verified(held: &Held) -> Result<Value, Trouble> {
+async fn verified(client: &Client, held: &Held) -> Result<Value, Trouble> {
     match held.verify().await {
         Ok(()) => Ok(json!({"held": true})),
-        Err(RequestError::Lost(lost)) => Err(Trouble::Lost(lost)),
+        Err(RequestError::Lost(lost)) => Err(Trouble::Lost { server: client.server().clone(), lost }),
         Err(error) => Ok(json!({"held": held.valid_until().is_some(), "error": error.to_string()})),
     }
 }

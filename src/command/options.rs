@@ -51,6 +51,7 @@ pub(super) enum Verb {
     Fence(Fence),
     /// Load the daemon with pairs of acquire and release, and print how many there were and how long they took
     Bench(Bench),
+    // What looks at a lock directory instead of a daemon has its place here.
     /// Print the completions for a shell
     Completions {
         /// Which shell
@@ -164,8 +165,8 @@ pub(super) enum Contradiction {
     #[error("there is no CMD to run; to hold a lock without one, use: distrilock lock NAME")]
     NoCommand,
     #[error(
-        "there is no CMD to run, and {0} looks like a file descriptor: a lock of the network cannot be put on one, as flock(1) \
-         can; put what follows into a script and run that, or keep the lock with: coproc distrilock lock NAME"
+        "there is no CMD to run, and {0} looks like a file descriptor: a lock of the network cannot be put on one; \
+         put what follows into a script and run that, or keep the lock with: coproc distrilock lock NAME"
     )]
     Descriptor(String),
     #[error("options come before NAME, and {} comes after it; a CMD that begins with a dash has to be ./{}", .0.escape_debug(), .0.escape_debug())]

@@ -77,11 +77,11 @@ pub(super) async fn connect(builder: Builder, who: &Introduction, named: &[Serve
     let servers = servers(named)?;
     let refused = match builder.clone().introduction(who.clone()).connect(&servers).await {
         Err(ConnectError::Unreachable(attempts)) if attempts.iter().any(|one| is_older(&one.failure)) => attempts,
-        connected => return connected.map_err(Trouble::Connect),
+        connected => return connected.map_err(|error| Trouble::Connect { error }),
     };
     let less = Introduction { name: who.name.clone(), note: who.note.clone(), ..Introduction::default() };
     let older: Vec<Server> = refused.into_iter().filter(|one| is_older(&one.failure)).map(|one| one.server).collect();
-    builder.introduction(less).connect(&older).await.map_err(Trouble::Connect)
+    builder.introduction(less).connect(&older).await.map_err(|error| Trouble::Connect { error })
 }
 
 fn is_older(failure: &Failure) -> bool {

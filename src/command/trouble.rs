@@ -13,14 +13,14 @@ pub(super) enum Trouble {
     Usage(#[from] Contradiction),
     #[error("$DISTRILOCK_SERVER: {0}")]
     Servers(#[from] BadServer),
-    #[error("{0}")]
-    Connect(ConnectError),
+    #[error("{error}{}", connect_advice(.error))]
+    Connect { error: ConnectError },
     #[error("{server}: {error}{}", advice(.error))]
     Acquire { server: Server, error: AcquireError },
     #[error("{server}: {error}")]
     Request { server: Server, error: RequestError },
-    #[error("{0}; stop the work that it guards")]
-    Lost(Lost),
+    #[error("{server}: {lost}; stop the work that it guards")]
+    Lost { server: Server, lost: Lost },
     #[error("cannot {what}: {error}")]
     System { what: &'static str, error: io::Error },
     #[error("cannot {what} {path}: {error}")]
@@ -37,10 +37,10 @@ impl Trouble {
     pub(super) fn status(&self, busy: u8) -> u8 {
         match self {
             Self::Usage(_) | Self::Servers(_) => status::USAGE,
-            Self::Connect(error) => of_connect(error),
+            Self::Connect { error } => of_connect(error),
             Self::Acquire { error, .. } => of_acquire(error, busy),
             Self::Request { error, .. } => of_request(error),
-            Self::Lost(_) => status::LOST,
+            Self::Lost { .. } => status::LOST,
             Self::System { .. } | Self::File { .. } => status::SYSTEM,
         }
     }
@@ -120,6 +120,17 @@ fn of_end(ended: &Disconnected) -> u8 {
         Disconnected::Garbage { .. } => status::PROTOCOL,
         Disconnected::Told { word, .. } => of_word(word),
         _ => status::UNREACHABLE,
+    }
+}
+
+fn connect_advice(error: &ConnectError) -> &'static str {
+    match error {
+        ConnectError::Unreachable(attempts)
+            if attempts.iter().any(|one| matches!(one.failure, Failure::NoTime { .. })) =>
+        {
+            "\nthe time to stop is that of --kill-after and two seconds: lower it"
+        }
+        _ => "",
     }
 }
 

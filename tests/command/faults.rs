@@ -101,13 +101,18 @@ fn a_silent_port() {
 #[test]
 fn the_daemon_dies() {
     let mut daemon = Daemon::start();
-    let mut running = Running::start(command(&daemon.tcp(), &["run", "--kill-after", "0.5", "x", "-c", STUBBORN]));
+    let server = daemon.tcp();
+    let mut running = Running::start(command(&server, &["run", "--kill-after", "0.5", "x", "-c", STUBBORN]));
     stubborn(&running);
     daemon.kill();
     let run = running.end();
     running.tree.assert_gone();
     assert_eq!(run.code(), 74, "{}", run.err);
-    assert!(run.err.contains("lost") && run.err.contains("ended"), "{}", run.err);
+    assert!(
+        run.err.contains(&format!("{server}: ")) && run.err.contains("lost") && run.err.contains("ended"),
+        "{}",
+        run.err
+    );
 }
 
 /// The daemon hangs while CMD runs: our own clock ends CMD. When the daemon goes on, the lock is held until then, and free afterwards.
@@ -137,9 +142,7 @@ fn the_lock_outlives_the_work() {
     eventually("the loss is told", || running.err().contains("lost"));
     daemon.signal(Signal::SIGCONT);
     let mut other = V1::connect(&server);
-    while !other.gets("x") {
-        thread::yield_now();
-    }
+    eventually("the lock is free", || other.gets("x"));
     running.tree.assert_commands_gone();
     assert_eq!(running.end().code(), 74);
     running.tree.goes();
@@ -176,9 +179,12 @@ fn the_front_is_killed() {
         } else {
             running.signal(Signal::SIGKILL)
         }
+        // Whoever gets the lock next finds nothing of CMD any more.
+        let mut other = V1::connect(&server);
+        eventually("the lock is free", || other.gets("x"));
+        running.tree.assert_commands_gone();
         assert_eq!(running.end().code(), 137);
         running.tree.goes();
-        eventually("the lock is free", || V1::connect(&server).gets("x"));
     }
 }
 
@@ -364,6 +370,15 @@ fn refusals() {
         assert_eq!((run.code(), run.out.as_str()), (code, ""), "{word}: {}", run.err);
         assert!(run.err.contains("the sentence") && run.err.contains(refuses.server()), "{}", run.err);
     }
+}
+
+/// No time is left to notice a dead daemon if CMD may take that long to end.
+#[test]
+fn a_stop_that_takes_too_long() {
+    let daemon = Daemon::start();
+    let run = ended(command(&daemon.tcp(), &["run", "--kill-after", "60", "x", "echo", "ran"]));
+    assert_eq!((run.code(), run.out.as_str()), (65, ""), "{}", run.err);
+    assert!(run.err.contains("--dead-after") && run.err.contains("--kill-after"), "{}", run.err);
 }
 
 /// A program that runs as somebody else may not be killed by us; we say so, and do not wait for it for ever.

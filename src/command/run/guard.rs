@@ -90,6 +90,8 @@ pub(super) struct Guard {
     pub(super) front: Front,
     /// Where the front waits for our report, until it has it.
     pub(super) reports: Option<File>,
+    /// The server that has the lock.
+    pub(super) server: String,
     /// The signals that we passed on to CMD.
     pub(super) passed_on: Vec<Signal>,
     /// Whether the user's job is stopped, so that nothing may begin.
@@ -126,6 +128,7 @@ impl Guard {
             signals,
             front,
             reports: Some(reports),
+            server: String::new(),
             passed_on: Vec::new(),
             suspended: false,
         })
@@ -182,9 +185,10 @@ impl Guard {
             Ok((client, held))
         };
         let (client, held) = self.attend_while(work).await?.map_err(Early::Trouble)?;
+        self.server = client.server().to_string();
         while self.suspended {
             if let Some(lost) = self.attend_once(held.lost()).await? {
-                return Err(Early::Trouble(Trouble::Lost(lost)));
+                return Err(Early::Trouble(Trouble::Lost { server: client.server().clone(), lost }));
             }
         }
         Ok((client, held))

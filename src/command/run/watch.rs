@@ -81,7 +81,7 @@ impl Guard {
             OnLost::Signal(_) => "CMD gets a signal, and goes on",
             OnLost::Warn => "CMD goes on",
         };
-        say::error(&say::shown(&format!("{lost}; {then}")));
+        say::error(&say::shown(&format!("{}: {lost}; {then}", self.server)));
         if let Some(OnLost::Signal(signal)) = self.options.on_lost {
             job.signal(signal);
         }
