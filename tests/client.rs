@@ -243,6 +243,54 @@ async fn a_client_holds_a_lock_once() -> Outcome {
     Ok(())
 }
 
+/// What a client says of itself, others see, whether it holds or waits; what it says anew takes the place of that.
+#[tokio::test]
+async fn clients_are_introduced() -> Outcome {
+    let (_daemon, servers, _folder) = every_front();
+    for server in &servers {
+        let builder =
+            Client::builder().name("backup@db1").note("nightly").host("db1").pid(4711).command("b -v").user("joe");
+        let client = builder.connect(from_ref(server)).await?;
+        let _held = client.lock("a").acquire().await?;
+        let other = Client::connect(&servers).await?;
+        let peeked = other.peek("a").await?;
+        let seen = &peeked.holders[0];
+        let texts = [&seen.name, &seen.note, &seen.host, &seen.command, &seen.user];
+        assert_eq!(texts.map(|text| text.as_deref()), ["backup@db1", "nightly", "db1", "b -v", "joe"].map(Some));
+        assert_eq!((seen.pid, seen.mode.as_str(), &seen.session), (Some(4711), "exclusive", &client.welcome().session));
+        let waiting = tokio::spawn(other.lock("a").wait().acquire());
+        client.hello(&Introduction { user: Some("jim".into()), ..Introduction::default() }).await?;
+        let listed = due("the other one waits", async {
+            loop {
+                match client.list().await.expect("a list").remove(0) {
+                    lock if lock.waiters.is_empty() => sleep(Duration::from_millis(1)).await,
+                    lock => return lock,
+                }
+            }
+        })
+        .await;
+        let seen = &listed.holders[0];
+        assert_eq!((&seen.name, seen.user.as_deref(), seen.pid), (&None, Some("jim"), None));
+        assert_eq!(listed.waiters[0].session, other.welcome().session);
+        waiting.abort();
+    }
+    Ok(())
+}
+
+/// A list has as many pages as it needs.
+#[tokio::test]
+async fn long_lists() -> Outcome {
+    let (_daemon, servers, _folder) = every_front();
+    let client = Client::builder().note("x".repeat(250)).connect(&servers[1..]).await?;
+    let mut held = Vec::new();
+    for n in 0..600 {
+        held.push(client.lock(format!("lock-{n:03}")).acquire().await?);
+    }
+    let listed = client.list().await?;
+    assert!(listed.iter().map(|lock| lock.lock.clone()).eq((0..600).map(|n| format!("lock-{n:03}"))));
+    Ok(())
+}
+
 /// What is wrong is refused before it is sent, and names what it is about.
 #[tokio::test]
 async fn what_cannot_be_asked() -> Outcome {

@@ -8,8 +8,9 @@ use super::{End, Kind, Session, To};
 use crate::engine::{Answer, Input, Mode, View, ViewedSession, Withdrawal};
 use crate::limits::{LIST_BYTES_ENOUGH, LIST_LOCKS_MAX};
 use crate::name::LockName;
-use crate::server::mailbox::Introduction;
-use crate::wire::v1::{Error, Id, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, word};
+use crate::wire::v1::{
+    Error, Id, Introduction, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, word,
+};
 
 impl Session {
     pub(super) fn request_v1(&mut self, request: Request, out: &mut Vec<u8>) {
@@ -19,7 +20,7 @@ impl Session {
             return self.refuse(Some(used), Error::BadRequest, message, out);
         }
         match op {
-            Op::Hello { name, note } => self.hello(id.as_ref(), Introduction { name, note }, out),
+            Op::Hello(introduction) => self.hello(id.as_ref(), introduction, out),
             Op::Acquire { lock, mode, wait } => self.acquire(id, &lock, mode, wait, out),
             Op::Release(lock) => self.ask(&lock, Kind::Release, To::V1(id), out, Input::Release),
             Op::Verify(lock) => self.ask(&lock, Kind::Verify, To::V1(id), out, Input::Verify),
@@ -31,7 +32,7 @@ impl Session {
         }
     }
 
-    fn hello(&mut self, id: Option<&Id>, introduction: Introduction, out: &mut Vec<u8>) {
+    fn hello(&mut self, id: Option<&Id>, introduction: Box<Introduction>, out: &mut Vec<u8>) {
         self.mailbox.introduce(introduction);
         let session = self.id.to_string();
         let dead_after_ms = u64::try_from(self.core.settings.dead_after.as_millis()).unwrap_or(u64::MAX);
@@ -165,9 +166,9 @@ impl Session {
     }
 
     fn seen(&self, session: &ViewedSession) -> Seen {
-        let Introduction { name, note } = self.core.mailboxes.introduction(session.session);
+        let introduction = self.core.mailboxes.introduction(session.session);
         let since_ms = self.core.now_ms().saturating_sub(session.since_ms);
-        Seen { session: session.session.to_string(), name, note, mode: word(session.mode), since_ms }
+        Seen { session: session.session.to_string(), introduction, mode: word(session.mode), since_ms }
     }
 
     pub(super) fn reply_v1(&mut self, id: Option<&Id>, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
@@ -200,8 +201,8 @@ impl Session {
 
     fn busy(&self, holder: Option<&ViewedSession>) -> String {
         let Some(holder) = holder else { return "others wait for the lock".into() };
-        let Seen { session, name, since_ms, .. } = self.seen(holder);
-        match name {
+        let Seen { session, introduction, since_ms, .. } = self.seen(holder);
+        match introduction.name {
             Some(name) => format!("held by {name} (session {session}) for {since_ms} ms"),
             None => format!("held by session {session} for {since_ms} ms"),
         }

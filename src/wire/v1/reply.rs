@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Error, Id};
+use super::{Error, Id, Introduction};
 use crate::engine::Mode;
 
 /// The reply to most requests; what is absent is left out.
@@ -90,9 +90,8 @@ impl Listed {
     #[must_use]
     pub fn bytes(&self) -> usize {
         const ROW: usize = 100;
-        let length = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
         let seen = self.holders.iter().chain(&self.waiters);
-        ROW + self.lock.len() + seen.map(|seen| ROW + length(&seen.name) + length(&seen.note)).sum::<usize>()
+        ROW + self.lock.len() + seen.map(|seen| ROW + seen.introduction.bytes()).sum::<usize>()
     }
 }
 
@@ -101,10 +100,8 @@ impl Listed {
 #[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
 pub struct Seen {
     pub session: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<Box<str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub note: Option<Box<str>>,
+    #[serde(flatten)]
+    pub introduction: Introduction,
     pub mode: &'static str,
     pub since_ms: u64,
 }
