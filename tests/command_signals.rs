@@ -76,6 +76,13 @@ fn stat(pid: Pid) -> (i32, i32, String) {
     (fields[5].parse().expect("a number"), fields[2].parse().expect("a number"), fields[0].to_owned())
 }
 
+/// The state, empty if the process has ended.
+fn state_of(pid: Pid) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().next());
+    state.unwrap_or_default().to_owned()
+}
+
 /// Ctrl-C ends CMD and what it started, the shell sees a command that the signal ended, and the lock is free.
 #[test]
 fn ctrl_c() {
@@ -218,10 +225,13 @@ fn signals_are_passed_on() {
         running.signal(format!("SIG{name}").parse().unwrap());
         running.says(&format!("\n{name}\n"));
     }
-    running.signal(Signal::SIGTSTP);
-    // bash, which has caught it, waits for sleep, which has not.
+    // A signal that continues takes one that stops with it (signal(7)), wherever that still waits to be taken.
     eventually("CMD has heard of TSTP", || {
+        running.signal(Signal::SIGTSTP);
+        let sleep = || running.tree.find("sleep 0.02");
+        eventually("sleep, which has not caught it, has stopped", || sleep().is_some_and(|pid| state_of(pid) == "T"));
         running.signal(Signal::SIGCONT);
+        eventually("sleep goes on", || sleep().is_none_or(|pid| state_of(pid) != "T"));
         running.out().contains("\nTSTP\n")
     });
     running.signal(Signal::SIGKILL);

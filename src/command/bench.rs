@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::options::{Bench, Contradiction};
+use super::contradiction::Contradiction;
+use super::options::Bench;
 use super::trouble::Trouble;
 use super::{say, session, status};
 use crate::client::Server;

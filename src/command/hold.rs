@@ -1,10 +1,13 @@
 //! `distrilock lock` and `try`: a lock without a command, for scripts that talk to us through our streams.
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::options::{Contradiction, Hold};
+use super::contradiction::Contradiction;
+use super::options::Hold;
+use super::run::is_ignored;
 use super::trouble::Trouble;
 use super::{say, session, status};
 use crate::client::{Client, Held, RequestError, Server};
@@ -109,23 +112,32 @@ fn lines_of_input() -> mpsc::Receiver<String> {
     lines
 }
 
-/// The signals that end a hold.
-struct Signals([tokio::signal::unix::Signal; 3]);
+/// The signals that end a hold, each with its number. One that was ignored when we began does not, as nohup(1) needs it.
+struct Signals([Option<tokio::signal::unix::Signal>; 3]);
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        let [interrupt, terminate, hangup] =
-            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
-        Ok(Self([interrupt?, terminate?, hangup?]))
+        let taken = |number: Signal| match is_ignored(number) {
+            true => Ok(None),
+            false => signal(SignalKind::from_raw(number as i32)).map(Some),
+        };
+        Ok(Self([taken(Signal::SIGINT)?, taken(Signal::SIGTERM)?, taken(Signal::SIGHUP)?]))
     }
 
     /// Waits for one, and gives its number.
     async fn next(&mut self) -> u8 {
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! {
-            _ = interrupt.recv() => 2,
-            _ = terminate.recv() => 15,
-            _ = hangup.recv() => 1,
+            () = received(interrupt) => 2,
+            () = received(terminate) => 15,
+            () = received(hangup) => 1,
         }
+    }
+}
+
+async fn received(signals: &mut Option<tokio::signal::unix::Signal>) {
+    match signals {
+        Some(signals) => drop(signals.recv().await),
+        None => std::future::pending().await,
     }
 }

@@ -6,6 +6,7 @@
 //! - [`say`] writes, and lets nothing of others through to the terminal.
 
 mod bench;
+mod contradiction;
 mod fence;
 mod hold;
 mod inherit;

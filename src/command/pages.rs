@@ -23,17 +23,16 @@ pub(super) fn completions(shell: clap_complete::Shell) -> Result<u8, Trouble> {
 pub(super) fn man(directory: &Path) -> Result<u8, Trouble> {
     let mut line = CommandLine::command().disable_help_subcommand(true);
     line.build();
-    write(directory, "distrilock.1", Man::new(line.clone()))?;
+    write(directory, "distrilock.1", &Man::new(line.clone()))?;
     for verb in line.get_subcommands().filter(|verb| !verb.is_hide_set()) {
         let name = format!("distrilock-{}", verb.get_name());
-        let page = verb.clone().name(&*Box::leak(name.clone().into_boxed_str())).display_name(&name);
-        write(directory, &format!("{name}.1"), Man::new(page))?;
+        write(directory, &format!("{name}.1"), &Man::new(verb.clone()))?;
     }
-    write(directory, "distrilockd.8", Man::new(Settings::command()).section("8"))?;
+    write(directory, "distrilockd.8", &Man::new(Settings::command()).section("8"))?;
     Ok(status::DONE)
 }
 
-fn write(directory: &Path, name: &str, man: Man) -> Result<(), Trouble> {
+fn write(directory: &Path, name: &str, man: &Man) -> Result<(), Trouble> {
     let path = directory.join(name);
     let failed = |error| Trouble::File { what: "write", path: path.display().to_string(), error };
     let mut page = Vec::new();

@@ -54,7 +54,9 @@ pub(super) fn host() -> String {
 /// At most so many bytes of a text, on one line.
 fn cut(text: &str, bytes_max: usize) -> String {
     let mut cut: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    cut.truncate(cut.floor_char_boundary(bytes_max));
+    while cut.len() > bytes_max {
+        cut.pop();
+    }
     cut
 }
 

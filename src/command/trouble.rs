@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::options::Contradiction;
+use super::contradiction::Contradiction;
 use super::{say, status};
 use crate::client::{AcquireError, BadServer, ConnectError, Disconnected, Failure, Lost, RequestError, Server};
 

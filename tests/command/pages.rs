@@ -18,7 +18,7 @@ const VERBS: [&str; 10] = ["run", "lock", "try", "peek", "ls", "wait", "ping", "
 fn options(help: &str) -> Vec<String> {
     let lines = help.lines().filter(|line| line.trim_start().starts_with('-'));
     let words = lines.flat_map(|line| line.split([' ', ',', '=']).filter(|word| word.starts_with("--")).take(1));
-    words.map(str::to_owned).collect()
+    words.map(|word| word.trim_end_matches(']').to_owned()).collect()
 }
 
 /// An option is added, and the manual does not tell of it.
@@ -68,8 +68,8 @@ fn blocks(text: &str) -> Vec<String> {
 
 fn program(folder: &Path, name: &str, text: &str) {
     let path = folder.join(name);
-    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a program can be written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
 }
 
 /// Each of our lines on the page works as it stands.
@@ -98,7 +98,7 @@ fn coming_from() {
         ("x", 2),
         ("y", 1),
         ("the config", 1),
-        ("backup.sh ran", 8),
+        ("backup.sh ran", 9),
         ("job.sh ran", 1),
         ("daemon ran", 1),
         ("alone: a b", 1),

@@ -28,6 +28,7 @@ use super::{say, session, status};
 use crate::client::Server;
 
 pub(super) use guard::{WORD as GUARD, main as guard};
+pub(super) use signals::is_ignored;
 pub(super) use start::{WORD as START, main as start, not_run};
 
 /// Runs CMD under a lock. `arguments` are those of the whole command, which the guard reads again.

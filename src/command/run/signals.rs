@@ -80,6 +80,11 @@ pub(super) fn undergo(signal: Signal) -> Result<(), Errno> {
     one.thread_block()
 }
 
+/// Whether a signal was ignored when this process began.
+pub(in crate::command) fn is_ignored(signal: Signal) -> bool {
+    ignored() & bit(signal) != 0
+}
+
 fn bit(signal: Signal) -> u64 {
     1 << (signal as u32 - 1)
 }
