@@ -362,3 +362,25 @@ fn a_wait_ends_when_the_lock_is_free() {
     assert_eq!((run.code(), run.out.as_str()), (0, "ran\n"));
     assert!(run.err.contains("granted after") && began.elapsed() < PATIENCE, "{}", run.err);
 }
+
+/// `ls` and `peek` tell of a holder who, where and what it is.
+#[test]
+fn who_holds() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let mut running = Running::start(command(&server, &["run", "x", "sleep", "1001"]));
+    running.tree.waits_for("sleep 1001");
+    let listed = ended(command(&server, &["ls", "--json"]));
+    let lock: serde_json::Value = serde_json::from_str(listed.out.lines().next().unwrap()).unwrap();
+    let holder = &lock["holders"][0];
+    assert_eq!(holder["command"], "sleep 1001");
+    assert_eq!(holder["pid"], u64::from(running.tree.guard().as_raw().unsigned_abs()));
+    assert!(holder["host"].is_string() && holder["user"].is_string(), "{holder}");
+    let table = ended(command(&server, &["ls"])).out;
+    assert!(table.contains("sleep 1001"), "{table}");
+    let waiting = Running::start(command(&server, &["run", "x", "true"]));
+    eventually("the waiter is listed", || ended(command(&server, &["ls"])).out.contains("waits"));
+    drop(waiting);
+    running.signal(Signal::SIGTERM);
+    running.end();
+}

@@ -16,10 +16,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2};
 
 use super::guard;
-use super::report::Report;
+use super::report::{End, Report};
 use super::signals::{self, Signalled, Signals};
 use super::tree;
 use crate::command::trouble::Trouble;
@@ -32,9 +33,13 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 pub(super) fn main(arguments: &[OsString]) -> Result<ExitCode, Trouble> {
     let mut front = Front::start(arguments).map_err(Trouble::system("start the guard of CMD"))?;
     let report = front.attend().map_err(Trouble::system("attend to the guard of CMD"))?;
-    Ok(match report {
-        Report::Status(status) => ExitCode::from(status),
-        Report::Signal(signal) => die_of(signal),
+    if !report.guard_stays {
+        // Nothing of ours is left when the user goes on.
+        let _ = waitpid(front.guard, None);
+    }
+    Ok(match report.end {
+        End::Status(status) => ExitCode::from(status),
+        End::Signal(signal) => die_of(signal),
     })
 }
 
@@ -132,7 +137,7 @@ impl Front {
         told.iter().for_each(|stranger| {
             say::error(&format!("process {stranger} goes on: only the user it runs as may end it"))
         });
-        Ok(Report::Status(status::LOST))
+        Ok(Report { end: End::Status(status::LOST), guard_stays: false })
     }
 }
 

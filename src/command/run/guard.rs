@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep};
 
 use super::job::{Front, Job};
-use super::report::Report;
+use super::report::{End, Report};
 use super::signals::{self, Signalled, Signals};
 use super::{variables, watch};
 use crate::client::{Client, Held};
@@ -42,7 +42,7 @@ pub(in crate::command) fn main(arguments: &[OsString]) -> u8 {
         let Err(error) = guard.serve().await else { return Ok(()) };
         // What cannot be guarded does not go on.
         let _ = watch::kill(Pid::this()).await;
-        let _ = guard.report(Report::Status(status::SYSTEM));
+        let _ = guard.report(End::Status(status::SYSTEM), false);
         Err(failed(error))
     });
     match ended {
@@ -139,11 +139,11 @@ impl Guard {
         let lock = match self.lock().await {
             Ok(lock) => Some(lock),
             Err(Early::FrontDied) => return Ok(()),
-            Err(Early::Signal(signal)) => return self.report(Report::Signal(signal)),
+            Err(Early::Signal(signal)) => return self.report(End::Signal(signal), false),
             Err(Early::Trouble(trouble)) => {
                 let status = self.tell(&trouble);
                 if !self.options.run_anyway {
-                    return self.report(Report::Status(status));
+                    return self.report(End::Status(status), false);
                 }
                 say::error("running CMD without the lock, as --run-anyway says");
                 None
@@ -162,7 +162,7 @@ impl Guard {
                 self.end(&job).await?;
                 job.ended(None);
                 watch::release(lock).await;
-                self.report(Report::Status(status))
+                self.report(End::Status(status), false)
             }
             watch::Watched::Ended(how) => self.finish(&mut job, lock, how, began).await,
         }
@@ -239,9 +239,9 @@ impl Guard {
     }
 
     /// Tells the front how to end. That ends the front, so what is to be done before that is done.
-    pub(super) fn report(&mut self, report: Report) -> io::Result<()> {
+    pub(super) fn report(&mut self, end: End, guard_stays: bool) -> io::Result<()> {
         match self.reports.take() {
-            Some(mut reports) => reports.write_all(&report.to_bytes()),
+            Some(mut reports) => reports.write_all(&Report { end, guard_stays }.to_bytes()),
             None => Ok(()),
         }
     }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::guard::{FRONT_DIED, Guard, next};
 use super::job::Job;
-use super::report::Report;
+use super::report::End;
 use super::signals::Signalled;
 use super::tree;
 use crate::client::{Client, Held, Lost};
@@ -117,25 +117,25 @@ impl Guard {
     ) -> io::Result<()> {
         let by = if let Some(tree::Ending::Signal(signal)) = how { Some(signal) } else { None };
         let by_key = job.ended(by);
-        let report = match how {
-            Some(tree::Ending::Status(status)) => Report::Status(status),
-            Some(tree::Ending::Signal(signal)) if by_key || self.passed_on.contains(&signal) => Report::Signal(signal),
+        let end = match how {
+            Some(tree::Ending::Status(status)) => End::Status(status),
+            Some(tree::Ending::Signal(signal)) if by_key || self.passed_on.contains(&signal) => End::Signal(signal),
             Some(tree::Ending::Signal(signal)) => {
-                Report::Status(status::SIGNALLED + u8::try_from(signal as i32).expect("signals are below 32"))
+                End::Status(status::SIGNALLED + u8::try_from(signal as i32).expect("signals are below 32"))
             }
-            None => Report::Status(u8::MAX),
+            None => End::Status(u8::MAX),
         };
-        let Some((client, held)) = lock else { return self.report(report) };
+        let Some((client, held)) = lock else { return self.report(end, false) };
         self.keep_at_least(&held, began).await?;
         let leaves = !self.options.close && !tree::bury(job.pid)?;
         if leaves || self.options.once_per.is_some() {
-            self.report(report)?;
+            self.report(end, true)?;
             self.keep(job, &held, began, leaves).await?;
             release(Some((client, held))).await;
             return Ok(());
         }
         release(Some((client, held))).await;
-        self.report(report)
+        self.report(end, false)
     }
 
     /// Keeps the lock for `--min-hold`, unless a signal says that it is enough.
