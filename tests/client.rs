@@ -481,11 +481,11 @@ async fn more_than_a_lock() -> Outcome {
             request,
             json!({"id":request["id"],"op":"acquire","lock":"gpu","mode":"shared","slots":4,"take":2,"fence":true,"wait_ms":1500})
         );
-        peer.yes(&request, json!({"lock":"gpu","slot":2,"taken":[2,3],"fence":91,"news":{"from":"tomorrow"}}));
+        peer.yes(&request, &json!({"lock":"gpu","slot":2,"taken":[2,3],"fence":91,"news":{"from":"tomorrow"}}));
         let request = peer.expect("acquire");
         let locks = json!(["b", {"lock":"a","mode":"shared"}, {"lock":"gpu2","slots":8,"take":1}]);
         assert_eq!(request, json!({"id":request["id"],"op":"acquire","locks":locks,"wait_ms":null}));
-        peer.yes(&request, json!({"locks":[{"lock":"b","fence":7},{"lock":"a"},{"lock":"gpu2","slot":5}]}));
+        peer.yes(&request, &json!({"locks":[{"lock":"b","fence":7},{"lock":"a"},{"lock":"gpu2","slot":5}]}));
         assert_eq!(peer.expect("verify")["lock"], "b");
         peer.rest()
     });
@@ -528,7 +528,7 @@ async fn refusals_are_typed() -> Outcome {
         for word in WORDS {
             peer.send(&json!({"event":"eclipse","lock":"b","of":"the moon"}));
             let request = peer.expect("acquire");
-            peer.no(&request, json!({"error":word,"message":"a\u{1b}[2Jb","lock":"b","more":1}));
+            peer.no(&request, &json!({"error":word,"message":"a\u{1b}[2Jb","lock":"b","more":1}));
         }
     });
     let client = Client::connect(&[server]).await?;
@@ -557,7 +557,7 @@ async fn the_daemon_doubts() -> Outcome {
         peer.welcome("nfs4");
         for lock in ["a", "b"] {
             let request = peer.expect("acquire");
-            peer.yes(&request, json!({"lock":lock,"valid_ms":60000}));
+            peer.yes(&request, &json!({"lock":lock,"valid_ms":60000}));
         }
         for event in [
             json!({"event":"suspect","lock":"a","valid_ms":5000}),
@@ -567,7 +567,7 @@ async fn the_daemon_doubts() -> Outcome {
             peer.send(&event);
             if event["valid_ms"] != 300 {
                 let peek = peer.expect("peek");
-                peer.yes(&peek, json!({"lock":"a","locked":true}));
+                peer.yes(&peek, &json!({"lock":"a","locked":true}));
             }
         }
         peer.rest()
@@ -602,24 +602,24 @@ async fn the_storage_has_a_deadline() -> Outcome {
     let (server, script) = play(|mut peer| {
         peer.welcome("nfs4");
         let request = peer.expect("acquire");
-        peer.yes(&request, json!({"lock":"a","valid_ms":700}));
+        peer.yes(&request, &json!({"lock":"a","valid_ms":700}));
         // Three heartbeats are answered with a proof, which is more than the first deadline.
         for _ in 0..3 {
             let ping = peer.next().expect("a heartbeat");
             assert_eq!(ping["op"], "ping");
             thread::sleep(Duration::from_millis(100));
-            peer.yes(&ping, json!({"valid_ms":700}));
+            peer.yes(&ping, &json!({"valid_ms":700}));
         }
         let request = peer.expect("acquire");
         thread::sleep(Duration::from_millis(300));
-        peer.yes(&request, json!({"lock":"w","valid_ms":200}));
+        peer.yes(&request, &json!({"lock":"w","valid_ms":200}));
         let mut proofs = 2;
         while let Some(ping) = peer.next() {
             if ping["op"] == "ping" && proofs > 0 {
-                peer.yes(&ping, json!({"valid_ms":2000}));
+                peer.yes(&ping, &json!({"valid_ms":2000}));
                 proofs -= 1;
             } else {
-                peer.yes(&ping, json!({}));
+                peer.yes(&ping, &json!({}));
             }
         }
     });
@@ -657,7 +657,7 @@ async fn a_daemon_goes_mad() -> Outcome {
         let (server, script) = play(move |mut peer| {
             peer.welcome("local");
             let request = peer.expect("acquire");
-            peer.yes(&request, json!({"lock":"a"}));
+            peer.yes(&request, &json!({"lock":"a"}));
             peer.expect("peek");
             peer.send_text(nonsense);
             peer.rest()
@@ -681,7 +681,7 @@ async fn a_daemon_goes_mad() -> Outcome {
         let (server, script) = play(move |mut peer| {
             peer.welcome("local");
             let request = peer.expect("acquire");
-            peer.yes(&request, grant);
+            peer.yes(&request, &grant);
             peer.rest()
         });
         let client = Client::connect(&[server]).await?;
@@ -701,7 +701,7 @@ async fn last_words() -> Outcome {
     let (server, script) = play(|mut peer| {
         peer.welcome("local");
         let request = peer.expect("acquire");
-        peer.yes(&request, json!({"lock":"a"}));
+        peer.yes(&request, &json!({"lock":"a"}));
         peer.expect("peek");
         peer.send(&json!({"ok":false,"error":"closing","message":"the daemon stops"}));
     });
@@ -728,8 +728,8 @@ async fn a_grant_behind_goodbye() -> Outcome {
         peer.welcome("local");
         let acquire = peer.expect("acquire");
         let bye = peer.expect("bye");
-        peer.yes(&acquire, json!({"lock":"a"}));
-        peer.yes(&bye, json!({}));
+        peer.yes(&acquire, &json!({"lock":"a"}));
+        peer.yes(&bye, &json!({}));
         peer.rest()
     });
     let client = Client::connect(&[server]).await?;

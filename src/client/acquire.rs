@@ -98,6 +98,27 @@ pub(super) struct Asked {
 }
 
 impl Asked {
+    fn new(wanted: &[Wanted], wait: Wait, fence: bool) -> Result<Self, AcquireError> {
+        let bad = |message: String, lock| AcquireError::BadRequest { message, lock };
+        if !(1..=LOCKS_MAX).contains(&wanted.len()) {
+            return Err(bad(format!("an acquire has 1 to {LOCKS_MAX} names; this one has {}", wanted.len()), None));
+        }
+        let mut locks: Vec<(LockName, Wanted)> = Vec::new();
+        for wanted in wanted {
+            let name = LockName::parse(wanted.name.as_bytes())?;
+            if locks.iter().any(|(other, _)| *other == name) {
+                return Err(bad(format!("the lock {name} is named twice"), Some(name)));
+            }
+            locks.push((name, wanted.clone()));
+        }
+        Ok(Self { locks, wait, fence })
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(wanted: &[Wanted], waits: bool) -> Result<Self, AcquireError> {
+        Self::new(wanted, if waits { Wait::NoLimit } else { Wait::No }, false)
+    }
+
     pub(super) fn names(&self) -> Vec<LockName> {
         self.locks.iter().map(|(name, _)| name.clone()).collect()
     }
@@ -234,25 +255,6 @@ impl Acquire {
         self
     }
 
-    fn asked(&self) -> Result<Asked, AcquireError> {
-        let bad = |message: String, lock| AcquireError::BadRequest { message, lock };
-        if !(1..=LOCKS_MAX).contains(&self.wanted.len()) {
-            return Err(bad(
-                format!("an acquire has 1 to {LOCKS_MAX} names; this one has {}", self.wanted.len()),
-                None,
-            ));
-        }
-        let mut locks: Vec<(LockName, Wanted)> = Vec::new();
-        for wanted in &self.wanted {
-            let name = LockName::parse(wanted.name.as_bytes())?;
-            if locks.iter().any(|(other, _)| *other == name) {
-                return Err(bad(format!("the lock {name} is named twice"), Some(name)));
-            }
-            locks.push((name, wanted.clone()));
-        }
-        Ok(Asked { locks, wait: self.wait, fence: self.fence })
-    }
-
     /// Acquires, all or none.
     ///
     /// # Errors
@@ -279,7 +281,7 @@ impl Acquire {
     /// # Ok(()) }
     /// ```
     pub async fn acquire(self) -> Result<Held, AcquireError> {
-        let asked = self.asked()?;
+        let asked = Asked::new(&self.wanted, self.wait, self.fence)?;
         let shared = self.client.shared();
         loop {
             let freed = shared.freed.notified();

@@ -65,6 +65,13 @@ impl BootTime {
     }
 }
 
+#[cfg(test)]
+impl BootTime {
+    pub(super) fn at(since_boot: Duration) -> Self {
+        Self(since_boot)
+    }
+}
+
 impl Add<Duration> for BootTime {
     type Output = Self;
 

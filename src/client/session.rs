@@ -6,6 +6,8 @@
 
 mod receive;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 

@@ -1,5 +1,7 @@
 //! A server in the test's own process that plays a script: for what the real daemon says seldom, or must never say.
 
+#![allow(dead_code, reason = "each test binary uses a part of this module")]
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
@@ -39,7 +41,7 @@ impl Peer {
                 return request;
             }
             assert_eq!(request["op"], "ping", "{request}");
-            self.yes(&request, json!({}));
+            self.yes(&request, &json!({}));
         }
     }
 
@@ -53,16 +55,19 @@ impl Peer {
     }
 
     /// Answers a request with yes and more.
-    pub(crate) fn yes(&mut self, request: &Value, mut more: Value) {
-        more["id"] = request["id"].clone();
-        more["ok"] = true.into();
-        self.send(&more);
+    pub(crate) fn yes(&mut self, request: &Value, more: &Value) {
+        self.answer(request, true, more);
     }
 
-    pub(crate) fn no(&mut self, request: &Value, mut more: Value) {
-        more["id"] = request["id"].clone();
-        more["ok"] = false.into();
-        self.send(&more);
+    pub(crate) fn no(&mut self, request: &Value, more: &Value) {
+        self.answer(request, false, more);
+    }
+
+    /// As the daemon does, with the id first and `ok` second.
+    fn answer(&mut self, request: &Value, ok: bool, more: &Value) {
+        let more = more.to_string();
+        let comma = if more == "{}" { "" } else { "," };
+        self.send_text(&format!("{{\"id\":{},\"ok\":{ok}{comma}{}", request["id"], &more[1..]));
     }
 
     /// Answers hello, as a daemon over this kind of directory.
@@ -70,14 +75,14 @@ impl Peer {
         let hello = self.expect("hello");
         assert_eq!(hello["version"], 1);
         let node = "test";
-        self.yes(&hello, json!({"version":1,"session":"s-1","node":node,"directory":directory,"dead_after_ms":45000}));
+        self.yes(&hello, &json!({"version":1,"session":"s-1","node":node,"directory":directory,"dead_after_ms":45000}));
     }
 
     /// Answers whatever else comes with yes, until the end.
     pub(crate) fn rest(mut self) -> Vec<Value> {
         let mut requests = Vec::new();
         while let Some(request) = self.next() {
-            self.yes(&request, json!({}));
+            self.yes(&request, &json!({}));
             requests.push(request);
         }
         requests
