@@ -1,9 +1,9 @@
 //! The command, `distrilock`: what users put before their own commands. Everything that it knows of locks it has from
 //! [`client`](crate::client); what is decided here is the life of processes, and what people read.
 //!
-//! - [`options`] is the command line, [`values`] what stands behind an option, [`status`] how it all ends.
-//! - [`run`] runs a command under a lock; docs/decisions/0015 tells of its processes.
-//! - [`say`] writes, and lets nothing of others through to the terminal.
+//! - `options` is the command line, `values` what stands behind an option, `status` how it all ends.
+//! - `run` runs a command under a lock; docs/decisions/0015 tells of its processes.
+//! - `say` writes, and lets nothing of others through to the terminal.
 
 mod bench;
 mod contradiction;
