@@ -272,6 +272,8 @@ async fn clients_are_introduced() -> Outcome {
         let seen = &listed.holders[0];
         assert_eq!((&seen.name, seen.user.as_deref(), seen.pid), (&None, Some("jim"), None));
         assert_eq!(listed.waiters[0].session, other.welcome().session);
+        client.hello(&Introduction::of_this_process()).await?;
+        assert_eq!(client.peek("a").await?.holders[0].pid, Some(std::process::id()));
         waiting.abort();
     }
     Ok(())
@@ -321,7 +323,7 @@ async fn what_cannot_be_asked() -> Outcome {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn acquires_are_dropped_at_any_moment() -> Outcome {
     const TASKS: usize = 24;
-    const ROUNDS: usize = 400;
+    const ROUNDS: usize = 4000;
     const NAMES: usize = 3;
     let (_daemon, servers, _folder) = every_front();
     let holders: Arc<[AtomicUsize; NAMES]> = Arc::default();

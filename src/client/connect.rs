@@ -4,6 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::unistd::{Uid, User};
+
 use super::boot::Alarm;
 use super::drive::drive;
 use super::error::{Attempt, ConnectError, Disconnected, Failure, RequestError};
@@ -12,7 +14,7 @@ use super::message::{Hello, Request};
 use super::shared::{Handle, Shared};
 use super::timing::{HEARTBEAT_MIN, SILENCE_MIN, Timing};
 use super::{About, Client, Server, Welcome};
-use crate::limits::FRAME_BYTES_MAX;
+use crate::limits::{FRAME_BYTES_MAX, HELLO_COMMAND_BYTES_MAX, HELLO_HOST_BYTES_MAX, HELLO_USER_BYTES_MAX};
 use crate::wire::v1::VERSION;
 
 /// How long one server has to answer.
@@ -37,6 +39,29 @@ pub struct Introduction {
 }
 
 impl Introduction {
+    /// This process: its host, its id, its command line and its user, as far as the system tells, shortened to what a daemon takes.
+    ///
+    /// ```
+    /// use distrilock::client::Introduction;
+    ///
+    /// let introduction = Introduction::of_this_process();
+    /// assert_eq!(introduction.pid, Some(std::process::id()));
+    /// assert!(introduction.command.is_some());
+    /// ```
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        let host = nix::unistd::gethostname().ok().map(|host| host.to_string_lossy().into_owned());
+        let user = User::from_uid(Uid::effective()).ok().flatten().map(|user| user.name);
+        Self {
+            host: host.map(|host| fitting(&host, HELLO_HOST_BYTES_MAX)),
+            pid: Some(std::process::id()),
+            command: Some(fitting(&words.join(" "), HELLO_COMMAND_BYTES_MAX)),
+            user: user.map(|user| fitting(&user, HELLO_USER_BYTES_MAX)),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn request(&self) -> Request<'_> {
         let hello = Hello {
             version: VERSION,
@@ -243,11 +268,33 @@ impl Builder {
     }
 }
 
+/// As much of a text as a daemon takes, without the control characters that it refuses.
+fn fitting(text: &str, bytes_max: usize) -> String {
+    let mut fitting = text.replace(char::is_control, " ");
+    let end = (0..=bytes_max).rev().find(|end| fitting.is_char_boundary(*end)).unwrap_or_default();
+    fitting.truncate(end);
+    fitting
+}
+
 /// Why a connection ended before the first reply: whoever answers otherwise than a daemon is none.
 fn ended(why: Disconnected) -> Failure {
     match why {
         Disconnected::Garbage { what } => Failure::Stranger { what },
         Disconnected::Told { word, message } => Failure::Refused { word, message },
         why => Failure::Ended(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A command line of any length and content fits into a hello.
+    #[test]
+    fn what_is_too_long_is_cut() {
+        assert_eq!(fitting("a\tb\u{1b}[2J", 64), "a b [2J");
+        assert_eq!(fitting("\u{e4}\u{e4}\u{e4}", 5), "\u{e4}\u{e4}");
+        assert_eq!(fitting("abc", 3), "abc");
+        assert_eq!(fitting("", 3), "");
     }
 }
