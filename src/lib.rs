@@ -18,6 +18,7 @@
 //! - [`systemd`] takes passed sockets, notifies, and logs to the journal.
 //! - [`doctor`] examines a lock directory; [`timing`] has the times on which exclusion over NFS rests.
 //! - [`client`] is the other end of the protocol, and knows the daemon by it alone.
+//! - [`command`] is the other program, `distrilock`: it runs commands under a lock, and shows who holds and who waits.
 //! - [`clock`], [`limits`], [`name`], [`fault`] and [`settings`] are what the others speak of.
 //!
 //! Deliberately absent: leases, since a lock lives as long as its connection; a quorum, since the file system decides; any state
@@ -25,6 +26,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod command;
 pub mod doctor;
 pub mod engine;
 pub mod fault;

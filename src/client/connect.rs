@@ -239,7 +239,7 @@ impl Builder {
     ) -> Result<(Client, impl Future<Output = ()> + use<>), Failure> {
         let link = Link::open(server).await?;
         let shared = Arc::new(Shared::new(self.timing));
-        let handle = Arc::new(Handle(Arc::clone(&shared)));
+        let handle = Arc::new(Handle(Arc::clone(&shared), link.descriptor().map_err(Failure::Io)?));
         let mut driver = Box::pin(drive(Arc::clone(&shared), link, alarm));
         let hello = shared.with(|session, now| session.ask(now, self.introduction.request()));
         // The answer comes first: the driver that brings it may end with it.

@@ -1,6 +1,7 @@
 //! A connection to a daemon as messages: lines over TCP and Unix sockets, text messages over WebSocket. What comes in is bounded.
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
@@ -24,6 +25,13 @@ enum Stream {
 }
 
 impl Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+
     async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         match self {
             Self::Tcp(stream) => stream.ready(interest).await,
@@ -104,6 +112,11 @@ pub(super) enum Turn {
 }
 
 impl Link {
+    /// Another descriptor of the same connection.
+    pub(super) fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.stream.as_fd().try_clone_to_owned()
+    }
+
     /// Connects, and shakes hands where that is the custom.
     pub(super) async fn open(server: &Server) -> Result<Self, Failure> {
         let stream = match server {

@@ -42,6 +42,7 @@ mod shared;
 mod timing;
 mod view;
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 pub use acquire::{Acquire, Wanted};
@@ -113,6 +114,25 @@ impl Client {
     /// ```
     pub fn builder() -> Builder {
         Builder::default()
+    }
+
+    /// The connection itself, for a program that hands it on: the daemon keeps the locks as long as any process has it open.
+    /// Whoever reads from it or writes to it breaks the client.
+    ///
+    /// ```
+    /// use std::os::fd::AsRawFd;
+    /// use distrilock::client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock::client::example::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// assert!(client.connection().as_raw_fd() > 2);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn connection(&self) -> BorrowedFd<'_> {
+        self.handle.1.as_fd()
     }
 
     fn shared(&self) -> &Arc<Shared> {

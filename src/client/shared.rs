@@ -1,5 +1,6 @@
 //! What a client's handles and the task that drives its connection share: the session in a mutex, and who waits for it.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
@@ -56,8 +57,12 @@ impl Shared {
 }
 
 /// What keeps a connection open: every [`Client`](super::Client) and [`Held`](super::Held) has a share. The last one ends it.
+///
+/// The descriptor is a copy of the driver's. When the session has ended by this client's own clock, the driver closes its one, but
+/// the program may still be busy to stop its work: the daemon must not see the connection end, and hand the locks on, before
+/// the program has let go of them.
 #[derive(Debug)]
-pub(super) struct Handle(pub(super) Arc<Shared>);
+pub(super) struct Handle(pub(super) Arc<Shared>, pub(super) OwnedFd);
 
 impl Drop for Handle {
     fn drop(&mut self) {
