@@ -107,7 +107,7 @@ fn shell(folder: &Path, places: &Places) -> Running {
     with_lock("bash", "bash", folder, places)
 }
 
-/// The page's client in node: from version 22 on it has the WebSocket of browsers, before behind a flag.
+/// The page's client in node: from version 22 on it has the WebSocket of browsers, before behind a flag, or in a package.
 fn javascript(folder: &Path, places: &Places) -> Running {
     const MAIN: &str = r#"
         const session = new Session(process.argv[2]);
@@ -122,15 +122,17 @@ fn javascript(folder: &Path, places: &Places) -> Running {
     "#;
     let program = folder.join("page.mjs");
     fs::write(&program, block("js") + MAIN).expect("a program");
-    let needs = "node with the WebSocket of browsers: nodejs 20.10 or newer";
+    let needs = "node with the WebSocket of browsers: nodejs 20.10 or newer, or an older one and Debian's node-ws";
+    let preload = folder.join("websocket.cjs");
+    fs::write(&preload, r#"globalThis.WebSocket = require("/usr/share/nodejs/ws")"#).expect("a program");
+    let preload = preload.to_str().expect("the path is text");
     let has = |flags: &[&str]| {
         let probe =
             Command::new("node").args(flags).args(["-e", "process.exit(globalThis.WebSocket ? 0 : 1)"]).output();
         probe.unwrap_or_else(|error| panic!("node: {error}: this test needs {needs}")).status.success()
     };
-    let flag = ["--experimental-websocket"];
-    let flags: &[&str] = if has(&[]) { &[] } else { &flag };
-    assert!(has(flags), "this test needs {needs}");
+    let ways: [&[&str]; 3] = [&[], &["--experimental-websocket"], &["--require", preload]];
+    let flags = ways.into_iter().find(|flags| has(flags)).unwrap_or_else(|| panic!("this test needs {needs}"));
     let url = format!("ws://{}/distrilock", places.ws);
     Running::start(Command::new("node").args(flags).arg(program).arg(url), needs)
 }

@@ -35,6 +35,9 @@ const FIGHTER: &str = "DISTRILOCK_FIGHTER";
 /// Kills in each configuration that has any.
 const KILLS: u64 = 24;
 
+/// No configuration has fewer grants than this, unless all are to have fewer.
+const GRANTS_MIN: u64 = 750;
+
 fn main() {
     if let Ok(order) = env::var(FIGHTER) {
         return fight_as_process(&order);
@@ -172,8 +175,13 @@ impl Configuration {
     }
 
     fn run(&self, grants: u64) -> Arena {
-        // Each fence is written to the disk.
-        let grants = if matches!(self.kind, Kind::Fences | Kind::SlotFences) { grants / 4 } else { grants };
+        // Slots take more calls, and each fence is written to the disk.
+        let share = match self.kind {
+            Kind::Alone | Kind::Shared => 1,
+            Kind::Slots => 4,
+            Kind::Fences | Kind::SlotFences => 20,
+        };
+        let grants = (grants / share).max(grants.min(GRANTS_MIN));
         let mut arena = Arena::open(self);
         let start = Instant::now();
         let kills = if self.kills > 0 { arena.fight_with_kills(self, grants) } else { arena.fight(self, grants) };

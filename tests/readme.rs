@@ -67,7 +67,9 @@ fn serve(command: &str, state: &std::path::Path) -> Running {
 }
 
 fn run(program: &str, script: &str) -> String {
-    let output = Command::new(program).args(["-c", script]).output().expect("the interpreter runs");
+    let mut command = Command::new(program);
+    command.args(["-c", script]).current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("DISTRILOCK_SERVER");
+    let output = command.output().expect("the interpreter runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{program}: {script}\n{said}");
     String::from_utf8(output.stdout).expect("text")
@@ -78,7 +80,7 @@ fn run(program: &str, script: &str) -> String {
 fn the_first_lock() {
     let text = fs::read_to_string(PATH).expect("there is a README");
     let commands = blocks(&text, "sh");
-    let [start, acquire, release, tests] = &commands[..] else { panic!("the README has other blocks: {commands:?}") };
+    let [start, first, nested, tests] = &commands[..] else { panic!("the README has other blocks: {commands:?}") };
     assert_eq!(tests.trim(), "tests/run", "the command that runs all tests, which runs this one");
     let ci = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/.ci/run")).expect("there is a CI");
     assert!(ci.lines().any(|line| line == tests.trim()), "CI does not run the README's test command");
@@ -86,10 +88,10 @@ fn the_first_lock() {
     own_network();
     let state = tempfile::tempdir().expect("a directory");
     let _daemon = serve(start.trim(), state.path());
-    let said = run("bash", &format!("{acquire}{release}"));
-    let granted = r#"{"ok":true,"lock":"backup"}"#;
-    assert_eq!(said, format!("{granted}\n{granted}\n"));
-    assert!(text.contains(granted), "the README shows what comes");
+    let said = run("bash", &format!("{first}{nested}"));
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..2], ["I am the only one", "refused: 1"], "{said}");
+    assert!(lines[2..].iter().any(|line| line.contains("nightly")), "ls shows the lock: {said}");
 
     let python = blocks(&text, "python");
     assert_eq!(python.len(), 1);

@@ -382,6 +382,7 @@ fn a_stop_that_takes_too_long() {
 }
 
 /// A program that runs as somebody else may not be killed by us; we say so, and do not wait for it for ever.
+#[cfg(feature = "system-tests")]
 #[test]
 fn strangers_are_told_about() {
     if !nix::unistd::Uid::effective().is_root() {
