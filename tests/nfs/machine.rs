@@ -128,7 +128,9 @@ fn boot(version: Version, words: &[String], image: &Path, scratch: &Path, tally:
         tally.lock().expect("no machine panics").failed += 1;
         println!("{version} FAILED   the machine ended before {missing:?}");
         let text = fs::read(&console).unwrap_or_default();
-        String::from_utf8_lossy(&text).lines().for_each(|line| println!("{version} console  {line}"));
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].iter().for_each(|line| println!("{version} console  {line}"));
     }
 }
 
