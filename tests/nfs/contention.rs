@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::hosts::{Host, Node, Server, Version, eventually_clean, lock_files};
 use crate::report::Report;
-use crate::support::{Dice, V1, eventually};
+use crate::support::{Dice, PATIENCE, V1, eventually};
 use crate::witness::Witness;
 
 const NAMES: [&str; 3] = ["one", "two", "three"];
@@ -33,7 +33,8 @@ impl Fighter<'_> {
         let pick = |dice: &mut Dice, count: usize| usize::try_from(dice.below(count as u64)).expect("it is small");
         while !stop() {
             let lock = self.names[pick(&mut dice, self.names.len())];
-            let wait_ms = [0, 20, 1000, 10_000][pick(&mut dice, 4)];
+            // Mostly in the queue: that is where grants are quick, and where a lost notice would be seen.
+            let wait_ms = [0, 20, 1000, 10_000, 10_000, 10_000][pick(&mut dice, 6)];
             let reply = session.try_request(json!({"op": "acquire", "lock": lock, "wait_ms": wait_ms}))?;
             if reply["ok"] != true {
                 assert!(reply["error"] == "busy" || reply["error"] == "timeout", "{who}: {reply}");
@@ -53,7 +54,7 @@ fn fighters<'a>(hosts: &'a [Host], nodes: &[Node], names: &'a [&'a str], each: u
     (1..).zip(pairs).map(|(seed, (host, node))| Fighter { host, address: node.address.clone(), names, seed }).collect()
 }
 
-/// Four sessions on each of three hosts.
+/// Six sessions on each of three hosts.
 pub(crate) fn many_sessions(server: &Server, report: &Report) {
     let grants = if server.version == Version::V40 { 3000 } else { 20_000 };
     let hosts = server.hosts("contention", ["ca", "cb", "cc"]);
@@ -62,7 +63,7 @@ pub(crate) fn many_sessions(server: &Server, report: &Report) {
     let patience = Duration::from_secs(240);
     let stop = || witness.grants() >= grants || !witness.overlaps().is_empty() || start.elapsed() > patience;
     thread::scope(|scope| {
-        for fighter in fighters(&hosts, &nodes, &NAMES, 4) {
+        for fighter in fighters(&hosts, &nodes, &NAMES, 6) {
             let (witness, stop) = (&witness, &stop);
             scope.spawn(move || fighter.fight(witness, stop).expect("its daemon lives"));
         }
@@ -149,7 +150,15 @@ pub(crate) fn waiting(server: &Server, report: &Report) {
 /// Waits until a daemon has a waiter for a name.
 pub(crate) fn waits(node: &Node, lock: &str) {
     let mut session = node.session();
-    eventually("the session waits", || session.request(json!({"op": "peek", "lock": lock}))["waiters"] == 1);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let reply = session.request(json!({"op": "peek", "lock": lock}));
+        if reply["waiters"] == 1 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "nobody waits for {lock}: {reply}");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn cancel_while_blocked(sessions: &mut [V1; 2], nodes: &[Node; 2], report: &Report) {
