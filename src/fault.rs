@@ -31,7 +31,10 @@ impl Fault {
     pub fn remedy(&self) -> &'static str {
         match self.errno {
             libc::ENOENT => "the lock directory is gone: make it again, or restart the daemon with the right one",
-            libc::EACCES | libc::EPERM => "let the daemon's user read and write the lock directory and its files",
+            libc::EACCES | libc::EPERM => {
+                "let the daemon's user read and write the lock directory and its files; on NFS user numbers must agree between \
+                 hosts, or the export squash them (docs/nfs.md)"
+            }
             libc::EROFS => "mount the lock directory's file system read-write",
             libc::ENOSPC | libc::EDQUOT => "make room, or inodes, on the lock directory's file system",
             libc::EMFILE | libc::ENFILE => "raise the limit of open files (LimitNOFILE= of the service)",
@@ -40,7 +43,15 @@ impl Fault {
             libc::EINVAL => "remove what stands where the lock file has to be: it is no regular file",
             libc::ENOLCK => "the file system has no locks left, or does not support them",
             libc::EBUSY => "find the process that began to delete the lock file and was stopped (lslocks)",
-            libc::ESTALE => "use a local file system for the lock directory: the inode numbers of this one change",
+            libc::ETIMEDOUT => {
+                "the file server does not answer: look at the network and at the server; the daemon goes on by itself"
+            }
+            libc::EUCLEAN => {
+                "a collector was killed there: run distrilock gc on the file server, or mount with vers=4.1 or 4.2"
+            }
+            libc::ESTALE => {
+                "its inode numbers change: move the lock directory to another file system, and look for who replaces files"
+            }
             _ => "look at the file system under the lock directory, and at the kernel's log",
         }
     }

@@ -21,6 +21,7 @@
 //! Deliberately absent: leases, since a lock lives as long as its connection; a quorum, since the file system decides; any state
 //! of its own beside the lock files.
 
+pub mod clock;
 pub mod engine;
 pub mod fault;
 pub mod files;
@@ -31,4 +32,5 @@ pub mod server;
 pub mod session;
 pub mod settings;
 pub mod systemd;
+pub mod timing;
 pub mod wire;

@@ -1,6 +1,8 @@
 //! Every limit of the daemon, with its reason. Those that an administrator may want to change are the defaults of flags
 //! (`settings`); docs/protocol.md, chapter 7, tells clients about them.
 
+use std::time::Duration;
+
 /// A line, a WebSocket message or a gob message: room for any request many times over, and little enough that thousands of
 /// sessions that send half a message each do not hurt.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -83,6 +85,35 @@ pub const RETRY_MS_MIN: u64 = 5;
 pub const RETRY_MS_MAX: u64 = 90;
 /// See [`RETRY_MS_MIN`].
 pub const RETRY_US_PER_NAME: u64 = 1400;
+
+/// The same on a network file system: a daemon asks the server at most some 500 times a second (16 shards, 32 ms a name), so
+/// that a hundred names are each tried five times a second, and a few of them each 20 ms.
+pub const NETWORK_RETRY_MS_MIN: u64 = 20;
+/// See [`NETWORK_RETRY_MS_MIN`].
+pub const NETWORK_RETRY_MS_MAX: u64 = 2000;
+/// See [`NETWORK_RETRY_MS_MIN`].
+pub const NETWORK_RETRY_US_PER_NAME: u64 = 32_000;
+
+/// Threads that make calls on a network file system: when the server hangs, each name that is asked for takes one, and the rest
+/// waits in line. More would only hang as well.
+pub const STORAGE_THREADS_MAX: usize = 32;
+
+/// How long a deletion on NFS may take before the process that makes it is killed, in milliseconds: measured as safe with
+/// leases of 10 s and more; a third of the silence that is tolerated, if that is less.
+pub const UNLINK_MS_MAX: u64 = 3000;
+
+/// How often it is looked whether a call on a network file system takes too long, in milliseconds: `--storage-timeout` is kept
+/// to within this.
+pub const STORAGE_CHECK_MS: u64 = 250;
+
+/// Held locks that are proven in the background, a second at most: with 10 s between rounds, 1000 locks in each.
+pub const PROBES_PER_SECOND_MAX: u64 = 100;
+
+/// Default of `--linger` on a local file system, where opening a file again costs a few microseconds.
+pub const LINGER: Duration = Duration::from_secs(2);
+
+/// Default of `--linger` on a network file system, where it costs four questions to the server.
+pub const NETWORK_LINGER: Duration = Duration::from_secs(60);
 
 /// How many descriptors of released locks are kept at most, as a share of the descriptor limit (one in so many), and in all.
 pub const LINGER_SHARE_OF_DESCRIPTORS: u64 = 4;

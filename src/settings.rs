@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use crate::limits;
 
@@ -29,13 +29,36 @@ pub struct Settings {
     #[arg(long, value_name = "ADDR")]
     pub ws: Vec<Address>,
 
-    /// How long a released lock file is kept open for the next acquire, in seconds, before it is deleted; 0: not at all
-    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
-    pub linger: Duration,
+    /// How long a released lock file is kept open for the next acquire, in seconds, before it is deleted; 0: not at all.
+    /// Default: 2, on a network file system 60
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub linger: Option<Duration>,
 
     /// How long a peer may be silent to keep-alive probes and to data, in seconds, before its session ends
     #[arg(long, value_name = "SECONDS", default_value = "45", value_parser = dead_after)]
     pub dead_after: Duration,
+
+    /// How long a call on a network file system may take, in seconds, before the requests that wait for it are refused
+    #[arg(long, value_name = "SECONDS", default_value = "15", value_parser = storage_timeout)]
+    pub storage_timeout: Duration,
+
+    /// After how much silence of an NFS server, in seconds, locks count as lost. Default: two thirds of its lease time
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub storage_silence: Option<Duration>,
+
+    /// What becomes of held locks then: fence, they are lost, and their sessions are told; or ride-through, they stay, although
+    /// the server may give them away
+    #[arg(long, value_name = "POLICY", value_enum, default_value = "fence")]
+    pub on_storage_silence: OnSilence,
+
+    /// How long a holder may take to stop its work when its lock is lost, in seconds. Default: a sixth of the lease time, at
+    /// most 10
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub stop_time: Option<Duration>,
+
+    /// Examine the lock directory, say what is right and wrong with it, and exit: 0 all is well, 1 with warnings, 2 unsafe
+    #[arg(long)]
+    pub check: bool,
 
     /// How many sessions there may be at once
     #[arg(long, value_name = "N", default_value_t = limits::SESSIONS_MAX)]
@@ -65,6 +88,15 @@ pub struct Settings {
     /// What is logged: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log: tracing::Level,
+}
+
+/// What becomes of held locks when an NFS server is silent for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnSilence {
+    /// They are lost.
+    Fence,
+    /// They stay, come what may.
+    RideThrough,
 }
 
 /// Where to listen.
@@ -120,6 +152,10 @@ fn seconds(text: &str) -> Result<Duration, String> {
         Ok(seconds) if (0.0..=SECONDS_MAX).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         _ => Err(format!("it has to be a number of seconds from 0 to {SECONDS_MAX}")),
     }
+}
+
+fn storage_timeout(text: &str) -> Result<Duration, String> {
+    seconds(text).and_then(|time| if time.is_zero() { Err("it has to be more than 0".into()) } else { Ok(time) })
 }
 
 fn dead_after(text: &str) -> Result<Duration, String> {

@@ -95,6 +95,22 @@ pub enum Input<F> {
         /// What came of it.
         outcome: Outcome,
     },
+    /// The file operation of a name does not come back in time: whoever waits for it is refused with this fault. It is still
+    /// under way, and completes some day.
+    Stalled {
+        /// The name.
+        name: LockName,
+        /// What is said to those who wait.
+        fault: Fault,
+    },
+    /// Find out whether the lock on a name is real, although nobody asks; no effect if nobody holds it.
+    Probe(LockName),
+    /// The storage is silent: every holder is told that its lock is surely real only for so many milliseconds more.
+    Suspect(u64),
+    /// The storage answers again: every holder is told that its lock is held.
+    Trust,
+    /// The storage was silent for too long: every lock counts as lost.
+    Silence(&'static str),
     /// A timer that was armed has run out. A late or repeated one is a no-op.
     Elapsed(Timer),
     /// What the clock shows, in milliseconds; copied into [`View`]s.
@@ -212,6 +228,15 @@ pub enum Effect<F> {
         session: SessionId,
         /// Why.
         reason: &'static str,
+    },
+    /// Tell a session that a lock which it holds is in doubt, or no more.
+    Doubt {
+        /// The name.
+        name: LockName,
+        /// The session that holds it.
+        session: SessionId,
+        /// For how many milliseconds it is surely real; `None`: the doubt is over.
+        valid_ms: Option<u64>,
     },
     /// Send [`Input::Elapsed`] after so many milliseconds.
     Arm(Timer, u64),

@@ -36,7 +36,10 @@ pub use message::{
 };
 
 use crate::fault::Fault;
-use crate::limits::{RETRY_MS_MAX, RETRY_MS_MIN, RETRY_US_PER_NAME};
+use crate::limits::{
+    NETWORK_RETRY_MS_MAX, NETWORK_RETRY_MS_MIN, NETWORK_RETRY_US_PER_NAME, RETRY_MS_MAX, RETRY_MS_MIN,
+    RETRY_US_PER_NAME,
+};
 use crate::name::LockName;
 use record::{File, Query, Question, Record, Turn, Waiter};
 
@@ -54,6 +57,28 @@ pub struct Config {
     pub linger_ms: u64,
     /// How many released files are kept at most.
     pub linger_files_max: usize,
+    /// How often a name is tried that another process holds.
+    pub pace: Pace,
+}
+
+/// The time between two tries for a name that another process holds: bounded for each name, and for all of a shard together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pace {
+    /// The shortest, in milliseconds.
+    pub min_ms: u64,
+    /// What each such name of the shard adds, in microseconds.
+    pub us_per_name: u64,
+    /// The longest, in milliseconds.
+    pub max_ms: u64,
+}
+
+impl Pace {
+    /// On a local file system, where a try takes microseconds.
+    pub const LOCAL: Self = Self { min_ms: RETRY_MS_MIN, us_per_name: RETRY_US_PER_NAME, max_ms: RETRY_MS_MAX };
+
+    /// On a network file system, where a try is a question to the server.
+    pub const NETWORK: Self =
+        Self { min_ms: NETWORK_RETRY_MS_MIN, us_per_name: NETWORK_RETRY_US_PER_NAME, max_ms: NETWORK_RETRY_MS_MAX };
 }
 
 /// One shard of the lock engine. `F` is an open lock file.
@@ -109,6 +134,11 @@ impl<F> Engine<F> {
             Input::Withdraw { asked, why } => self.withdraw(&asked, why, effects),
             Input::Leave { name, session } => self.leave(&name, session, effects),
             Input::Done { name, file, outcome } => self.done(&name, file, &outcome, effects),
+            Input::Stalled { name, fault } => self.stalled(&name, &fault, effects),
+            Input::Probe(name) => self.probe(&name, effects),
+            Input::Suspect(valid_ms) => self.doubt(Some(valid_ms), effects),
+            Input::Trust => self.doubt(None, effects),
+            Input::Silence(reason) => self.silence(reason, effects),
             Input::Elapsed(timer) => self.elapsed(timer, effects),
             Input::Now(now_ms) => self.now_ms = now_ms,
             Input::Shed => self.retire_oldest(effects),
@@ -246,6 +276,36 @@ impl<F> Engine<F> {
         self.settle(name, effects);
     }
 
+    fn stalled(&mut self, name: &LockName, fault: &Fault, effects: &mut Vec<Effect<F>>) {
+        let Some(record) = self.records.get_mut(name) else { return };
+        record.stalled(name, fault, effects);
+        self.settle(name, effects);
+    }
+
+    fn probe(&mut self, name: &LockName, effects: &mut Vec<Effect<F>>) {
+        let Some(record) = self.records.get_mut(name) else { return };
+        record.probe = matches!(record.file, File::Locked(..)) && !record.holders.is_empty();
+        self.settle(name, effects);
+    }
+
+    /// Tells every holder how things stand with its lock.
+    fn doubt(&self, valid_ms: Option<u64>, effects: &mut Vec<Effect<F>>) {
+        for (name, record) in &self.records {
+            for holder in &record.holders {
+                effects.push(Effect::Doubt { name: name.clone(), session: holder.session, valid_ms });
+            }
+        }
+    }
+
+    fn silence(&mut self, reason: &'static str, effects: &mut Vec<Effect<F>>) {
+        let held = |(name, record): (&LockName, &Record<F>)| (!record.holders.is_empty()).then(|| name.clone());
+        let names: Vec<LockName> = self.records.iter().filter_map(held).collect();
+        for name in names {
+            self.record(&name).lose(&name, reason, effects);
+            self.settle(&name, effects);
+        }
+    }
+
     fn elapsed(&mut self, timer: Timer, effects: &mut Vec<Effect<F>>) {
         match timer {
             Timer::Retry => self.retry(effects),
@@ -348,8 +408,8 @@ impl<F> Engine<F> {
             self.retry_armed = true;
             // The first name of a sweep that is refused again arms the timer for all that were swept with it.
             let names = self.contended.len().max(std::mem::take(&mut self.swept));
-            let further_us = RETRY_US_PER_NAME * names as u64;
-            let after_ms = (RETRY_MS_MIN + further_us / 1000).min(RETRY_MS_MAX);
+            let Pace { min_ms, us_per_name, max_ms } = self.config.pace;
+            let after_ms = (min_ms + us_per_name * names as u64 / 1000).min(max_ms);
             effects.push(Effect::Arm(Timer::Retry, after_ms));
         }
         if record.idles() && !record.lingers {
@@ -383,6 +443,13 @@ impl<F> Engine<F> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let names = self.records.range::<LockName, _>((start, Bound::Unbounded));
         names.filter(|(_, record)| !record.holders.is_empty() || !record.waiters.is_empty()).map(|(name, _)| name)
+    }
+
+    /// Names after `after`, in order, that are held.
+    pub fn held(&self, after: Option<&LockName>) -> impl Iterator<Item = &LockName> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let names = self.records.range::<LockName, _>((start, Bound::Unbounded));
+        names.filter(|(_, record)| !record.holders.is_empty()).map(|(name, _)| name)
     }
 
     /// What is known of a name without asking the file system.

@@ -182,7 +182,7 @@ fn asked(session: usize) -> Asked {
 impl World {
     fn new(scope: &Scope) -> Self {
         Self {
-            engine: Engine::new(Config { linger_ms: scope.linger_ms, linger_files_max: 1 }),
+            engine: Engine::new(Config { linger_ms: scope.linger_ms, linger_files_max: 1, pace: Pace::LOCAL }),
             kernel: Kernel::default(),
             daemon: None,
             timers: BTreeSet::new(),
@@ -324,6 +324,7 @@ impl World {
                 }
                 Effect::Answer { session, answer, .. } => self.answered(usize::try_from(session.0).unwrap(), answer),
                 Effect::Lost { session, .. } => self.sessions[usize::try_from(session.0).unwrap()].holds = None,
+                Effect::Doubt { .. } => unreachable!("no model has a file server that is silent"),
                 Effect::Arm(timer, _) => {
                     self.timers.insert(timer);
                 }

@@ -18,6 +18,8 @@ pub(super) struct Record<F> {
     pub(super) releases: Vec<(SessionId, RequestId)>,
     /// Whether one of them wants to be told if the file was deleted.
     pub(super) look: bool,
+    /// Whether the lock is to be probed although nobody asks.
+    pub(super) probe: bool,
     /// The last try was refused, and the waiters wait for the retry timer.
     pub(super) contended: bool,
     /// How often in a row a try met a process that deletes the file, not one that holds the lock.
@@ -109,6 +111,7 @@ impl<F> Default for Record<F> {
             queries: Vec::new(),
             releases: Vec::new(),
             look: false,
+            probe: false,
             contended: false,
             disturbed: 0,
             turn: Turn::Rested,
@@ -198,7 +201,8 @@ impl<F> Record<F> {
             let holder = self.holders.first().copied();
             self.refuse_tries(name, |_| true, &Answer::BusyHere(holder), effects);
         }
-        (self.head_joins(mode) || !self.queries.is_empty()).then_some(FileOp::Probe(mode))
+        let wanted = std::mem::take(&mut self.probe) || self.head_joins(mode) || !self.queries.is_empty();
+        wanted.then_some(FileOp::Probe(mode))
     }
 
     fn head_joins(&self, mode: Mode) -> bool {
@@ -322,12 +326,7 @@ impl<F> Record<F> {
             effects.push(query.asked(name).answer(answer));
         }
         match outcome {
-            Outcome::Lost(reason) => {
-                for holder in self.holders.drain(..) {
-                    let (name, session) = (name.clone(), holder.session);
-                    effects.push(Effect::Lost { name, session, reason });
-                }
-            }
+            Outcome::Lost(reason) => self.lose(name, reason, effects),
             Outcome::Failed(fault) => {
                 while self.waiters.front().is_some_and(|head| head.seen.mode == Mode::Shared) {
                     let head = self.waiters.pop_front().expect("there is a first waiter");
@@ -336,6 +335,32 @@ impl<F> Record<F> {
             }
             _ if mode == Mode::Shared && !self.holders.is_empty() => self.enter(name, mode, now_ms, effects),
             _ => {}
+        }
+    }
+
+    /// Nobody holds it any more, and who did is told why.
+    pub(super) fn lose(&mut self, name: &LockName, reason: &'static str, effects: &mut Vec<Effect<F>>) {
+        for holder in self.holders.drain(..) {
+            let (name, session) = (name.clone(), holder.session);
+            effects.push(Effect::Lost { name, session, reason });
+        }
+    }
+
+    /// The operation in flight does not come back: whoever waits for it is refused. A release is not answered as done (I9).
+    pub(super) fn stalled(&mut self, name: &LockName, fault: &Fault, effects: &mut Vec<Effect<F>>) {
+        let File::InFlight { queries, .. } = &mut self.file else { return };
+        for query in queries.drain(..).chain(self.queries.drain(..)) {
+            effects.push(query.asked(name).answer(Answer::Storage(fault.clone())));
+        }
+        for (session, request) in self.releases.drain(..) {
+            let asked = Asked { name: name.clone(), session, request };
+            effects.push(asked.answer(Answer::Storage(fault.clone())));
+        }
+        // Behind holders one waits for them, not for the storage.
+        if self.holders.is_empty() {
+            self.refuse(name, |_| true, &Answer::Storage(fault.clone()), effects);
+        } else {
+            self.refuse_tries(name, |_| true, &Answer::Storage(fault.clone()), effects);
         }
     }
 

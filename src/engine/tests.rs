@@ -25,11 +25,11 @@ struct Scenario {
 
 impl Scenario {
     fn new() -> Self {
-        Self::with(Config { linger_ms: 2000, linger_files_max: 2 })
+        Self::with(Config { linger_ms: 2000, linger_files_max: 2, pace: Pace::LOCAL })
     }
 
     fn without_linger() -> Self {
-        Self::with(Config { linger_ms: 0, linger_files_max: 2 })
+        Self::with(Config { linger_ms: 0, linger_files_max: 2, pace: Pace::LOCAL })
     }
 
     fn with(config: Config) -> Self {

@@ -1,11 +1,19 @@
 //! Lock files: the only module that knows paths, fcntl(2) and what kind of file system is under the lock directory.
 //!
-//! It carries out the engine's [`FileOp`]s. How each is done on a local file system, step by step, is decided in [`local`]
-//! without a system call, so that the engine's model runs the very same steps; `os` makes the calls.
+//! It carries out the engine's [`FileOp`]s. How each is done, step by step, is decided without a system call, in [`local`] for a
+//! local file system and in [`nfs4`] for one that several hosts mount, so that models run the very same steps; `os` and
+//! `nfs4::hand` make the calls. [`mount`] tells which kind of file system it is, [`contact`] when its server was last heard.
 
+mod collect;
+pub mod contact;
 pub mod local;
+pub mod mount;
+pub mod network;
+pub mod nfs4;
+pub mod node;
 mod os;
 
+pub use collect::Collected;
 pub use os::{Files, OpenFile};
 
 use crate::engine::{FileOp, Outcome};

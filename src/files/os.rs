@@ -1,8 +1,7 @@
-//! The system calls behind [`local`](super::local).
+//! The lock directory and its open files, and the system calls behind [`local`](super::local).
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -12,28 +11,35 @@ use nix::sys::stat::{FileStat, Mode as Permissions, SFlag, fstat, lstat};
 use nix::unistd::unlink;
 
 use super::local::{Answer, Call, Next, Steps};
-use super::{FileOp, Outcome};
+use super::network::Network;
+use super::{FileOp, Outcome, nfs4};
 use crate::engine::Mode;
 use crate::fault::Fault;
 use crate::name::LockName;
 
 /// What is added to a lock's name to make its file's name.
-const SUFFIX: &str = ".lck";
+pub(super) const SUFFIX: &str = ".lck";
 
 /// The lock directory.
 #[derive(Debug)]
 pub struct Files {
     directory: PathBuf,
+    /// What is known of the server, if the directory is on a network file system.
+    network: Option<Network>,
 }
 
 /// An open lock file. Dropping it closes it, and the kernel drops its lock.
 #[derive(Debug)]
 pub struct OpenFile {
-    descriptor: OwnedFd,
-    path: CString,
+    pub(super) descriptor: OwnedFd,
+    pub(super) path: CString,
     /// Device and inode: what the name has to mean for a lock on this file to count.
-    identity: (u64, u64),
-    locked: Option<Mode>,
+    pub(super) identity: (u64, u64),
+    pub(super) locked: Option<Mode>,
+    /// On a network file system: when its locks were last proven, as [`Contact`](super::contact::Contact) counts.
+    pub(super) epoch: u64,
+    /// On a network file system: a probe has shown that its locks are gone.
+    pub(super) lost: bool,
 }
 
 impl Files {
@@ -41,7 +47,20 @@ impl Files {
     /// replaced, or a file system mounted over it, is noticed by the checks and not locked past.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory }
+        Self { directory, network: None }
+    }
+
+    /// The lock files in a directory of a network file system.
+    #[must_use]
+    pub fn on_network(directory: PathBuf, network: Network) -> Self {
+        Self { directory, network: Some(network) }
+    }
+
+    /// What is known of the server, if the directory is on a network file system: every call may take as long as the server
+    /// does not answer.
+    #[must_use]
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
     }
 
     /// The lock directory.
@@ -62,7 +81,10 @@ impl Files {
     /// Carries out one operation: microseconds on a local file system.
     #[must_use]
     pub fn perform(&self, name: &LockName, op: FileOp, file: Option<OpenFile>) -> (Option<OpenFile>, Outcome) {
-        let mut hand = Hand { files: self, name, file };
+        if let Some(network) = &self.network {
+            return nfs4::Hand::new(self, network, name, file).perform(op);
+        }
+        let mut hand = Hand::new(self, name, file);
         let locked = hand.file.as_ref().and_then(|file| file.locked);
         let (mut steps, mut next) = Steps::begin(op, hand.file.is_some(), locked);
         loop {
@@ -73,54 +95,28 @@ impl Files {
         }
     }
 
-    /// Deletes the lock files that nobody locks and that are empty, as every daemon's are: those which daemons left that
-    /// were killed. Tells how many went.
-    ///
-    /// # Errors
-    /// If the directory cannot be read.
-    pub fn collect(&self) -> Result<usize, Fault> {
-        let failed = |error: &std::io::Error| Fault {
-            operation: "read",
-            path: self.directory.to_string_lossy().into(),
-            errno: error.raw_os_error().unwrap_or(nix::libc::EIO),
-        };
-        let mut collected = 0;
-        for entry in std::fs::read_dir(&self.directory).map_err(|error| failed(&error))? {
-            let entry = entry.map_err(|error| failed(&error))?;
-            let file = entry.file_name();
-            let Some(stem) = file.as_bytes().strip_suffix(SUFFIX.as_bytes()) else { continue };
-            let Ok(name) = LockName::parse(stem) else { continue };
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_file() && metadata.len() == 0 && self.collect_one(&name) {
-                collected += 1;
-            }
-        }
-        Ok(collected)
-    }
-
-    fn collect_one(&self, name: &LockName) -> bool {
-        let mut hand = Hand { files: self, name, file: None };
-        if hand.open(OFlag::O_RDWR) != Answer::Yes {
-            return false;
-        }
-        drop(self.perform(name, FileOp::Retire, hand.file.take()));
-        lstat(&*self.c_path(name)).is_err()
-    }
-
-    fn c_path(&self, name: &LockName) -> CString {
+    pub(super) fn c_path(&self, name: &LockName) -> CString {
         CString::new(self.path(name.as_str()).into_os_string().into_encoded_bytes())
             .expect("neither a lock name nor a directory's path has a NUL byte")
     }
 }
 
 /// Makes the calls of one operation.
-struct Hand<'a> {
+pub(super) struct Hand<'a> {
     files: &'a Files,
     name: &'a LockName,
     file: Option<OpenFile>,
 }
 
-impl Hand<'_> {
+impl<'a> Hand<'a> {
+    pub(super) fn new(files: &'a Files, name: &'a LockName, file: Option<OpenFile>) -> Self {
+        Self { files, name, file }
+    }
+
+    pub(super) fn into_file(self) -> Option<OpenFile> {
+        self.file
+    }
+
     fn make(&mut self, call: Call) -> Answer {
         match call {
             Call::Open => self.open(OFlag::O_RDWR | OFlag::O_CREAT),
@@ -147,23 +143,10 @@ impl Hand<'_> {
         self.file.as_mut().expect("the steps use a file only while it is open")
     }
 
-    fn open(&mut self, flags: OFlag) -> Answer {
-        let path = self.files.c_path(self.name);
-        // O_NOFOLLOW: no lock outside the directory; O_NONBLOCK: a FIFO or a device must not block us.
-        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let opened = open(&*path, flags, Permissions::from_bits_truncate(0o664));
-        let opened = opened.and_then(|descriptor| Ok((fstat(&descriptor)?, descriptor)));
-        let reading = !flags.contains(OFlag::O_RDWR);
-        let (stat, descriptor) = match opened {
-            Ok(opened) => opened,
-            Err(Errno::ENOENT) if reading => return Answer::Gone,
-            Err(errno) => return failed("open", &path, errno),
-        };
-        if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
-            return if reading { Answer::Gone } else { failed("open", &path, Errno::EINVAL) };
-        }
-        self.file = Some(OpenFile { descriptor, path, identity: identity(&stat), locked: None });
-        Answer::Yes
+    pub(super) fn open(&mut self, flags: OFlag) -> Answer {
+        let (file, answer) = OpenFile::open(self.files.c_path(self.name), flags, 0o664);
+        self.file = file.or(self.file.take());
+        answer
     }
 
     fn lock(&mut self, mode: Option<Mode>, from: i64) -> Answer {
@@ -218,6 +201,26 @@ impl Hand<'_> {
 }
 
 impl OpenFile {
+    /// Opens a lock file, with these flags beside those that every one is opened with. To who only reads, what is no lock file is
+    /// not there.
+    pub(super) fn open(path: CString, flags: OFlag, permissions: u32) -> (Option<Self>, Answer) {
+        // O_NOFOLLOW: no lock outside the directory; O_NONBLOCK: a FIFO or a device must not block us.
+        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let opened = open(&*path, flags, Permissions::from_bits_truncate(permissions));
+        let opened = opened.and_then(|descriptor| Ok((fstat(&descriptor)?, descriptor)));
+        let reading = !flags.contains(OFlag::O_RDWR);
+        let (stat, descriptor) = match opened {
+            Ok(opened) => opened,
+            Err(Errno::ENOENT) if reading => return (None, Answer::Gone),
+            Err(errno) => return (None, failed("open", &path, errno)),
+        };
+        if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+            return (None, if reading { Answer::Gone } else { failed("open", &path, Errno::EINVAL) });
+        }
+        let identity = identity(&stat);
+        (Some(Self { descriptor, path, identity, locked: None, epoch: 0, lost: false }), Answer::Yes)
+    }
+
     /// Its device and inode.
     #[must_use]
     pub fn identity(&self) -> (u64, u64) {
@@ -231,12 +234,12 @@ impl OpenFile {
     }
 }
 
-fn identity(stat: &FileStat) -> (u64, u64) {
+pub(super) fn identity(stat: &FileStat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }
 
 /// A range for fcntl(2), `F_OFD_SETLK`: `length` 0 is to the end of what a file can be, and `l_pid` has to be 0.
-fn range(mode: Option<Mode>, start: i64, length: i64) -> flock {
+pub(super) fn range(mode: Option<Mode>, start: i64, length: i64) -> flock {
     let kind = match mode {
         Some(Mode::Exclusive) => F_WRLCK,
         Some(Mode::Shared) => F_RDLCK,
@@ -251,6 +254,6 @@ fn range(mode: Option<Mode>, start: i64, length: i64) -> flock {
     }
 }
 
-fn failed(operation: &'static str, path: &CStr, errno: Errno) -> Answer {
+pub(super) fn failed(operation: &'static str, path: &CStr, errno: Errno) -> Answer {
     Answer::Failed(Fault { operation, path: path.to_string_lossy().into(), errno: errno as i32 })
 }

@@ -5,20 +5,20 @@ use std::net::TcpListener;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{self, Backlog};
-use nix::sys::statfs::statfs;
-use nix::unistd::{AccessFlags, access};
+use nix::sys::stat::{Mode, umask};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::Core;
-use crate::files::Files;
+use super::directory::{Directory, DirectoryFault};
+use super::{Core, storage};
+use crate::files::node;
 use crate::front::{Front, Listening, Worker, accept, burst};
 use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
 use crate::settings::{Address, Settings};
@@ -34,17 +34,14 @@ pub enum StartFault {
     Socket(#[from] sockets::SocketFault),
     #[error(transparent)]
     Log(#[from] journal::LogFault),
-    #[error("the lock directory {} {what}: {error}; {remedy}", path.display())]
-    Directory { path: PathBuf, what: &'static str, error: io::Error, remedy: &'static str },
-    #[error("the lock directory {} is on {kind}: this version locks safely on local file systems only; use a directory \
-             on a local one", path.display())]
-    FileSystem { path: PathBuf, kind: &'static str },
-    #[error(
-        "no lock directory: set -d DIR, since neither $STATE_DIRECTORY, $XDG_STATE_HOME nor $HOME says where it is"
-    )]
-    NoDirectory,
+    #[error(transparent)]
+    Directory(#[from] DirectoryFault),
     #[error("cannot listen at {address}: {error}; is another daemon running, or is the address not of this host?")]
     Listen { address: Address, error: io::Error },
+    #[error("cannot make this daemon known in the lock directory {}: {error}; its user has to be able to write there", path.display())]
+    Node { path: PathBuf, error: io::Error },
+    #[error("another file system lies under the lock directory {}: {what}; stopped, since the locks were on the other one", path.display())]
+    Remounted { path: PathBuf, what: String },
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
 }
@@ -54,6 +51,12 @@ const BACKLOG: i32 = 4096;
 
 /// After so many tasks a thread looks for new events, although there are tasks left: a burst of a thousand clients stays whole.
 const EVENT_INTERVAL: u32 = 1000;
+
+/// Where this daemon's own file in the lock directory is.
+type NodePlace = Arc<Mutex<PathBuf>>;
+
+/// How long a stop waits for calls on a network file system.
+const STORAGE_REST: Duration = Duration::from_secs(5);
 
 /// The sockets of both fronts.
 struct Fronts {
@@ -70,16 +73,22 @@ pub fn run(settings: Settings) -> Result<(), StartFault> {
     let passed = sockets::take()?;
     journal::start(settings.log)?;
     let descriptors = raise_descriptor_limit()?;
-    let directory = directory(&settings)?;
+    let directory = Directory::find(&settings)?;
     let fronts = listen(&settings, passed)?;
+    let files = directory.files()?;
+    if files.network().is_some() {
+        // Lock files have the mode that the directory's calls for: daemons on other hosts have to open them.
+        umask(Mode::empty());
+    }
     let workers = (0..settings.threads()).map(worker).collect::<io::Result<Vec<_>>>()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let node = nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
-    let core = Arc::new(Core::new(settings, Files::new(directory), node, descriptors, runtime.handle().clone()));
-    runtime.block_on(serve(core, workers.into(), fronts))
+    let files = (files, directory.mount.word());
+    let core = Arc::new(Core::new(settings, files, node, descriptors, runtime.handle().clone()));
+    runtime.block_on(serve(core, workers.into(), fronts, directory))
 }
 
-async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts) -> Result<(), StartFault> {
+async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts, found: Directory) -> Result<(), StartFault> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -92,16 +101,31 @@ async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts) -> Resul
             tasks.push(tokio::spawn(accept(Arc::clone(&core), Arc::clone(&workers), listening, front)));
         }
     }
-    collect(&core)?;
+    found.tell();
+    let node = watch_storage(&core, &found)?;
+    if core.files.network().is_some() {
+        let on_silence = core.settings.on_storage_silence;
+        tasks.push(tokio::spawn(storage::look_after(Arc::clone(&core), on_silence, found.timing)));
+    } else {
+        collect(&core)?;
+    }
     tasks.push(tokio::spawn(watch(Arc::clone(&core), Arc::clone(&workers), Arc::clone(&notifier))));
     notifier.status(&status(&core));
     tasks.push(tokio::spawn(report(Arc::clone(&core), Arc::clone(&notifier))));
-    tracing::info!(MESSAGE_ID = ids::DAEMON_READY, DIRECTORY = directory, "serving the lock directory {directory}");
+    tracing::info!(
+        MESSAGE_ID = ids::DAEMON_READY,
+        DIRECTORY = directory,
+        "serving the lock directory {directory} ({})",
+        core.storage()
+    );
     notifier.ready();
+    let mut remounted = storage::remounted(found.path.clone(), found.mount.clone())?;
     let by = loop {
         tokio::select! {
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
+            // Locks on the file system that was there before exclude nobody who uses the new one: the kernel frees them now.
+            Ok(what) = &mut remounted => return Err(StartFault::Remounted { path: found.path, what }),
             // Nothing is read anew: what a terminal's end says to its programs is not meant for a daemon.
             _ = hang_up.recv() => {}
         }
@@ -109,6 +133,9 @@ async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts) -> Resul
     tracing::info!(MESSAGE_ID = ids::DAEMON_STOPPING, "stopping on {by}");
     notifier.stopping();
     stop(&core, tasks).await;
+    if let Some(place) = node {
+        node::leave(&place.lock().expect("nothing panics while it is held"));
+    }
     Ok(())
 }
 
@@ -122,8 +149,20 @@ async fn stop(core: &Arc<Core>, tasks: Vec<JoinHandle<()>>) {
     if all_left.is_err() {
         tracing::warn!("{} sessions did not end in time; the kernel frees their locks now", core.mailboxes.count());
     }
+    if core.workers.as_ref().is_some_and(|workers| !workers.rest(STORAGE_REST)) {
+        tracing::warn!(
+            "the file server did not answer in time; the kernel frees the locks now, and lock files may stay"
+        );
+    }
     // The last words are on their way in the other threads; whoever reads gets them at once.
     tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+/// Watches over an NFS server. Where no lease is known there is nothing to listen for.
+fn watch_storage(core: &Arc<Core>, found: &Directory) -> Result<Option<NodePlace>, StartFault> {
+    let Some(timing) = found.timing else { return Ok(None) };
+    let fault = |error| StartFault::Node { path: found.path.clone(), error };
+    storage::Watch::new(Arc::clone(core), timing).and_then(storage::Watch::start).map(Some).map_err(fault)
 }
 
 /// Deletes what daemons left that were killed, in a thread of its own: there may be much of it, and the end need not wait.
@@ -243,63 +282,6 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         }
         bound => bound,
     }
-}
-
-fn directory(settings: &Settings) -> Result<PathBuf, StartFault> {
-    let fault = |path: &Path, what, error, remedy| StartFault::Directory { path: path.to_owned(), what, error, remedy };
-    let path = match (&settings.directory, std::env::var_os("STATE_DIRECTORY")) {
-        (Some(path), _) => path.clone(),
-        // systemd.exec(5): several directories are separated by colons.
-        (None, Some(paths)) => std::env::split_paths(&paths).next().ok_or(StartFault::NoDirectory)?,
-        (None, None) => {
-            let path = state_folder().ok_or(StartFault::NoDirectory)?.join("distrilock");
-            std::fs::create_dir_all(&path)
-                .map_err(|error| fault(&path, "cannot be created", error, "set another one with -d"))?;
-            path
-        }
-    };
-    let resolved = path
-        .canonicalize()
-        .map_err(|error| fault(&path, "cannot be found", error, "create it, as in: install -d -m 0755 DIR"))?;
-    if !resolved.is_dir() {
-        let error = io::ErrorKind::NotADirectory.into();
-        return Err(fault(&resolved, "is no directory", error, "name the directory with -d"));
-    }
-    access(&resolved, AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK).map_err(|errno| {
-        let remedy = "the daemon's user has to read and write it: mend its owner or mode, or mount it read-write";
-        fault(&resolved, "cannot be written", errno.into(), remedy)
-    })?;
-    match foreign_file_system(&resolved)? {
-        Some(kind) => Err(StartFault::FileSystem { path: resolved, kind }),
-        None => Ok(resolved),
-    }
-}
-
-fn state_folder() -> Option<PathBuf> {
-    let absolute = |path: &PathBuf| path.is_absolute();
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(absolute);
-    state.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state")).filter(absolute))
-}
-
-/// The name of a file system that several hosts can mount: deleting a lock file there is not safe in the way that it is on a
-/// local one. The numbers are those of statfs(2) and of the kernel's magic.h.
-fn foreign_file_system(directory: &Path) -> io::Result<Option<&'static str>> {
-    const FOREIGN: [(u32, &str); 11] = [
-        (0x6969, "NFS"),
-        (0x517b, "SMB"),
-        (0xff53_4d42, "CIFS"),
-        (0xfe53_4d42, "SMB"),
-        (0x00c3_6400, "CephFS"),
-        (0x5346_414f, "AFS"),
-        (0x0116_1970, "GFS2"),
-        (0x7461_636f, "OCFS2"),
-        (0x0bd0_0bd0, "Lustre"),
-        (0x0102_1997, "9P"),
-        // sshfs, GlusterFS and the like; what is local among them has no inode numbers that can be relied on.
-        (0x6573_5546, "FUSE"),
-    ];
-    let kind = statfs(directory)?.filesystem_type().0;
-    Ok(FOREIGN.into_iter().find(|(magic, _)| i64::from(*magic) == kind).map(|(_, name)| name))
 }
 
 /// Raises the limit of open files as far as it goes; tells how far that is.

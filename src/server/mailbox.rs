@@ -31,6 +31,13 @@ pub enum Letter {
         /// Why.
         reason: &'static str,
     },
+    /// A lock that the session holds is in doubt, or no more.
+    Doubt {
+        /// Which.
+        name: LockName,
+        /// For how many milliseconds it is surely held; `None`: the doubt is over.
+        valid_ms: Option<u64>,
+    },
     /// The daemon stops.
     Stop,
 }

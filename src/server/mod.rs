@@ -4,10 +4,12 @@
 //! gives the engine an input through [`Core::submit`]. The same task then carries out the effects: it makes the file calls
 //! itself (microseconds on a local file system), and posts answers to other sessions into their mailboxes.
 
-mod clock;
+pub mod directory;
 mod life;
 pub mod mailbox;
+mod storage;
 mod throttle;
+mod workers;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,19 +19,22 @@ use std::task::Waker;
 
 use nix::libc::{EMFILE, ENFILE};
 
-use crate::engine::{Config, Effect, Engine, FileOp, Input, Outcome, SessionId, Timer, View};
+use crate::clock;
+use crate::engine::{Config, Effect, Engine, FileOp, Input, Outcome, Pace, SessionId, Timer, View};
 use crate::fault::Fault;
+use crate::files::network::Network;
 use crate::files::{Files, OpenFile};
 use crate::limits;
 use crate::name::LockName;
-use crate::settings::Settings;
+use crate::settings::{OnSilence, Settings};
 use crate::systemd::ids;
-use clock::Clock;
 pub use life::{StartFault, run};
 use mailbox::{Letter, Mailbox, Mailboxes, TooMany};
 use throttle::Throttle;
+use workers::{Task, Workers};
 
 type Shard = Engine<OpenFile>;
+type LockInput = Input<OpenFile>;
 
 /// Effects as the engine queues them, and those that are still to be carried out.
 type Room = (Vec<Effect<OpenFile>>, VecDeque<Effect<OpenFile>>);
@@ -48,8 +53,13 @@ pub struct Core {
     pub node: String,
     /// The sessions' mailboxes.
     pub mailboxes: Mailboxes,
-    clock: Clock,
     files: Files,
+    /// What is under the lock directory: the word for it.
+    storage: &'static str,
+    /// Threads for the file calls, where these may take long.
+    workers: Option<Workers>,
+    /// The held lock that was proven last.
+    proven: Mutex<Option<LockName>>,
     shards: Box<[Mutex<Shard>]>,
     hash: RandomState,
     faults: Throttle,
@@ -60,10 +70,20 @@ pub struct Core {
 }
 
 impl Core {
-    fn new(settings: Settings, files: Files, node: String, descriptors: u64, timers: tokio::runtime::Handle) -> Self {
+    fn new(
+        settings: Settings,
+        (files, storage): (Files, &'static str),
+        node: String,
+        descriptors: u64,
+        timers: tokio::runtime::Handle,
+    ) -> Self {
         let files_max = (descriptors / limits::LINGER_SHARE_OF_DESCRIPTORS).min(limits::LINGER_FILES_MAX);
+        let network = files.network().is_some();
+        let default = if network { limits::NETWORK_LINGER } else { limits::LINGER };
+        let linger = settings.linger.unwrap_or(default);
         let config = Config {
-            linger_ms: u64::try_from(settings.linger.as_millis()).unwrap_or(u64::MAX),
+            pace: if network { Pace::NETWORK } else { Pace::LOCAL },
+            linger_ms: u64::try_from(linger.as_millis()).unwrap_or(u64::MAX),
             linger_files_max: usize::try_from(files_max).unwrap_or(usize::MAX).div_ceil(limits::SHARDS),
         };
         let shards = (0..limits::SHARDS).map(|_| Mutex::new(Engine::new(config.clone()))).collect();
@@ -72,8 +92,10 @@ impl Core {
             settings,
             node,
             mailboxes,
-            clock: Clock::new(),
             files,
+            storage,
+            workers: network.then(Workers::default),
+            proven: Mutex::default(),
             shards,
             hash: RandomState::new(),
             faults: Throttle::default(),
@@ -83,10 +105,18 @@ impl Core {
         }
     }
 
-    /// Milliseconds since the daemon's start.
+    /// The kind of file system under the lock directory, as the protocol calls it.
     #[must_use]
-    pub fn now_ms(&self) -> u64 {
-        self.clock.now_ms()
+    pub fn storage(&self) -> &'static str {
+        self.storage
+    }
+
+    /// For how many milliseconds from now all locks are surely held, unless a session is told otherwise; `None`: for as long as
+    /// the daemon lives, or nothing can be said.
+    #[must_use]
+    pub fn valid_ms(&self) -> Option<u64> {
+        let contact = self.files.network().and_then(Network::contact)?;
+        (self.settings.on_storage_silence == OnSilence::Fence).then(|| contact.valid_ms(clock::now_ms()))
     }
 
     /// The path of a name's lock file, for those who have to be told of it.
@@ -119,11 +149,23 @@ impl Core {
         while let Some(effect) = due.pop_front() {
             match effect {
                 Effect::File { name, op, file } => {
+                    if let Some(workers) = &self.workers {
+                        if !Workers::is_worker() {
+                            workers.begin(self, Task { shard, name, op, file });
+                            continue;
+                        }
+                        workers.note(&name);
+                    }
                     let (file, outcome) = self.perform(&name, op, file);
+                    if let Some(workers) = &self.workers {
+                        workers.forget(&name);
+                    }
                     self.input(shard, Input::Done { name, file, outcome }, mine, &mut effects, &mut due);
                 }
                 Effect::Arm(timer, after_ms) => self.arm(shard, timer, after_ms),
-                Effect::Answer { .. } | Effect::Lost { .. } => unreachable!("letters are posted at once"),
+                Effect::Answer { .. } | Effect::Lost { .. } | Effect::Doubt { .. } => {
+                    unreachable!("letters are posted at once")
+                }
             }
         }
         ROOM.set((effects, due));
@@ -140,7 +182,7 @@ impl Core {
         effects: &mut Vec<Effect<OpenFile>>,
         due: &mut VecDeque<Effect<OpenFile>>,
     ) {
-        let now_ms = self.now_ms();
+        let now_ms = clock::now_ms();
         let mut wakers = Vec::new();
         let mut post = |session, letter| match mine {
             Some((me, mailbox)) if me == session => mailbox.leave(letter),
@@ -161,6 +203,7 @@ impl Core {
                     );
                     post(session, Letter::Lost { name, reason });
                 }
+                Effect::Doubt { name, session, valid_ms } => post(session, Letter::Doubt { name, valid_ms }),
                 effect => due.push_back(effect),
             }
         }
@@ -204,7 +247,7 @@ impl Core {
     }
 
     fn log_fault(&self, name: &LockName, fault: &Fault) {
-        if let Some(more) = self.faults.pass(&self.clock) {
+        if let Some(more) = self.faults.pass() {
             tracing::error!(
                 MESSAGE_ID = ids::STORAGE_FAULT, LOCK = %name,
                 "{fault}: {} ({more} more failures since this was last said)", fault.remedy()
@@ -214,7 +257,7 @@ impl Core {
 
     /// Says that a connection has to wait for a descriptor.
     pub fn log_exhausted(&self, error: &std::io::Error) {
-        if let Some(more) = self.exhausted.pass(&self.clock) {
+        if let Some(more) = self.exhausted.pass() {
             tracing::error!(
                 MESSAGE_ID = ids::DESCRIPTORS_EXHAUSTED,
                 "out of file descriptors, new connections wait: {error}; raise LimitNOFILE= of the service, or ulimit -n \
@@ -225,7 +268,7 @@ impl Core {
 
     /// Says that a connection was turned away.
     pub fn log_too_many(&self, too_many: TooMany) {
-        if let Some(more) = self.too_many.pass(&self.clock) {
+        if let Some(more) = self.too_many.pass() {
             tracing::warn!(
                 MESSAGE_ID = ids::SESSION_LIMIT,
                 LIMIT = too_many.sessions_max,
@@ -236,7 +279,7 @@ impl Core {
 
     /// Says that a listener fails.
     pub fn log_accept(&self, error: &std::io::Error) {
-        if let Some(more) = self.exhausted.pass(&self.clock) {
+        if let Some(more) = self.exhausted.pass() {
             tracing::error!(
                 "a listening socket fails: {error}; restart its unit ({more} more since this was last said)"
             );

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::clock::Clock;
+use crate::clock::now_ms;
 
 const PERIOD_MS: u64 = 60_000;
 
@@ -16,8 +16,8 @@ pub(super) struct Throttle {
 
 impl Throttle {
     /// Whether a message may pass now, and how many were held back since the last one.
-    pub(super) fn pass(&self, clock: &Clock) -> Option<u64> {
-        self.pass_at(clock.now_ms() + 1)
+    pub(super) fn pass(&self) -> Option<u64> {
+        self.pass_at(now_ms() + 1)
     }
 
     fn pass_at(&self, now_ms: u64) -> Option<u64> {

@@ -219,6 +219,13 @@ impl Session {
                     self.finish(End::LockLost, CloseCode::Error, &format!("the lock {name} is lost: {reason}"), out);
                 }
             }
+            // Version 0.1 has no word for it.
+            Letter::Doubt { name, valid_ms } if self.codec.dialect() == Dialect::JsonV1 => {
+                let lock = name.as_str();
+                let event = valid_ms.map_or(Event::Held { lock }, |valid_ms| Event::Suspect { lock, valid_ms });
+                self.codec.send_v1(&event, out);
+            }
+            Letter::Doubt { .. } => {}
             // Who waits has been told by the engine; the session's locks go when it leaves.
             Letter::Stop => self.finish(End::Stop, CloseCode::Away, "the daemon stops", out),
         }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{End, Kind, Session, To};
+use crate::clock::now_ms;
 use crate::engine::{Answer, Input, Mode, View, ViewedSession, Withdrawal};
 use crate::limits::{LIST_BYTES_ENOUGH, LIST_LOCKS_MAX};
 use crate::name::LockName;
@@ -26,7 +27,10 @@ impl Session {
             Op::Peek(lock) => self.ask(&lock, Kind::Peek, To::V1(id), out, Input::Peek),
             Op::Cancel(request) => self.cancel(id.as_ref(), &request, out),
             Op::List(after) => self.list(id.as_ref(), after.as_ref(), out),
-            Op::Ping => self.codec.send_v1(&Reply { id: id.as_ref(), ok: true, ..Reply::default() }, out),
+            Op::Ping => {
+                let valid_ms = self.core.valid_ms();
+                self.codec.send_v1(&Reply { id: id.as_ref(), ok: true, valid_ms, ..Reply::default() }, out);
+            }
             Op::Bye => self.bye(id, out),
         }
     }
@@ -35,7 +39,7 @@ impl Session {
         self.mailbox.introduce(introduction);
         let session = self.id.to_string();
         let dead_after_ms = u64::try_from(self.core.settings.dead_after.as_millis()).unwrap_or(u64::MAX);
-        let (node, directory) = (&*self.core.node, "local");
+        let (node, directory) = (&*self.core.node, self.core.storage());
         let reply = Welcome { id, ok: true, version: VERSION, session: &session, node, directory, dead_after_ms };
         self.codec.send_v1(&reply, out);
     }
@@ -166,7 +170,7 @@ impl Session {
 
     fn seen(&self, session: &ViewedSession) -> Seen {
         let Introduction { name, note } = self.core.mailboxes.introduction(session.session);
-        let since_ms = self.core.now_ms().saturating_sub(session.since_ms);
+        let since_ms = now_ms().saturating_sub(session.since_ms);
         Seen { session: session.session.to_string(), name, note, mode: word(session.mode), since_ms }
     }
 
@@ -176,7 +180,9 @@ impl Session {
                 let mode = (mode == Mode::Shared).then(|| word(mode));
                 let already = already.then_some(true);
                 let lock = Some(name.as_str());
-                return self.codec.send_v1(&Reply { id, ok: true, lock, mode, already, ..Reply::default() }, out);
+                let valid_ms = self.core.valid_ms();
+                let reply = Reply { id, ok: true, lock, mode, already, valid_ms, ..Reply::default() };
+                return self.codec.send_v1(&reply, out);
             }
             Answer::Released { .. } | Answer::Real => {
                 let lock = Some(name.as_str());

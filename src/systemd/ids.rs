@@ -35,6 +35,21 @@ pub const SLOW_READER: &str = "f7071ec758cf4d3094db50ac1ee55a18";
 /// An engine shard or the runtime does not turn, so that the watchdog is not pinged.
 pub const ENGINE_STALLED: &str = "acec9fbd91fd456a9de5f0055955ba3e";
 
+/// The NFS server does not answer, so that locks are in doubt or count as lost.
+pub const STORAGE_SILENT: &str = "4868bfcff536481db2f1bd50e0286e49";
+
+/// The NFS server answers again.
+pub const STORAGE_HEARD: &str = "e38a8cae92e748f39e2ea2c07eeab944";
+
+/// The NFS server has dropped this host's locks.
+pub const LEASE_LOST: &str = "1b1468275ac1404c81e031d867001f16";
+
+/// Two hosts have the same name for the NFS server.
+pub const CLIENT_CLASH: &str = "0f97a21293f3421db2f244e00c083e01";
+
+/// The lock directory's file system is not one on which exclusion was measured.
+pub const STORAGE_UNPROVEN: &str = "a98a29cc267d45998d22eca3ed7ff27f";
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -51,7 +66,7 @@ mod tests {
             .map(|line| line.split('"').nth(1).unwrap())
             .collect();
         let unique: BTreeSet<&str> = ids.iter().copied().collect();
-        assert_eq!(ids.len(), 10);
+        assert_eq!(ids.len(), 15);
         assert_eq!(unique.len(), ids.len());
         for id in &ids {
             let hex = |c: char| matches!(c, '0'..='9' | 'a'..='f');

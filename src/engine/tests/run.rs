@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Answer, Asked, Config, Effect, Engine, Fault, FileOp, Input, LockName, Mode, Outcome, RequestId, SessionId, Timer,
-    Withdrawal,
+    Answer, Asked, Config, Effect, Engine, Fault, FileOp, Input, LockName, Mode, Outcome, Pace, RequestId, SessionId,
+    Timer, Withdrawal,
 };
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -65,7 +65,7 @@ struct Run {
 /// # Panics
 /// If the engine, or what it answers, breaks a rule.
 pub(super) fn run(linger: bool, steps: impl IntoIterator<Item = [u8; 3]>) {
-    let config = Config { linger_ms: if linger { 2000 } else { 0 }, linger_files_max: 2 };
+    let config = Config { linger_ms: if linger { 2000 } else { 0 }, linger_files_max: 2, pace: Pace::LOCAL };
     let name = |text: &str| LockName::parse(text.as_bytes()).expect("the names of a run are valid");
     let mut run = Run {
         engine: Engine::new(config),
@@ -104,6 +104,14 @@ impl Run {
                     self.input(Input::Drain);
                 }
                 2..100 => self.input(Input::Shed),
+                100..130 => {
+                    let fault = Fault { operation: "wait for", path: "".into(), errno: 110 };
+                    self.input(Input::Stalled { name, fault });
+                }
+                130..160 => self.input(Input::Probe(name)),
+                160..170 => self.input(Input::Silence("silent")),
+                170..180 => self.input(Input::Suspect(1000)),
+                180..190 => self.input(Input::Trust),
                 _ => self.input(Input::Now(how.into())),
             },
         }
@@ -241,6 +249,9 @@ impl Run {
                     // Who has asked to release it hears of both, or of the release alone.
                     self.outside(&name).holders.remove(&session);
                 }
+                Effect::Doubt { name, session, .. } => {
+                    assert!(self.outside(&name).holders.contains_key(&session), "{name}: {session} holds nothing to doubt");
+                }
                 Effect::Arm(timer, after_ms) => {
                     assert!(after_ms > 0, "{timer:?} would run out at once, again and again");
                     self.timers.insert(timer);
@@ -285,6 +296,8 @@ impl Run {
             (Question::Release(Held::Alone), Answer::Released { .. }) => {
                 assert_eq!(completed.as_ref(), Some(name), "I9: {name}");
             }
+            // The unlock does not come back: nobody may be told that it is done.
+            (Question::Release(Held::Alone), Answer::Storage(_)) => {}
             (Question::Release(Held::WithOthers), Answer::Released { .. })
             | (Question::Release(Held::Not), Answer::NotHeld { .. })
             | (Question::Verify, Answer::Real)

@@ -24,6 +24,8 @@ pub struct Reply<'a> {
     pub already: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cancelled: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_ms: Option<u64>,
 }
 
 /// The reply to a hello.
@@ -119,6 +121,18 @@ pub enum Event<'a> {
         lock: &'a str,
         /// Why.
         reason: &'a str,
+    },
+    /// The file server does not answer; the lock is surely held for so long only.
+    Suspect {
+        /// Which.
+        lock: &'a str,
+        /// For how long, in milliseconds.
+        valid_ms: u64,
+    },
+    /// It answers again, and the lock is held.
+    Held {
+        /// Which.
+        lock: &'a str,
     },
 }
 

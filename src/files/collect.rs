@@ -1,0 +1,127 @@
+//! The collector: deletes lock files that nobody uses, which daemons left that were killed or whose host was cut off. It takes the
+//! same steps as a daemon that retires a name, so that it may run beside daemons and other collectors, and be killed anywhere.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::lstat;
+
+use super::local;
+use super::nfs4;
+use super::node::folder;
+use super::os::{Files, Hand, SUFFIX};
+use crate::engine::FileOp;
+use crate::fault::Fault;
+use crate::name::LockName;
+
+/// What a collector did with one lock file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collected {
+    /// Nobody used it, and it is gone.
+    Deleted,
+    /// Nobody seems to use it; it was to be left.
+    Idle,
+    /// Somebody uses it, or has used it not long ago.
+    Used,
+}
+
+impl Files {
+    /// Deletes the lock files that nobody locks and that are empty, as every daemon's are: those which daemons left that
+    /// were killed. Tells how many went.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn collect(&self) -> Result<usize, Fault> {
+        let mut collected = 0;
+        self.each_file(|name, metadata| {
+            if metadata.len() == 0 && self.collect_one(name) {
+                collected += 1;
+            }
+        })?;
+        Ok(collected)
+    }
+
+    /// Deletes the lock files that nobody has open and that were made at least `idle` ago, or only tells of them, on every kind of
+    /// file system.
+    ///
+    /// # Errors
+    /// If the directory cannot be read or written.
+    pub fn sweep(
+        &self,
+        idle: Duration,
+        dry_run: bool,
+        mut tell: impl FnMut(&LockName, Collected),
+    ) -> Result<(), Fault> {
+        let now = self.servers_now().map_err(|error| self.failed("write", &error))?;
+        let latest = now.saturating_sub(i64::try_from(idle.as_secs()).unwrap_or(i64::MAX));
+        self.each_file(|name, metadata| {
+            let old = metadata.mtime().max(metadata.ctime()) <= latest;
+            let ours = self.network().is_some() || metadata.len() == 0;
+            tell(
+                name,
+                match (old && ours, dry_run) {
+                    (false, _) => Collected::Used,
+                    (true, true) => Collected::Idle,
+                    (true, false) if self.collect_one(name) => Collected::Deleted,
+                    (true, false) => Collected::Used,
+                },
+            );
+        })
+    }
+
+    fn each_file(&self, mut see: impl FnMut(&LockName, &fs::Metadata)) -> Result<(), Fault> {
+        for entry in fs::read_dir(self.directory()).map_err(|error| self.failed("read", &error))? {
+            let entry = entry.map_err(|error| self.failed("read", &error))?;
+            let file = entry.file_name();
+            let Some(stem) = file.as_bytes().strip_suffix(SUFFIX.as_bytes()) else { continue };
+            let Ok(name) = LockName::parse(stem) else { continue };
+            // What has gone meanwhile is not there any more.
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_file() {
+                see(&name, &metadata);
+            }
+        }
+        Ok(())
+    }
+
+    fn collect_one(&self, name: &LockName) -> bool {
+        if let Some(network) = self.network() {
+            let mut hand = nfs4::Hand::new(self, network, name, None);
+            if !hand.open_to_collect() {
+                return false;
+            }
+            drop(hand.perform(FileOp::Retire));
+        } else {
+            let mut hand = Hand::new(self, name, None);
+            if hand.open(OFlag::O_RDWR) != local::Answer::Yes {
+                return false;
+            }
+            drop(self.perform(name, FileOp::Retire, hand.into_file()));
+        }
+        lstat(&*self.c_path(name)).is_err()
+    }
+
+    /// The time on the clock that stamps files, in seconds since 1970: a server's may differ from this host's.
+    fn servers_now(&self) -> io::Result<i64> {
+        let unique = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+        let path = folder(self.directory())?.join(format!("clock-{}", unique.trim()));
+        let stamped = fs::File::create_new(&path).and_then(|file| file.metadata()).map(|metadata| metadata.mtime());
+        // Nobody else knows its name, so that it does not matter when the deletion takes effect.
+        let _ = fs::remove_file(&path);
+        stamped
+    }
+
+    fn failed(&self, operation: &'static str, error: &io::Error) -> Fault {
+        let errno = error.raw_os_error().unwrap_or(nix::libc::EIO);
+        Fault { operation, path: path_text(self.directory()), errno }
+    }
+}
+
+fn path_text(path: &Path) -> Box<str> {
+    path.to_string_lossy().into()
+}

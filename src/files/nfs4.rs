@@ -1,0 +1,328 @@
+//! The steps of each file operation on NFSv4, without making them: the counterpart of [`local`](super::local) for a directory
+//! that several hosts mount. What was measured, and what this protects from, is in docs/safety.md.
+//!
+//! A name is held when **byte 0 of its file** is locked. A holder locks [0, 2^61). Everybody who has the file open keeps an
+//! **anchor** on it, a shared lock on byte 2^61: it keeps the file from being deleted, and it keeps the server from dropping a lock
+//! that was just granted (knfsd frees a lock owner late, and takes a fresh lock with it, if the owner had none left).
+//!
+//! Why a lock may be believed: a file is deleted only under an exclusive lock from byte 1 on, which excludes every anchor, and
+//! only after it was marked dead. Who has anchored a file and *then* found it alive and linked has the file that the name means,
+//! for as long as the anchor holds. The anchor holds as long as the lease does; whether the lease can have run out since is asked
+//! before each grant ([`Call::Recent`]), and if so, a read past the caches proves the lock ([`Call::Prove`]).
+
+mod hand;
+mod mortal;
+
+pub(super) use hand::Hand;
+pub use mortal::take_over;
+
+pub use super::local::Answer;
+use crate::engine::{FileOp, Mode, Outcome};
+use crate::fault::Fault;
+
+/// A try that met a dead or a lost file starts again so often; each time somebody else made progress.
+const REOPENS_MAX: u8 = if cfg!(test) { 2 } else { 20 };
+
+/// So often a try looks again whether a deletion is over, before it says [`Outcome::Disturbed`].
+const LOOKS_MAX: u8 = 1;
+
+/// So often a lock is proven anew because the proof took too long to prove anything.
+const PROOFS_MAX: u8 = 3;
+
+/// One system call, or a few that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// Open the name's file for reading and writing; create it if there is none. Again: past the caches.
+    Open {
+        /// Whether a file of this name was found dead or lost just before.
+        again: bool,
+    },
+    /// Open the name's file for reading.
+    OpenToRead,
+    /// Lock byte 2^61, shared.
+    Anchor,
+    /// Is the open file alive (yes), marked dead (no), or not linked any more (gone)?
+    Alive,
+    /// Lock [0, 2^61), or convert the lock that it has.
+    Lock(Mode),
+    /// Have locks on this file surely been held since they were last proven?
+    Recent,
+    /// Read through the descriptor, past the caches: does the server still know its locks?
+    Prove,
+    /// Does the name mean the open file, as far as the directory tells?
+    Check,
+    /// Does a lock of another process keep byte 0 from being locked in this mode?
+    Held(Mode),
+    /// Let another process run.
+    Yield,
+    /// Lock the file from byte 1 on, exclusively; the anchor is part of it.
+    LockToDelete,
+    /// Does the name mean the open file, as the server tells to who wants to create it?
+    Named,
+    /// Mark the file dead; the server refuses that when the lock is gone.
+    MarkDead,
+    /// Delete the name, from a process that is killed before the lease can run out.
+    Unlink,
+    /// Unlock [0, 2^61).
+    Unlock,
+    /// Unlock everything, and close the file.
+    Close,
+}
+
+/// What comes next.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Next {
+    /// Make this call.
+    Call(Call),
+    /// The operation is complete.
+    End(Outcome),
+}
+
+/// What an operation begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Start {
+    /// Whether the file is open, and anchored.
+    pub open: bool,
+    /// Whether it is locked, and how.
+    pub locked: Option<Mode>,
+    /// Whether its locks are known to be lost.
+    pub lost: bool,
+    /// Whether files may be deleted from here: not on NFS 4.0, where a delayed deletion cannot be ruled out.
+    pub deletes: bool,
+}
+
+/// One file operation on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Steps {
+    op: FileOp,
+    deletes: bool,
+    asked: Call,
+    /// Whether byte 2^61 is locked.
+    anchored: bool,
+    /// Whether [0, 2^61) is locked.
+    locked: bool,
+    /// Whether the file was found dead.
+    dead: bool,
+    /// Whether the lock on a fresh file has been asked for a second time.
+    settled: bool,
+    /// What is known so far, for the end.
+    end: Outcome,
+    /// Whether the file is closed to be opened again.
+    reopen: bool,
+    reopens: u8,
+    looks: u8,
+    proofs: u8,
+}
+
+impl Steps {
+    /// Begins an operation; tells the first call.
+    #[must_use]
+    pub fn begin(op: FileOp, start: Start) -> (Self, Next) {
+        let mut steps = Self {
+            op,
+            deletes: start.deletes,
+            asked: Call::Yield,
+            anchored: start.open,
+            locked: start.locked.is_some(),
+            dead: false,
+            settled: start.open,
+            end: Outcome::Unlocked { file_gone: false },
+            reopen: false,
+            reopens: 0,
+            looks: 0,
+            proofs: 0,
+        };
+        let next = match op {
+            FileOp::Try(_) | FileOp::Retry(_) if start.lost => steps.start_over(),
+            FileOp::Try(mode) | FileOp::Retry(mode) if start.open => steps.ask(Call::Lock(mode)),
+            FileOp::Try(_) | FileOp::Retry(_) => steps.ask(Call::Open { again: false }),
+            FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire if start.lost => steps.ask(Call::Close),
+            FileOp::Unlock | FileOp::UnlockAndLook => steps.ask(Call::Unlock),
+            FileOp::Retire if start.deletes => steps.ask(Call::LockToDelete),
+            FileOp::Retire => steps.ask(Call::Close),
+            FileOp::Probe(mode) => steps.ask(Call::Lock(mode)),
+            FileOp::Peek if start.open => steps.ask(Call::Recent),
+            FileOp::Peek => steps.ask(Call::OpenToRead),
+        };
+        (steps, next)
+    }
+
+    /// Takes the answer to the last call; tells the next one.
+    pub fn answered(&mut self, answer: Answer) -> Next {
+        match (self.asked, &answer) {
+            (Call::Unlock, Answer::Yes) => self.locked = false,
+            (Call::Lock(_), Answer::Yes) => self.locked = true,
+            (Call::Anchor, Answer::Yes) => self.anchored = true,
+            (Call::Close, _) => (self.anchored, self.locked) = (false, false),
+            _ => {}
+        }
+        match self.op {
+            FileOp::Try(mode) | FileOp::Retry(mode) => self.try_step(mode, answer),
+            FileOp::Probe(_) => self.probe_step(answer),
+            FileOp::Unlock | FileOp::UnlockAndLook => match (self.asked, answer) {
+                (Call::Unlock, Answer::Yes) | (Call::Close, _) => Next::End(self.end.clone()),
+                // A lock that cannot be undone goes with its descriptor.
+                _ => self.ask(Call::Close),
+            },
+            FileOp::Retire => self.retire_step(&answer),
+            FileOp::Peek => self.peek_step(answer),
+        }
+    }
+
+    fn ask(&mut self, call: Call) -> Next {
+        self.asked = call;
+        Next::Call(call)
+    }
+
+    fn finish(&mut self, end: Outcome, then: Call) -> Next {
+        self.end = end;
+        self.ask(then)
+    }
+
+    /// This file is of no use: away with it, and on with the one that the name means now.
+    fn start_over(&mut self) -> Next {
+        self.reopen = true;
+        self.ask(Call::Close)
+    }
+
+    fn try_step(&mut self, mode: Mode, answer: Answer) -> Next {
+        match (self.asked, answer) {
+            (Call::Open { .. }, Answer::Yes) => self.ask(Call::Anchor),
+            (Call::Open { .. }, Answer::Gone) => self.closed(),
+            (Call::Open { .. }, Answer::Failed(fault)) => Next::End(Outcome::Failed(fault)),
+            (Call::Anchor, Answer::Yes) => self.ask(Call::Alive),
+            (Call::Anchor, Answer::No) => self.ask(Call::Held(mode)),
+            (Call::Alive | Call::Yield, Answer::Yes) => self.ask(Call::Lock(mode)),
+            // Who marked it dead is gone: it holds no lock any more.
+            (Call::Alive, Answer::No) => self.bury(),
+            (Call::Lock(_), Answer::Yes) if !self.settled => {
+                self.settled = true;
+                self.ask(Call::Lock(mode))
+            }
+            (Call::Lock(_), Answer::Yes) => self.finish(Outcome::Locked, Call::Recent),
+            // Who only waits tries again soon, and asks the server for nothing more.
+            (Call::Lock(_), Answer::No) if matches!(self.op, FileOp::Retry(_)) => self.refused(),
+            (Call::Lock(_), Answer::No) => self.finish(Outcome::Refused, Call::Recent),
+            (Call::Recent, Answer::Yes) if self.end == Outcome::Locked => Next::End(Outcome::Locked),
+            (Call::Recent, Answer::Yes) => self.ask(Call::Held(mode)),
+            (Call::Recent, _) => self.prove(),
+            (Call::Prove, Answer::Yes) => self.ask(Call::Recent),
+            (Call::Held(_), Answer::Yes) if self.anchored => self.refused(),
+            (Call::Held(_), Answer::Yes) => self.finish(Outcome::Refused, Call::Close),
+            // It was released a moment ago, or something that is no daemon locks a part of the file.
+            (Call::Held(_), Answer::No) if self.anchored && self.looks < LOOKS_MAX => {
+                self.looks += 1;
+                self.ask(Call::Yield)
+            }
+            (Call::Held(_), Answer::No) => self.finish(Outcome::Disturbed, Call::Close),
+            (Call::LockToDelete, Answer::Yes) => self.ask(Call::Named),
+            // Others are about to bury it, too, and each is in the way of the others.
+            (Call::LockToDelete, _) => self.finish(Outcome::Disturbed, Call::Close),
+            (Call::Named, Answer::Yes) => self.ask(Call::Unlink),
+            (Call::Unlock, Answer::Yes) => Next::End(self.end.clone()),
+            (Call::Close, _) => self.closed(),
+            (Call::Unlink, Answer::Yes) | (_, Answer::No | Answer::Gone) => self.start_over(),
+            (_, Answer::Failed(fault)) => self.finish(Outcome::Failed(fault), Call::Close),
+            (call, answer) => unreachable!("{answer:?} is no answer to {call:?} in a try"),
+        }
+    }
+
+    /// The file stays open for the next try, but a lock that a refused conversion left is of no use.
+    fn refused(&mut self) -> Next {
+        self.end = Outcome::Refused;
+        if self.locked { self.ask(Call::Unlock) } else { Next::End(Outcome::Refused) }
+    }
+
+    fn prove(&mut self) -> Next {
+        self.proofs += 1;
+        if self.proofs <= PROOFS_MAX {
+            self.ask(Call::Prove)
+        } else {
+            self.finish(Outcome::Failed(too_slow()), Call::Close)
+        }
+    }
+
+    /// A dead file that was left behind: deleted under the same lock as one that retires.
+    fn bury(&mut self) -> Next {
+        if self.deletes { self.ask(Call::LockToDelete) } else { self.finish(Outcome::Failed(left_dead()), Call::Close) }
+    }
+
+    /// The file is closed, or could not be opened because the one that was there has just gone.
+    fn closed(&mut self) -> Next {
+        let reopen = self.reopen || matches!(self.asked, Call::Open { .. });
+        if !reopen {
+            return Next::End(self.end.clone());
+        }
+        (self.reopen, self.settled, self.proofs) = (false, false, 0);
+        self.end = Outcome::Disturbed;
+        if self.reopens == REOPENS_MAX {
+            return Next::End(Outcome::Disturbed);
+        }
+        self.reopens += 1;
+        self.ask(Call::Open { again: true })
+    }
+
+    fn probe_step(&mut self, answer: Answer) -> Next {
+        Next::End(match (self.asked, answer) {
+            (Call::Lock(_), Answer::No) => Outcome::Lost("the server gave it to another host"),
+            // What a lock that is gone says to being locked again means nothing.
+            (Call::Lock(_), _) => return self.ask(Call::Prove),
+            (Call::Prove, Answer::Yes) => return self.ask(Call::Check),
+            (Call::Prove, Answer::No | Answer::Gone) => Outcome::Lost("the server has dropped it"),
+            (Call::Check, Answer::No) => Outcome::Lost("its lock file was replaced by another one"),
+            (Call::Check, Answer::Gone) => Outcome::Lost("its lock file was deleted"),
+            (_, Answer::Failed(fault)) => Outcome::Failed(fault),
+            (_, Answer::Yes) => Outcome::Real,
+            (call, answer) => unreachable!("{answer:?} is no answer to {call:?} in a probe"),
+        })
+    }
+
+    fn retire_step(&mut self, answer: &Answer) -> Next {
+        match (self.asked, answer) {
+            (Call::LockToDelete, Answer::Yes) => self.ask(Call::Prove),
+            (Call::Prove, Answer::Yes) => self.ask(Call::Alive),
+            (Call::Alive, Answer::Yes) => self.ask(Call::Named),
+            // Left by a process that was killed on this way.
+            (Call::Alive, Answer::No) => {
+                self.dead = true;
+                self.ask(Call::Named)
+            }
+            (Call::Named, Answer::Yes) if !self.dead => self.ask(Call::MarkDead),
+            (Call::Named | Call::MarkDead, Answer::Yes) => self.ask(Call::Unlink),
+            (Call::Close, _) => Next::End(Outcome::Unlocked { file_gone: false }),
+            // Somebody else uses it, or it is not what it seemed: it is theirs, or the collector's.
+            _ => self.ask(Call::Close),
+        }
+    }
+
+    fn peek_step(&mut self, answer: Answer) -> Next {
+        match (self.asked, answer) {
+            (Call::Recent, Answer::Yes) | (Call::OpenToRead, Answer::Yes) => self.ask(Call::Held(Mode::Exclusive)),
+            (Call::Recent, _) => self.ask(Call::Prove),
+            (Call::Prove, Answer::Yes) => self.ask(Call::Held(Mode::Exclusive)),
+            (Call::Prove, _) => self.start_over(),
+            (Call::OpenToRead, Answer::Failed(fault)) => Next::End(Outcome::Failed(fault)),
+            (Call::OpenToRead, _) => Next::End(Outcome::Peeked { locked: false }),
+            (Call::Held(_), answer) => {
+                self.end = match answer {
+                    Answer::Failed(fault) => Outcome::Failed(fault),
+                    answer => Outcome::Peeked { locked: answer == Answer::Yes },
+                };
+                // An anchored file stays; one that was opened to be looked at is closed.
+                if self.anchored { Next::End(self.end.clone()) } else { self.ask(Call::Close) }
+            }
+            (Call::Close, _) if std::mem::take(&mut self.reopen) => self.ask(Call::OpenToRead),
+            _ => Next::End(self.end.clone()),
+        }
+    }
+}
+
+/// The server answers, but each answer takes longer than a lease may be relied on.
+fn too_slow() -> Fault {
+    Fault { operation: "prove", path: "".into(), errno: nix::libc::ETIMEDOUT }
+}
+
+/// Nothing deletes a dead file from a client of NFS 4.0.
+fn left_dead() -> Fault {
+    Fault { operation: "lock", path: "".into(), errno: nix::libc::EUCLEAN }
+}

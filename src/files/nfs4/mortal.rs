@@ -1,0 +1,80 @@
+//! Deleting a file from a process that does not live for long.
+//!
+//! A deletion carries no proof that its sender still holds the lock under which it deletes (RFC 8881, section 18.25). One that
+//! is held up on its way for longer than the lease could take effect when somebody else holds a lock on the new file of that name.
+//! The kernel sends a request again and again for as long as the process that made it lives; so the process that makes this one
+//! is killed in time (docs/safety.md has the measurements). It ends by itself, too: if the daemon is stopped meanwhile, an alarm
+//! kills it.
+
+use std::ffi::{CStr, OsStr};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{alarm, unlink as delete};
+
+use super::Answer;
+use crate::files::os::failed;
+
+/// The first argument of the process: what it is for.
+const WORD: &str = "--delete-before-the-lease-ends";
+
+/// The exit status of a deletion that was refused with an errno is this plus the errno.
+const ERRNO_BASE: u8 = 100;
+
+/// If this process was started to delete a file, does that and tells with what status to exit. Programs that use lock files on a
+/// network file system call it first of all.
+#[must_use]
+pub fn take_over() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != WORD {
+        return None;
+    }
+    let seconds = arguments.next()?.to_str()?.parse().ok()?;
+    let path = arguments.next()?;
+    // SIGALRM kills, as nobody handles it, and a deadly signal ends a request to the server (nfs(5), "intr").
+    alarm::set(seconds);
+    Some(match delete(path.as_os_str()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(errno) => {
+            ExitCode::from(u8::try_from(errno as i32).map_or(u8::MAX, |errno| ERRNO_BASE.saturating_add(errno)))
+        }
+    })
+}
+
+/// Deletes a file, or gives up after so many milliseconds; then the deletion never takes effect.
+pub(super) fn unlink(path: &CStr, within_ms: u16) -> Answer {
+    let seconds = (within_ms / 1000).max(1).to_string();
+    let arguments = [OsStr::new(WORD), OsStr::new(&seconds), OsStr::from_bytes(path.to_bytes())];
+    let started = Command::new("/proc/self/exe")
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    let errno = match started.and_then(|child| status(child, within_ms)) {
+        Ok(Some(0)) => return Answer::Yes,
+        Ok(Some(status)) if status > i32::from(ERRNO_BASE) => Errno::from_raw(status - i32::from(ERRNO_BASE)),
+        Ok(_) => Errno::ETIMEDOUT,
+        Err(error) => error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
+    };
+    match errno {
+        Errno::ENOENT | Errno::ESTALE => Answer::Gone,
+        errno => failed("remove", path, errno),
+    }
+}
+
+/// Waits for the process, and kills it when its time is over. `None`: a signal ended it.
+fn status(mut child: Child, within_ms: u16) -> std::io::Result<Option<i32>> {
+    if let Some(output) = &child.stdout {
+        // It writes nothing: the pipe ends with it. Whatever poll says, the process is not waited for any longer.
+        let mut ends = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut ends, PollTimeout::from(within_ms));
+    }
+    // One that has ended already is not hurt.
+    let _ = child.kill();
+    Ok(child.wait()?.code())
+}

@@ -1,0 +1,180 @@
+//! A daemon's own file in `DIR/.distrilock/`: who it is, for the daemons of other hosts, and a lock that lasts as long as the
+//! daemon, through which it hears the server.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::uio::pread;
+use serde::{Deserialize, Serialize};
+
+use super::network::Network;
+use super::os::range;
+use crate::clock::now_ms;
+use crate::engine::Mode;
+
+/// What daemons keep for themselves in a lock directory.
+pub const FOLDER: &str = ".distrilock";
+
+/// What a node's file is called begins with this.
+const PREFIX: &str = "node-";
+
+/// Files of other nodes that are looked at, at most.
+const NODES_MAX: usize = 4096;
+
+/// A node's file is no longer than this.
+const NODE_BYTES_MAX: u64 = 4096;
+
+/// A daemon, as others see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The host's name.
+    pub node: String,
+    /// What tells two NFS clients apart that run at the same time: the kernel's boot and the network namespace.
+    pub instance: String,
+    /// The name under which this host's kernel introduces itself to NFSv4 servers (nfs(5), "nfs4_unique_id").
+    pub client: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// The user that it runs as.
+    pub user: u32,
+}
+
+impl Identity {
+    /// This process.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let node =
+            nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
+        let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+        let boot = read("/proc/sys/kernel/random/boot_id");
+        let network = fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino());
+        let unique = [read("/sys/fs/nfs/net/nfs_client/identifier"), read("/sys/module/nfs/parameters/nfs4_unique_id")];
+        let unique = unique.into_iter().find(|text| !text.is_empty() && text != "(null)").unwrap_or_default();
+        Self {
+            client: if unique.is_empty() { node.clone() } else { format!("{unique}/{node}") },
+            node,
+            instance: format!("{boot}/{network}"),
+            pid: std::process::id(),
+            user: nix::unistd::geteuid().as_raw(),
+        }
+    }
+
+    /// Whether another daemon's host has the same name for the server, so that each wipes the other's locks.
+    #[must_use]
+    pub fn clashes_with(&self, other: &Self) -> bool {
+        self.client == other.client && self.instance != other.instance
+    }
+}
+
+/// This daemon's own file, locked.
+#[derive(Debug)]
+pub struct Node {
+    path: PathBuf,
+    file: fs::File,
+}
+
+/// What a read through a node's locked file tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The server knows the lock.
+    Well,
+    /// The server has forgotten it: every lock of this host is in doubt.
+    Forgotten,
+}
+
+impl Node {
+    /// Makes the file and locks it.
+    ///
+    /// # Errors
+    /// If the folder or the file cannot be made or locked.
+    pub fn enter(directory: &Path, network: &Network, identity: &Identity) -> io::Result<Self> {
+        let folder = folder(directory)?;
+        let unique = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+        let path = folder.join(format!("{PREFIX}{}", unique.trim()));
+        let mut text = serde_json::to_vec(identity).expect("an identity is plain text and numbers");
+        text.push(b'\n');
+        let mut written = fs::File::options().write(true).create_new(true).mode(network.permissions()).open(&path)?;
+        written.set_permissions(fs::Permissions::from_mode(network.permissions()))?;
+        written.write_all(&text)?;
+        written.sync_all()?;
+        drop(written);
+        let file = fs::File::options().read(true).write(true).custom_flags(network.direct().bits()).open(&path)?;
+        fcntl(&file, FcntlArg::F_OFD_SETLK(&range(Some(Mode::Exclusive), 0, 0)))?;
+        Ok(Self { path, file })
+    }
+
+    /// Reads through the locked file, past the caches. It may take as long as the server does not answer.
+    ///
+    /// # Errors
+    /// If the read fails in a way that says nothing of the lock.
+    pub fn listen(&self, network: &Network) -> io::Result<Heard> {
+        let sent_ms = now_ms();
+        match pread(&self.file, &mut [0; 8], 0) {
+            Ok(_) => {
+                network.heard(sent_ms);
+                Ok(Heard::Well)
+            }
+            Err(Errno::EIO | Errno::ESTALE | Errno::EBADF) => {
+                network.broken();
+                Ok(Heard::Forgotten)
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Where the file is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Removes a daemon's own file: it stops, or goes on with another one. Nobody uses the name again, so that it does not matter when
+/// the deletion takes effect; who comes later removes what stays behind.
+pub fn leave(node: &Path) {
+    let _ = fs::remove_file(node);
+}
+
+/// The folder for what daemons keep for themselves; its mode is the lock directory's, whatever the umask.
+pub(super) fn folder(directory: &Path) -> io::Result<PathBuf> {
+    let folder = directory.join(FOLDER);
+    let mode = fs::metadata(directory)?.mode() & 0o3777;
+    match fs::DirBuilder::new().mode(mode).create(&folder) {
+        Ok(()) => fs::set_permissions(&folder, fs::Permissions::from_mode(mode))?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    Ok(folder)
+}
+
+/// The daemons that live, this one's own file excepted; the files of those that do not are removed.
+#[must_use]
+pub fn others(directory: &Path, own: Option<&Node>) -> Vec<Identity> {
+    let Ok(entries) = fs::read_dir(directory.join(FOLDER)) else { return Vec::new() };
+    let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let nodes = paths.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX)));
+    nodes
+        .take(NODES_MAX)
+        .filter(|path| own.is_none_or(|own| own.path != *path))
+        .filter_map(|path| living(&path))
+        .collect()
+}
+
+fn living(path: &Path) -> Option<Identity> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let file = fs::File::options().read(true).write(true).custom_flags(flags).open(path).ok()?;
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(&file, NODE_BYTES_MAX), &mut text).ok()?;
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&range(Some(Mode::Exclusive), 0, 0))) {
+        Ok(_) => {
+            // It may be just about to lock it: it then finds the file gone when it listens, and makes another one.
+            let _ = fs::remove_file(path);
+            None
+        }
+        Err(_) => serde_json::from_str(&text).ok(),
+    }
+}
