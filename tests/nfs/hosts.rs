@@ -92,10 +92,10 @@ impl Server {
     }
 
     /// A folder of the export, with a host for each name that has it as /mnt.
-    pub(crate) fn hosts<const N: usize>(&self, folder: &str, names: [&str; N]) -> [Host; N] {
+    pub(crate) fn hosts<const N: usize>(&self, folder: &str, names: [impl AsRef<str>; N]) -> [Host; N] {
         self.folder(folder, "");
         names.map(|name| {
-            let host = self.host(name);
+            let host = self.host(name.as_ref());
             host.mount(folder, self.version, "hard").expect("a healthy mount");
             host
         })
@@ -201,14 +201,9 @@ impl Host {
         PathBuf::from(format!("/proc/{}/root{path}", self.process.id()))
     }
 
-    /// From now on no packet passes, in either direction.
+    /// From now on no packet passes, in either direction, nor do those that are on their way.
     pub(crate) fn cut(&self) {
-        self.link("replace", "netem loss 100%");
-    }
-
-    /// From now on no packet of this host reaches the server; those of the server still reach the host.
-    pub(crate) fn deafen_server(&self) {
-        sh(&format!("ip netns exec h{0} tc qdisc replace dev eth0 root netem loss 100%", self.index));
+        self.link("replace", "blackhole");
     }
 
     /// Every packet takes so much longer, in each direction.
@@ -223,10 +218,16 @@ impl Host {
 
     fn link(&self, verb: &str, discipline: &str) {
         let index = self.index;
-        sh(&format!(
-            "tc qdisc {verb} dev v{index} root {discipline} &&
-             ip netns exec h{index} tc qdisc {verb} dev eth0 root {discipline}"
-        ));
+        // Both at once, so that the cut has a time.
+        let ends = [
+            format!("qdisc {verb} dev v{index} root {discipline}"),
+            format!("-n h{index} qdisc {verb} dev eth0 root {discipline}"),
+        ];
+        let children =
+            ends.map(|end| Command::new("tc").args(end.split_whitespace()).spawn().expect("iproute2 is there"));
+        for mut child in children {
+            assert!(child.wait().is_ok_and(|status| status.success()), "tc {verb} {discipline}");
+        }
     }
 
     /// The remote procedure calls that the mount has made until now, by their names.

@@ -31,36 +31,68 @@ pub(crate) fn in_flight(server: &Server, report: &Report) {
     });
 }
 
-/// rm(1), which nobody kills, takes effect after the heal: two hosts have the lock.
+/// rm(1) without any lock, of a host whose lease then runs out. Where nobody kills it, it takes effect after the heal, and two
+/// hosts have the lock. Where it is killed before, it must not; the client turns it into a rename if the file is open on its host.
 fn plain(server: &Server, report: &Report) {
-    let [a, b, c] = server.hosts("plain", ["la", "lb", "lc"]);
+    thread::scope(|scope| {
+        for (folder, opened, killed) in [("plain", false, false), ("killed", false, true), ("renamed", true, true)] {
+            scope.spawn(move || {
+                let hosts = server.hosts(folder, ["la", "lb", "lc"].map(|name| format!("{name}-{folder}")));
+                let overlaps = plain_unlink(&hosts, report, folder, opened, killed);
+                let what = if killed { "a killed unlink has no effect" } else { "catches a plain unlink" };
+                report.check(&format!("{what} ({folder})"), overlaps.is_empty() == killed, format!("{overlaps:?}"));
+            });
+        }
+    });
+}
+
+fn plain_unlink(hosts: &[Host; 3], report: &Report, folder: &str, opened: bool, killed: bool) -> Vec<String> {
+    let [a, b, c] = hosts;
     let witness = Witness::default();
-    fs::write("/export/plain/name.lck", "").expect("a lock file");
-    let live = fs::metadata("/export/plain/name.lck").expect("it is there").ino();
-    // The client knows the file already, so that nothing but the unlink is left to ask for.
-    assert!(a.command("cat").arg("/mnt/name.lck").status().is_ok_and(|status| status.success()));
-    a.cut();
+    let file = PathBuf::from(format!("/export/{folder}/name.lck"));
+    fs::write(&file, "").expect("a lock file");
+    let live = fs::metadata(&file).expect("it is there").ino();
+    let known = anchored(&a.path("/mnt/name.lck")).expect("a lock file");
+    let known = opened.then_some(known);
+    let trap = anchored(&a.path("/mnt/trap.lck")).expect("a lock file");
+    assert!(try_lock(&trap, 0, ANCHOR).expect("the server answers"), "nobody has it");
+    a.slow(DELAY_MS);
     let mut rm = a.command("rm").args(["-f", "/mnt/name.lck"]).spawn().expect("rm is there");
-    let caught = eventually_in_flight();
+    let caught = eventually_in_flight(rm.id());
+    a.cut();
+    let cut = Instant::now();
+    if killed {
+        rm.kill().expect("it is our child");
+        let _ = rm.wait();
+    }
+    let dead = cut.elapsed();
+    let seized = anchored(&b.path("/mnt/trap.lck")).expect("a lock file");
+    eventually("the lease runs out", || try_lock(&seized, 0, ANCHOR).expect("the server answers"));
+    let expired = cut.elapsed();
     let holder = anchored(&b.path("/mnt/name.lck")).expect("a lock file");
     assert!(try_lock(&holder, 0, ANCHOR).expect("the server answers"), "nobody has it");
     witness.enter("name", "lb", "rival");
     a.heal();
     let _ = rm.wait();
+    fs::write(a.path("/mnt/sign-of-life"), "").expect("it is healed");
     let third = anchored(&c.path("/mnt/name.lck")).expect("a lock file");
     if try_lock(&third, 0, ANCHOR).expect("the server answers") {
         witness.enter("name", "lc", "third");
     }
-    let now = fs::metadata("/export/plain/name.lck").map(|file| file.ino()).ok();
-    let detail = format!("in flight: {caught}, inode {live} became {now:?}: {:?}", witness.overlaps());
-    report.check("catches a plain unlink", caught && !witness.overlaps().is_empty(), detail);
+    let now = fs::metadata(&file).map(|file| file.ino()).ok();
+    let listed = crate::hosts::lock_files(folder);
+    let detail =
+        format!("killed after {dead:.1?}, lease over after {expired:.1?}, inode {live} became {now:?}: {listed:?}");
+    report.check(&format!("the unlink was under way ({folder})"), caught, detail);
+    drop(known);
+    witness.overlaps()
 }
 
-/// Whether a process is in unlink(2) within a moment. (The client turns the unlink of an open file into a rename.)
-fn eventually_in_flight() -> bool {
-    let end = Instant::now() + Duration::from_secs(2);
+/// Whether a process, or a child of it, is in unlink(2) within a moment.
+fn eventually_in_flight(process: u32) -> bool {
+    let end = Instant::now() + Duration::from_secs(5);
     while Instant::now() < end {
-        if unlinking() {
+        if is_unlinking(process) {
             return true;
         }
         thread::sleep(Duration::from_millis(5));
@@ -68,10 +100,15 @@ fn eventually_in_flight() -> bool {
     false
 }
 
-fn unlinking() -> bool {
-    let processes = fs::read_dir("/proc").expect("proc is mounted").filter_map(Result::ok);
-    let stacks = processes.filter_map(|process| fs::read_to_string(process.path().join("stack")).ok());
-    stacks.into_iter().any(|stack| stack.contains("nfs_unlink") || stack.contains("nfs4_proc_remove"))
+fn is_unlinking(process: u32) -> bool {
+    let read = |process: &str, file: &str| fs::read_to_string(format!("/proc/{process}/{file}")).unwrap_or_default();
+    let threads = fs::read_dir(format!("/proc/{process}/task")).map(|threads| threads.filter_map(Result::ok).collect());
+    let threads: Vec<fs::DirEntry> = threads.unwrap_or_default();
+    let children = threads.iter().map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    let children: Vec<String> =
+        children.flat_map(|ids| ids.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
+    let all = children.into_iter().chain([process.to_string()]);
+    all.filter(|process| !process.is_empty()).any(|process| read(&process, "stack").contains("nfs_unlink"))
 }
 
 /// The daemon retires a name.
@@ -83,6 +120,7 @@ fn retiring(server: &Server, report: &Report) {
         session.acquire("name");
         hosts[0].slow(DELAY_MS);
         session.release("name");
+        node.pid()
     };
     cut_during(server, report, "retiring", &hosts, unlink);
     works_again(&node, report, Instant::now());
@@ -96,28 +134,27 @@ fn collecting(server: &Server, report: &Report) {
         hosts[0].slow(DELAY_MS);
         let mut command = hosts[0].command("/lab/distrilock");
         let command = command.args(["gc", "/mnt", "--idle", "0"]).stdout(Stdio::null());
-        command.spawn().expect("nsenter is there");
+        command.spawn().expect("nsenter is there").id()
     };
     cut_during(server, report, "collecting", &hosts, unlink);
 }
 
-/// Lets the first host begin an unlink, cuts it off when the file has been marked dead and the unlink is under way, heals it
+/// Lets the first host begin an unlink, cuts it off when the unlink is under way, heals it
 /// when the second host has the lock, and asks for it from the third one.
-fn cut_during(server: &Server, report: &Report, folder: &str, hosts: &[Host; 3], unlink: impl Fn()) {
+fn cut_during(server: &Server, report: &Report, folder: &str, hosts: &[Host; 3], unlink: impl Fn() -> u32) {
     let [a, b, c] = hosts;
     let (right, third) = (b.daemon(report, &[]), c.daemon(report, &[]));
     let file = PathBuf::from(format!("/export/{folder}/name.lck"));
     let witness = Witness::default();
-    unlink();
-    let marked = eventually_marked(server, &file);
-    let cut = Instant::now();
-    a.deafen_server();
-    let caught = eventually_in_flight();
+    let process = unlink();
+    let caught = eventually_in_flight(process);
     a.cut();
+    let cut = Instant::now();
+    let marked = fs::metadata(&file).map(|file| file.len());
     report.check(
         &format!("the unlink is under way ({folder})"),
         caught,
-        format!("marked: {marked}, in flight: {caught}"),
+        format!("in flight: {caught}, size {marked:?}"),
     );
     let (mut keeper, granted) = Rival::start(&right, "name", true).granted();
     witness.enter("name", &b.name, "rival");
@@ -135,14 +172,15 @@ fn cut_during(server: &Server, report: &Report, folder: &str, hosts: &[Host; 3],
     let detail = format!("{alive:?} {:.2} s after the heal", healed.elapsed().as_secs_f64());
     report.check(&format!("the host is back ({folder})"), alive.is_ok(), detail);
     let _ = fs::remove_file(format!("/export/{folder}/sign-of-life"));
-    eventually("no unlink is under way", || !unlinking());
+    eventually("no unlink is under way", || !is_unlinking(process));
     let mut session = third.session();
     let reply = session.request(json!({"op": "acquire", "lock": "name"}));
     if reply["ok"] == true {
         witness.enter("name", &c.name, "third");
     }
     let now = fs::metadata(&file).map(|file| file.ino()).ok();
-    let detail = format!("inode {live:?}, now {now:?}; the third host: {}", answer(&reply));
+    let all = crate::hosts::lock_files(folder);
+    let detail = format!("inode {live:?}, now {now:?}, {all:?}; the third host: {}", answer(&reply));
     report.check(&format!("0 overlaps, the third host is refused ({folder})"), reply["error"] == "busy", detail);
     let intact = live.is_some() && live == now && server.has_lock(folder, "name");
     let reply = keeper.request(json!({"op": "verify", "lock": "name"}));
@@ -162,19 +200,4 @@ fn answer(reply: &Value) -> String {
 
 fn gets(session: &mut V1) -> bool {
     session.request(json!({"op": "acquire", "lock": "name", "wait_ms": 10_000}))["ok"] == true
-}
-
-/// Waits until the file says that it is dead: its size changes while a lock on all of it is held.
-fn eventually_marked(server: &Server, file: &std::path::Path) -> bool {
-    let Ok(before) = fs::metadata(file) else { return false };
-    let end = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < end {
-        let Ok(now) = fs::metadata(file) else { return false };
-        let whole = server.locks(now.ino()).iter().any(|(mode, _, end)| mode == "WRITE" && end.is_none());
-        if whole && now.len() != before.len() {
-            return true;
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-    false
 }

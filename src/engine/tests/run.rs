@@ -250,7 +250,10 @@ impl Run {
                     self.outside(&name).holders.remove(&session);
                 }
                 Effect::Doubt { name, session, .. } => {
-                    assert!(self.outside(&name).holders.contains_key(&session), "{name}: {session} holds nothing to doubt");
+                    assert!(
+                        self.outside(&name).holders.contains_key(&session),
+                        "{name}: {session} holds nothing to doubt"
+                    );
                 }
                 Effect::Arm(timer, after_ms) => {
                     assert!(after_ms > 0, "{timer:?} would run out at once, again and again");
