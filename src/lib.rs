@@ -16,12 +16,14 @@
 //! - [`front`] has the sockets: listeners, the upgrade to WebSocket, one task a connection.
 //! - [`server`] starts, serves and stops; its `Core` is what all sessions share.
 //! - [`systemd`] takes passed sockets, notifies, and logs to the journal.
-//! - [`limits`], [`name`], [`fault`] and [`settings`] are what the others speak of.
+//! - [`doctor`] examines a lock directory; [`timing`] has the times on which exclusion over NFS rests.
+//! - [`clock`], [`limits`], [`name`], [`fault`] and [`settings`] are what the others speak of.
 //!
 //! Deliberately absent: leases, since a lock lives as long as its connection; a quorum, since the file system decides; any state
 //! of its own beside the lock files.
 
 pub mod clock;
+pub mod doctor;
 pub mod engine;
 pub mod fault;
 pub mod files;

@@ -1,17 +1,26 @@
 //! The daemon. What it does is in the library; see `distrilock::server`.
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
+use distrilock::doctor;
 use distrilock::files::nfs4;
 use distrilock::server;
 use distrilock::settings::Settings;
 
 fn main() -> ExitCode {
-    if let Some(status) = nfs4::take_over() {
+    // This program may have been started by itself, for one deletion or one lock.
+    if let Some(status) = nfs4::take_over().or_else(doctor::take_over) {
         return status;
     }
-    match server::run(Settings::parse()) {
+    let settings = Settings::parse();
+    if settings.check {
+        let findings = doctor::examine(&settings, None);
+        let directory = settings.directory.as_deref();
+        return doctor::tell(directory, &findings, false, &mut io::stdout()).unwrap_or(ExitCode::FAILURE);
+    }
+    match server::run(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             eprintln!("distrilockd: {fault}");

@@ -25,11 +25,12 @@ mod message;
 #[cfg(test)]
 mod model;
 mod record;
+mod storage;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
 
 pub use message::{
     Answer, Asked, Effect, FileOp, Input, Mode, Outcome, RequestId, SessionId, Timer, View, ViewedSession, Withdrawal,
@@ -276,36 +277,6 @@ impl<F> Engine<F> {
         self.settle(name, effects);
     }
 
-    fn stalled(&mut self, name: &LockName, fault: &Fault, effects: &mut Vec<Effect<F>>) {
-        let Some(record) = self.records.get_mut(name) else { return };
-        record.stalled(name, fault, effects);
-        self.settle(name, effects);
-    }
-
-    fn probe(&mut self, name: &LockName, effects: &mut Vec<Effect<F>>) {
-        let Some(record) = self.records.get_mut(name) else { return };
-        record.probe = matches!(record.file, File::Locked(..)) && !record.holders.is_empty();
-        self.settle(name, effects);
-    }
-
-    /// Tells every holder how things stand with its lock.
-    fn doubt(&self, valid_ms: Option<u64>, effects: &mut Vec<Effect<F>>) {
-        for (name, record) in &self.records {
-            for holder in &record.holders {
-                effects.push(Effect::Doubt { name: name.clone(), session: holder.session, valid_ms });
-            }
-        }
-    }
-
-    fn silence(&mut self, reason: &'static str, effects: &mut Vec<Effect<F>>) {
-        let held = |(name, record): (&LockName, &Record<F>)| (!record.holders.is_empty()).then(|| name.clone());
-        let names: Vec<LockName> = self.records.iter().filter_map(held).collect();
-        for name in names {
-            self.record(&name).lose(&name, reason, effects);
-            self.settle(&name, effects);
-        }
-    }
-
     fn elapsed(&mut self, timer: Timer, effects: &mut Vec<Effect<F>>) {
         match timer {
             Timer::Retry => self.retry(effects),
@@ -429,32 +400,5 @@ impl<F> Engine<F> {
             self.linger_armed = true;
             effects.push(Effect::Arm(Timer::Linger, self.config.linger_ms.div_ceil(LINGER_TICKS.into())));
         }
-    }
-
-    /// How many locks sessions hold, and how many requests wait.
-    #[must_use]
-    pub fn count(&self) -> (usize, usize) {
-        let add = |(held, waiting), record: &Record<F>| (held + record.holders.len(), waiting + record.waiters.len());
-        self.records.values().fold((0, 0), add)
-    }
-
-    /// Names after `after`, in order, that are held or waited for.
-    pub fn names(&self, after: Option<&LockName>) -> impl Iterator<Item = &LockName> {
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let names = self.records.range::<LockName, _>((start, Bound::Unbounded));
-        names.filter(|(_, record)| !record.holders.is_empty() || !record.waiters.is_empty()).map(|(name, _)| name)
-    }
-
-    /// Names after `after`, in order, that are held.
-    pub fn held(&self, after: Option<&LockName>) -> impl Iterator<Item = &LockName> {
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let names = self.records.range::<LockName, _>((start, Bound::Unbounded));
-        names.filter(|(_, record)| !record.holders.is_empty()).map(|(name, _)| name)
-    }
-
-    /// What is known of a name without asking the file system.
-    #[must_use]
-    pub fn view(&self, name: &LockName) -> Option<View> {
-        self.records.get(name).map(|record| record.view(record.contended))
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use super::message::{Answer, Asked, Effect, FileOp, Mode, Outcome, RequestId, SessionId, Timer, View, ViewedSession};
+use super::message::{Answer, Asked, Effect, FileOp, Mode, Outcome, RequestId, SessionId, Timer, ViewedSession};
 use crate::fault::Fault;
-use crate::limits::{LIST_SESSIONS_MAX, TURN_MS, YIELD_MS};
+use crate::limits::{TURN_MS, YIELD_MS};
 use crate::name::LockName;
 
 /// One name: its file, who holds it, who waits, who asks. Each fact stands here once.
@@ -346,24 +346,6 @@ impl<F> Record<F> {
         }
     }
 
-    /// The operation in flight does not come back: whoever waits for it is refused. A release is not answered as done (I9).
-    pub(super) fn stalled(&mut self, name: &LockName, fault: &Fault, effects: &mut Vec<Effect<F>>) {
-        let File::InFlight { queries, .. } = &mut self.file else { return };
-        for query in queries.drain(..).chain(self.queries.drain(..)) {
-            effects.push(query.asked(name).answer(Answer::Storage(fault.clone())));
-        }
-        for (session, request) in self.releases.drain(..) {
-            let asked = Asked { name: name.clone(), session, request };
-            effects.push(asked.answer(Answer::Storage(fault.clone())));
-        }
-        // Behind holders one waits for them, not for the storage.
-        if self.holders.is_empty() {
-            self.refuse(name, |_| true, &Answer::Storage(fault.clone()), effects);
-        } else {
-            self.refuse_tries(name, |_| true, &Answer::Storage(fault.clone()), effects);
-        }
-    }
-
     /// A peek at a file that this daemon does not lock is complete.
     pub(super) fn peeked(&self, name: &LockName, outcome: &Outcome, queries: Vec<Query>, effects: &mut Vec<Effect<F>>) {
         for query in queries {
@@ -396,16 +378,6 @@ impl<F> Record<F> {
             effects.push(query.asked(name).answer(answer));
         }
     }
-
-    pub(super) fn view(&self, contender: bool) -> View {
-        View {
-            holders: self.holders.iter().take(LIST_SESSIONS_MAX).copied().collect(),
-            holders_total: self.holders.len(),
-            waiters: self.waiters.iter().take(LIST_SESSIONS_MAX).map(|waiter| waiter.seen).collect(),
-            waiters_total: self.waiters.len(),
-            contender,
-        }
-    }
 }
 
 impl Waiter {
@@ -419,7 +391,7 @@ impl Query {
         Self { session: asked.session, request: asked.request, question }
     }
 
-    fn asked(&self, name: &LockName) -> Asked {
+    pub(super) fn asked(&self, name: &LockName) -> Asked {
         Asked { name: name.clone(), session: self.session, request: self.request }
     }
 }

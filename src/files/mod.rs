@@ -12,6 +12,7 @@ pub mod network;
 pub mod nfs4;
 pub mod node;
 mod os;
+pub mod probe;
 
 pub use collect::Collected;
 pub use os::{Files, OpenFile};

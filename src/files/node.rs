@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::uio::pread;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use serde::{Deserialize, Serialize};
 
 use super::network::Network;
@@ -21,6 +22,9 @@ pub const FOLDER: &str = ".distrilock";
 
 /// What a node's file is called begins with this.
 const PREFIX: &str = "node-";
+
+/// So often a file is made anew that another daemon has removed.
+const ENTRIES_MAX: u8 = 20;
 
 /// Files of other nodes that are looked at, at most.
 const NODES_MAX: usize = 4096;
@@ -93,18 +97,41 @@ impl Node {
     /// If the folder or the file cannot be made or locked.
     pub fn enter(directory: &Path, network: &Network, identity: &Identity) -> io::Result<Self> {
         let folder = folder(directory)?;
+        for _ in 0..ENTRIES_MAX {
+            let node = Self::make(&folder, network, identity)?;
+            let locked = fcntl(&node.file, FcntlArg::F_OFD_SETLK(&range(Some(Mode::Exclusive), 0, 0)));
+            match locked {
+                Ok(_) if node.is_named()? => return Ok(node),
+                // Another daemon took it for one that was left behind, before it was locked.
+                Ok(_) | Err(Errno::EAGAIN | Errno::EACCES) => leave(&node.path),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Err(io::Error::other("other daemons remove this one's file again and again"))
+    }
+
+    fn make(folder: &Path, network: &Network, identity: &Identity) -> io::Result<Self> {
         let unique = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
         let path = folder.join(format!("{PREFIX}{}", unique.trim()));
         let mut text = serde_json::to_vec(identity).expect("an identity is plain text and numbers");
         text.push(b'\n');
         let mut written = fs::File::options().write(true).create_new(true).mode(network.permissions()).open(&path)?;
-        written.set_permissions(fs::Permissions::from_mode(network.permissions()))?;
         written.write_all(&text)?;
         written.sync_all()?;
         drop(written);
         let file = fs::File::options().read(true).write(true).custom_flags(network.direct().bits()).open(&path)?;
-        fcntl(&file, FcntlArg::F_OFD_SETLK(&range(Some(Mode::Exclusive), 0, 0)))?;
         Ok(Self { path, file })
+    }
+
+    /// Whether the file is still there under its name, past the caches.
+    fn is_named(&self) -> io::Result<bool> {
+        let folder = self.path.parent().expect("it lies in the folder of the daemons");
+        statx(CWD, folder, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS)?;
+        match fs::symlink_metadata(&self.path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads through the locked file, past the caches. It may take as long as the server does not answer.

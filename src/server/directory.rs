@@ -25,7 +25,7 @@ pub enum DirectoryFault {
     )]
     Unknown,
     #[error("the lock directory {} cannot be trusted: {unfit}", path.display())]
-    Unfit { path: PathBuf, unfit: Unfit },
+    Unfit { path: PathBuf, unfit: Box<Unfit> },
     #[error(
         "the lock directory {} is on NFS, and the kernel does not tell the lease time: /proc/self/mountstats has to be \
          readable", path.display()
@@ -53,7 +53,8 @@ impl Directory {
     /// If it is not there, cannot be written, or locks in it could not be trusted.
     pub fn find(settings: &Settings) -> Result<Self, DirectoryFault> {
         let path = usable(settings)?;
-        let mount = Mount::under(&path).map_err(|unfit| DirectoryFault::Unfit { path: path.clone(), unfit })?;
+        let mount =
+            Mount::under(&path).map_err(|unfit| DirectoryFault::Unfit { path: path.clone(), unfit: unfit.into() })?;
         let timing = timing(settings, &path, &mount)?;
         Ok(Self { path, mount, timing })
     }

@@ -44,6 +44,8 @@ impl Watch {
         let identity = Identity::of_this_process();
         let network = core.files.network().expect("only a network file system is watched");
         let node = Node::enter(core.files.directory(), network, &identity)?;
+        // A server that has just started lets it wait for its grace period: time counts from now.
+        node.listen(network)?;
         let place = Arc::new(Mutex::new(node.path().to_owned()));
         Ok(Self { core, node, place, identity, timing })
     }

@@ -1,0 +1,226 @@
+//! What the doctor tries with locks of its own: whether two processes exclude each other, whether a waiter wakes, and whether
+//! another host's daemon is excluded as well.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::Finding;
+use crate::engine::{FileOp, Mode, Outcome};
+use crate::files::{Files, OpenFile, probe};
+use crate::name::LockName;
+use crate::server::directory::Directory;
+
+/// The first argument of the other process: lock this file, say so, and end when the input does.
+const WORD: &str = "--lock-and-tell";
+
+/// How long anything that the doctor tries may take.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A waiter that takes longer to wake is worth a warning.
+const WAKE_SLOW: Duration = Duration::from_secs(1);
+
+/// If this process was started by the doctor to be the other one, does that.
+#[must_use]
+pub fn take_over() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != WORD {
+        return None;
+    }
+    let wait = arguments.next()? == "wait";
+    let path = arguments.next()?;
+    let told = match probe::lock(Path::new(&path), wait) {
+        Ok(None) => "refused".to_owned(),
+        Ok(Some(locked)) => {
+            println!("locked");
+            // Until the doctor closes the pipe, or dies.
+            let _ = io::stdin().read_to_end(&mut Vec::new());
+            drop(locked);
+            return Some(ExitCode::SUCCESS);
+        }
+        Err(error) => format!("failed: {error}"),
+    };
+    println!("{told}");
+    Some(ExitCode::SUCCESS)
+}
+
+pub(super) fn examine(directory: &Directory, peer: Option<&str>, findings: &mut Vec<Finding>) {
+    const WHY: &str = "without it locks mean nothing here";
+    let unique = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+    let name = format!("distrilock-doctor-{}", unique.trim());
+    let path = directory.path.join(&name).with_extension("tmp");
+    let both = exclusion(&path).and_then(|excluded| Ok((excluded, wake(&path)?)));
+    // Nobody else knows its name.
+    let _ = fs::remove_file(&path);
+    match both {
+        Ok((excluded, (woken, after))) => {
+            findings.push(if excluded {
+                Finding::ok("exclusion", WHY, "a second process is refused")
+            } else {
+                let remedy = "do not use this file system: its fcntl locks exclude nobody";
+                Finding::wrong("exclusion", WHY, "a second process was granted the same lock", remedy)
+            });
+            findings.push(waking(woken, after));
+        }
+        Err(error) => {
+            let remedy = "look at the file system and its permissions, then run this again";
+            findings.push(Finding::wrong("exclusion", WHY, format!("cannot be tried: {error}"), remedy));
+        }
+    }
+    if let Some(peer) = peer {
+        findings.push(with_peer(directory, peer, &name));
+    }
+}
+
+fn waking(woken: bool, after: Duration) -> Finding {
+    const WHY: &str = "other programs that wait for a lock are woken by the file system";
+    let found = format!("after {} ms", after.as_millis());
+    match woken {
+        true if after < WAKE_SLOW => Finding::ok("waking", WHY, found),
+        true => {
+            Finding::warning("waking", WHY, found, "mount it with vers=4.2, and let the server's callbacks through")
+        }
+        false => Finding::warning("waking", WHY, "not at all", "mount it with vers=4.2; daemons wait by trying again"),
+    }
+}
+
+/// The other process.
+struct Other {
+    child: Child,
+    words: BufReader<std::process::ChildStdout>,
+}
+
+impl Other {
+    fn start(how: &str, path: &Path) -> io::Result<Self> {
+        let arguments = [OsStr::new(WORD), OsStr::new(how), path.as_os_str()];
+        let mut child =
+            Command::new("/proc/self/exe").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let words = child.stdout.take().map(BufReader::new).ok_or(io::ErrorKind::BrokenPipe)?;
+        Ok(Self { child, words })
+    }
+
+    fn word(&mut self) -> io::Result<String> {
+        let mut word = String::new();
+        self.words.read_line(&mut word)?;
+        match word.trim() {
+            "" => Err(io::Error::other("the other process said nothing")),
+            word if word.starts_with("failed") => Err(io::Error::other(word.to_owned())),
+            word => Ok(word.to_owned()),
+        }
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        // One that has ended already is not hurt.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn exclusion(path: &Path) -> io::Result<bool> {
+    let held = probe::lock(path, false)?.ok_or_else(|| io::Error::other("a new file is locked by somebody else"))?;
+    let refused = Other::start("try", path)?.word()? == "refused";
+    drop(held);
+    let granted = Other::start("try", path)?.word()? == "locked";
+    Ok(refused && granted)
+}
+
+/// Whether a process that waits is woken, and how long after the unlock.
+fn wake(path: &Path) -> io::Result<(bool, Duration)> {
+    let held = probe::lock(path, false)?.ok_or_else(|| io::Error::other("the file is locked by somebody else"))?;
+    let mut other = Other::start("wait", path)?;
+    // It is asked for a word that it can give only when it has the lock: it waits by then, or takes it at once.
+    std::thread::sleep(Duration::from_millis(200));
+    let since = Instant::now();
+    drop(held);
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let process = nix::unistd::Pid::from_raw(i32::try_from(other.child.id()).unwrap_or(i32::MAX));
+        let other = &mut other;
+        scope.spawn(move || tell.send(other.word()));
+        match told.recv_timeout(PATIENCE) {
+            Ok(word) => Ok((word? == "locked", since.elapsed())),
+            Err(_) => {
+                // Its word is the end of its output now.
+                let _ = nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL);
+                Ok((false, PATIENCE))
+            }
+        }
+    })
+}
+
+/// Whether another host's daemon is refused what this host locks, and the reverse.
+fn with_peer(directory: &Directory, peer: &str, name: &str) -> Finding {
+    const WHY: &str = "it shows that both hosts use the same directory, and that locks reach the server";
+    match try_with_peer(directory, peer, name) {
+        Ok(None) => Finding::ok("peer", WHY, format!("{peer} and this host exclude each other")),
+        Ok(Some(found)) => {
+            let remedy = "compare the directories of both daemons (the first line of each one's log), and their mounts";
+            Finding::wrong("peer", WHY, format!("{peer}: {found}"), remedy)
+        }
+        Err(error) => {
+            let remedy = "see that a daemon listens there and can be reached, as in HOST:40800";
+            Finding::wrong("peer", WHY, format!("{peer} cannot be asked: {error}"), remedy)
+        }
+    }
+}
+
+fn try_with_peer(directory: &Directory, peer: &str, name: &str) -> io::Result<Option<&'static str>> {
+    let files = directory.files()?;
+    let lock = LockName::parse(name.as_bytes()).expect("the doctor's own name is a lock name");
+    let mut session = Session::open(peer)?;
+    let (file, outcome) = files.perform(&lock, FileOp::Try(Mode::Exclusive), None);
+    if let Outcome::Failed(fault) = outcome {
+        return Err(io::Error::other(fault));
+    }
+    let granted = session.ask(&json!({"op": "acquire", "lock": name}))?["ok"] == true;
+    if granted {
+        return Ok(Some("its daemon was granted a lock that this host holds"));
+    }
+    retire(&files, &lock, file);
+    let acquired = session.ask(&json!({"op": "acquire", "lock": name, "wait_ms": 10_000}))?;
+    if acquired["ok"] != true {
+        return Err(io::Error::other(format!("it does not grant a free lock: {acquired}")));
+    }
+    let (file, outcome) = files.perform(&lock, FileOp::Try(Mode::Exclusive), None);
+    retire(&files, &lock, file);
+    session.ask(&json!({"op": "release", "lock": name}))?;
+    Ok((outcome == Outcome::Locked).then_some("this host was granted a lock that its daemon holds"))
+}
+
+/// Lets go of the file, and deletes it if nobody uses it.
+fn retire(files: &Files, lock: &LockName, file: Option<OpenFile>) {
+    if file.is_some() {
+        drop(files.perform(lock, FileOp::Retire, file));
+    }
+}
+
+/// A session with a daemon, request by request.
+struct Session(BufReader<TcpStream>);
+
+impl Session {
+    /// The longest reply that is read.
+    const REPLY_BYTES_MAX: u64 = 64 * 1024;
+
+    fn open(peer: &str) -> io::Result<Self> {
+        let peer = peer.strip_prefix("tcp://").unwrap_or(peer);
+        let address = peer.to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
+        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    fn ask(&mut self, request: &Value) -> io::Result<Value> {
+        writeln!(self.0.get_mut(), "{request}")?;
+        let mut line = String::new();
+        self.0.by_ref().take(Self::REPLY_BYTES_MAX).read_line(&mut line)?;
+        serde_json::from_str(&line).map_err(|_| io::Error::other("it does not speak the protocol"))
+    }
+}

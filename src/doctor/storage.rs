@@ -1,0 +1,119 @@
+//! What the doctor looks at in the file system: kind, version, timing, client identifiers, owners.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::Finding;
+use crate::files::mount::{Mount, Nfs4};
+use crate::files::node::{Identity, others};
+use crate::server::directory::Directory;
+
+/// Lock files that are looked at, at most.
+const FILES_MAX: usize = 1000;
+
+pub(super) fn examine(directory: &Directory, findings: &mut Vec<Finding>) {
+    let Directory { path, mount, timing } = directory;
+    const WHY: &str = "only where a server's leases are known, a lost lock can be noticed in time";
+    match mount {
+        Mount::Local => {
+            findings.push(Finding::ok(
+                "file system",
+                WHY,
+                format!("{} is local: locks cannot be lost", path.display()),
+            ));
+            return;
+        }
+        Mount::Unknown { kind } => findings.push(Finding::warning(
+            "file system",
+            WHY,
+            format!("{} is on {kind}, where nothing was measured", path.display()),
+            "use NFSv4 or a local file system",
+        )),
+        Mount::Nfs4(nfs) => {
+            let found = format!("{} is {} at {}", path.display(), mount.describe(), nfs.place.display());
+            findings.push(Finding::ok("file system", WHY, found));
+            nfs4(nfs, findings);
+        }
+    }
+    if let Some(timing) = timing {
+        let why = "a holder has to stop before the server gives its lock away";
+        findings.push(Finding::ok("timing", why, timing.to_string()));
+    }
+    findings.push(clients(path));
+    findings.push(owners(path));
+}
+
+fn nfs4(nfs: &Nfs4, findings: &mut Vec<Finding>) {
+    const VERSION: &str = "4.1 and 4.2 wake waiters, and make it safe to delete lock files from here";
+    let version = format!("4.{}", nfs.minor);
+    findings.push(if nfs.minor == 0 {
+        let remedy = "mount it with vers=4.2; until then, run distrilock gc on the server";
+        Finding::warning("version", VERSION, version, remedy)
+    } else {
+        Finding::ok("version", VERSION, version)
+    });
+    let why = "a timed out or local lock would exclude nobody";
+    findings.push(Finding::ok("mount options", why, nfs.options.join(",")));
+    const RECOVER: &str =
+        "with it the kernel takes lost locks again and says nothing, although another host had them meanwhile";
+    let recover = fs::read_to_string("/sys/module/nfs/parameters/recover_lost_locks").unwrap_or_default();
+    findings.push(if recover.trim() == "Y" {
+        let remedy = "set nfs.recover_lost_locks=N (/etc/modprobe.d: options nfs recover_lost_locks=0) and reboot";
+        Finding::wrong("recover_lost_locks", RECOVER, "Y", remedy)
+    } else {
+        Finding::ok("recover_lost_locks", RECOVER, "N")
+    });
+}
+
+fn clients(directory: &Path) -> Finding {
+    const WHY: &str = "two hosts with one name for the server wipe each other's locks";
+    let own = Identity::of_this_process();
+    let clash = others(directory, None).into_iter().find(|other| own.clashes_with(other));
+    match clash {
+        None => Finding::ok("client identifier", WHY, format!("{:?}, of no other daemon's host", own.client)),
+        Some(other) => Finding::wrong(
+            "client identifier",
+            WHY,
+            format!("{:?}, and a daemon runs on another host (process {}) with the same one", own.client, other.pid),
+            "give the hosts different names, or set nfs4_unique_id (nfs(5)), then mount again",
+        ),
+    }
+}
+
+/// Whether daemons that run as other users, as hosts number them, can use the files.
+fn owners(directory: &Path) -> Finding {
+    const WHY: &str = "a lock file made by one host's daemon has to open read-write on every host";
+    const REMEDY: &str = "give the daemons one user or group number on all hosts and the directory mode 2770, or export it with \
+                          all_squash,anonuid=,anongid= (docs/nfs.md)";
+    let Ok(metadata) = fs::metadata(directory) else {
+        return Finding::wrong("owners", WHY, "the directory's mode cannot be read", REMEDY);
+    };
+    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    let locks = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "lck"));
+    for entry in locks.take(FILES_MAX) {
+        let opened = fs::File::options().read(true).write(true).open(entry.path());
+        if let Err(error) = opened
+            && error.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            let owner = entry.metadata().map(|metadata| format!("{}:{}", metadata.uid(), metadata.gid()));
+            let found = format!("{} of {} cannot be opened", entry.path().display(), owner.unwrap_or_default());
+            return Finding::wrong("owners", WHY, found, REMEDY);
+        }
+    }
+    let mode = metadata.mode();
+    let found = format!("{}:{}, mode {:o}", metadata.uid(), metadata.gid(), mode & 0o7777);
+    if mode & 0o022 == 0 && others(directory, None).iter().any(|other| other.user != nix::unistd::geteuid().as_raw()) {
+        return Finding::warning("owners", WHY, format!("{found}; other daemons run as other users"), REMEDY);
+    }
+    if mode & 0o020 != 0 && mode & 0o2002 == 0 {
+        let remedy = "set it, so that lock files get the directory's group: chmod g+s DIR";
+        return Finding::warning(
+            "owners",
+            WHY,
+            format!("{found}: writable by the group, without the set-group-ID bit"),
+            remedy,
+        );
+    }
+    Finding::ok("owners", WHY, found)
+}
