@@ -206,14 +206,14 @@ impl Host {
         self.link("replace", "blackhole");
     }
 
-    /// Every packet takes so much longer, in each direction.
+    /// Every packet to the server takes so much longer from now on; those from it do not.
     pub(crate) fn slow(&self, delay_ms: u32) {
-        self.link("replace", &format!("netem delay {delay_ms}ms"));
+        sh(&format!("tc -n h{} qdisc replace dev eth0 root netem delay {delay_ms}ms", self.index));
     }
 
     /// Packets pass again.
     pub(crate) fn heal(&self) {
-        self.link("del", "");
+        self.link("replace", "pfifo");
     }
 
     fn link(&self, verb: &str, discipline: &str) {

@@ -3,21 +3,23 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::hosts::{Host, Server};
 use crate::partition::{Rival, works_again};
 use crate::report::Report;
-use crate::support::{V1, eventually};
+use crate::support::eventually;
 use crate::witness::{ANCHOR, Witness, anchored, try_lock};
 
 /// How long a packet to or from the host takes that is going to be cut off, so that its calls can be told apart.
-const DELAY_MS: u32 = 150;
+const DELAY_MS: u32 = 300;
+
+/// An unlink reaches the server before the cut now and then; so often another one is tried.
+const TRIES_MAX: u32 = 6;
 
 /// A plain unlink shows that the lab can do it; then the daemon's, and the collector's.
 pub(crate) fn in_flight(server: &Server, report: &Report) {
@@ -49,43 +51,101 @@ fn plain(server: &Server, report: &Report) {
 fn plain_unlink(hosts: &[Host; 3], report: &Report, folder: &str, opened: bool, killed: bool) -> Vec<String> {
     let [a, b, c] = hosts;
     let witness = Witness::default();
-    let file = PathBuf::from(format!("/export/{folder}/name.lck"));
-    fs::write(&file, "").expect("a lock file");
-    let live = fs::metadata(&file).expect("it is there").ino();
-    let known = anchored(&a.path("/mnt/name.lck")).expect("a lock file");
-    let known = opened.then_some(known);
     let trap = anchored(&a.path("/mnt/trap.lck")).expect("a lock file");
     assert!(try_lock(&trap, 0, ANCHOR).expect("the server answers"), "nobody has it");
-    a.slow(DELAY_MS);
-    let mut rm = a.command("rm").args(["-f", "/mnt/name.lck"]).spawn().expect("rm is there");
-    let caught = eventually_in_flight(rm.id());
-    a.cut();
+    let mut known = None;
+    let caught = Caught::cut(a, folder, |lock| {
+        fs::write(format!("/export/{folder}/{lock}.lck"), "").expect("a lock file");
+        let file = anchored(&a.path(&format!("/mnt/{lock}.lck"))).expect("a lock file");
+        known = opened.then_some(file);
+        a.slow(DELAY_MS);
+        Unlinker::Own(a.command("rm").args(["-f", &format!("/mnt/{lock}.lck")]).spawn().expect("rm is there"))
+    });
+    let Some(mut caught) = caught else {
+        report.check(&format!("the unlink was under way ({folder})"), false, "never caught");
+        return Vec::new();
+    };
+    let (rm, name, live) = (&mut caught.process, &caught.lock, caught.inode);
+    let path = format!("/mnt/{name}.lck");
     let cut = Instant::now();
     if killed {
-        rm.kill().expect("it is our child");
-        let _ = rm.wait();
+        rm.kill();
+        rm.wait();
     }
     let dead = cut.elapsed();
     let seized = anchored(&b.path("/mnt/trap.lck")).expect("a lock file");
     eventually("the lease runs out", || try_lock(&seized, 0, ANCHOR).expect("the server answers"));
     let expired = cut.elapsed();
-    let holder = anchored(&b.path("/mnt/name.lck")).expect("a lock file");
+    let holder = anchored(&b.path(&path)).expect("a lock file");
     assert!(try_lock(&holder, 0, ANCHOR).expect("the server answers"), "nobody has it");
-    witness.enter("name", "lb", "rival");
+    witness.enter(name, "lb", "rival");
     a.heal();
-    let _ = rm.wait();
+    rm.wait();
     fs::write(a.path("/mnt/sign-of-life"), "").expect("it is healed");
-    let third = anchored(&c.path("/mnt/name.lck")).expect("a lock file");
+    let third = anchored(&c.path(&path)).expect("a lock file");
     if try_lock(&third, 0, ANCHOR).expect("the server answers") {
-        witness.enter("name", "lc", "third");
+        witness.enter(name, "lc", "third");
     }
-    let now = fs::metadata(&file).map(|file| file.ino()).ok();
-    let listed = crate::hosts::lock_files(folder);
-    let detail =
-        format!("killed after {dead:.1?}, lease over after {expired:.1?}, inode {live} became {now:?}: {listed:?}");
-    report.check(&format!("the unlink was under way ({folder})"), caught, detail);
+    let now = inode(folder, name);
+    let detail = format!("killed after {dead:.1?}, lease over after {expired:.1?}, inode {live} became {now:?}");
+    report.check(&format!("the unlink was under way ({folder})"), true, detail);
     drop(known);
     witness.overlaps()
+}
+
+fn inode(folder: &str, lock: &str) -> Option<u64> {
+    fs::metadata(format!("/export/{folder}/{lock}.lck")).map(|file| file.ino()).ok()
+}
+
+/// Whose unlink it is: of a process of our own, or of a child of a daemon.
+enum Unlinker {
+    Own(Child),
+    Daemon(u32),
+}
+
+impl Unlinker {
+    fn id(&self) -> u32 {
+        match self {
+            Self::Own(child) => child.id(),
+            Self::Daemon(id) => *id,
+        }
+    }
+
+    fn kill(&mut self) {
+        if let Self::Own(child) = self {
+            child.kill().expect("it is our child");
+        }
+    }
+
+    fn wait(&mut self) {
+        if let Self::Own(child) = self {
+            child.wait().expect("it is our child");
+        }
+    }
+}
+
+/// An unlink that is under way, and that has not reached the server: its host is cut off.
+struct Caught {
+    process: Unlinker,
+    lock: String,
+    inode: u64,
+}
+
+impl Caught {
+    /// Starts unlinks, each of another lock's file, until one is caught.
+    fn cut(host: &Host, folder: &str, mut unlink: impl FnMut(&str) -> Unlinker) -> Option<Self> {
+        for n in 0..TRIES_MAX {
+            let lock = format!("name{n}");
+            let process = unlink(&lock);
+            let seen = eventually_in_flight(process.id());
+            host.cut();
+            match inode(folder, &lock) {
+                Some(inode) if seen => return Some(Self { process, lock, inode }),
+                _ => host.heal(),
+            }
+        }
+        None
+    }
 }
 
 /// Whether a process, or a child of it, is in unlink(2) within a moment.
@@ -95,7 +155,7 @@ fn eventually_in_flight(process: u32) -> bool {
         if is_unlinking(process) {
             return true;
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(2));
     }
     false
 }
@@ -108,19 +168,23 @@ fn is_unlinking(process: u32) -> bool {
     let children: Vec<String> =
         children.flat_map(|ids| ids.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
     let all = children.into_iter().chain([process.to_string()]);
-    all.filter(|process| !process.is_empty()).any(|process| read(&process, "stack").contains("nfs_unlink"))
+    all.filter(|process| !process.is_empty()).any(|process| {
+        let stack = read(&process, "stack");
+        // Before a rename, the client looks its new name up.
+        stack.contains("proc_remove") || stack.contains("nfs_sillyrename") && !stack.contains("lookup")
+    })
 }
 
 /// The daemon retires a name.
 fn retiring(server: &Server, report: &Report) {
     let hosts = server.hosts("retiring", ["ea", "eb", "ec"]);
     let node = hosts[0].daemon(report, &["--linger", "0.2"]);
-    let unlink = || {
-        let mut session = node.session();
-        session.acquire("name");
+    let mut session = node.session();
+    let unlink = |lock: &str| {
+        session.acquire(lock);
         hosts[0].slow(DELAY_MS);
-        session.release("name");
-        node.pid()
+        session.release(lock);
+        Unlinker::Daemon(node.pid())
     };
     cut_during(server, report, "retiring", &hosts, unlink);
     works_again(&node, report, Instant::now());
@@ -129,75 +193,58 @@ fn retiring(server: &Server, report: &Report) {
 /// The collector removes a name that nobody uses.
 fn collecting(server: &Server, report: &Report) {
     let hosts = server.hosts("collecting", ["fa", "fb", "fc"]);
-    fs::write("/export/collecting/name.lck", "").expect("a lock file");
-    let unlink = || {
+    let unlink = |lock: &str| {
+        fs::write(format!("/export/collecting/{lock}.lck"), "").expect("a lock file");
         hosts[0].slow(DELAY_MS);
         let mut command = hosts[0].command("/lab/distrilock");
         let command = command.args(["gc", "/mnt", "--idle", "0"]).stdout(Stdio::null());
-        command.spawn().expect("nsenter is there").id()
+        Unlinker::Own(command.spawn().expect("nsenter is there"))
     };
     cut_during(server, report, "collecting", &hosts, unlink);
 }
 
-/// Lets the first host begin an unlink, cuts it off when the unlink is under way, heals it
-/// when the second host has the lock, and asks for it from the third one.
-fn cut_during(server: &Server, report: &Report, folder: &str, hosts: &[Host; 3], unlink: impl Fn() -> u32) {
+/// Lets the first host begin an unlink, cuts it off while that is under way, heals it when the second host has the lock, and
+/// asks for the lock from the third one.
+fn cut_during(server: &Server, report: &Report, folder: &str, hosts: &[Host; 3], unlink: impl FnMut(&str) -> Unlinker) {
     let [a, b, c] = hosts;
     let (right, third) = (b.daemon(report, &[]), c.daemon(report, &[]));
-    let file = PathBuf::from(format!("/export/{folder}/name.lck"));
     let witness = Witness::default();
-    let process = unlink();
-    let caught = eventually_in_flight(process);
-    a.cut();
+    let caught = Caught::cut(a, folder, unlink);
     let cut = Instant::now();
-    let marked = fs::metadata(&file).map(|file| file.len());
-    report.check(
-        &format!("the unlink is under way ({folder})"),
-        caught,
-        format!("in flight: {caught}, size {marked:?}"),
-    );
-    let (mut keeper, granted) = Rival::start(&right, "name", true).granted();
-    witness.enter("name", &b.name, "rival");
-    report.figure(
-        &format!("the rival is granted ({folder})"),
-        format!("{:.2} s after the cut", (granted - cut).as_secs_f64()),
-    );
-    let live = fs::metadata(&file).map(|file| file.ino()).ok();
+    let what = format!("the unlink is under way ({folder})");
+    let Some(caught) = caught else { return report.check(&what, false, "never caught") };
+    let name = &*caught.lock;
+    let size = fs::metadata(format!("/export/{folder}/{name}.lck")).map(|file| file.len());
+    report.check(&what, true, format!("{name}, whose size is {size:?}"));
+    let (mut keeper, granted) = Rival::start(&right, name, true).granted();
+    witness.enter(name, &b.name, "rival");
+    let detail = format!("{:.2} s after the cut", (granted - cut).as_secs_f64());
+    report.figure(&format!("the rival is granted ({folder})"), detail);
+    let live = inode(folder, name);
     a.heal();
     // What the client has not yet been answered, it sends again before it can do anything new: a sign of life of the client
     // is one that its old calls are over.
-    let probe = a.path("/mnt/sign-of-life");
     let healed = Instant::now();
-    let alive = thread::spawn(move || fs::write(probe, "")).join().expect("it does not panic");
+    let alive = fs::write(a.path("/mnt/sign-of-life"), "");
     let detail = format!("{alive:?} {:.2} s after the heal", healed.elapsed().as_secs_f64());
     report.check(&format!("the host is back ({folder})"), alive.is_ok(), detail);
     let _ = fs::remove_file(format!("/export/{folder}/sign-of-life"));
-    eventually("no unlink is under way", || !is_unlinking(process));
+    eventually("no unlink is under way", || !is_unlinking(caught.process.id()));
     let mut session = third.session();
-    let reply = session.request(json!({"op": "acquire", "lock": "name"}));
+    let reply = session.request(json!({"op": "acquire", "lock": name}));
     if reply["ok"] == true {
-        witness.enter("name", &c.name, "third");
+        witness.enter(name, &c.name, "third");
     }
-    let now = fs::metadata(&file).map(|file| file.ino()).ok();
-    let all = crate::hosts::lock_files(folder);
-    let detail = format!("inode {live:?}, now {now:?}, {all:?}; the third host: {}", answer(&reply));
+    let now = inode(folder, name);
+    let detail = format!("inode {} became {live:?}, then {now:?}; the third host: {reply}", caught.inode);
     report.check(&format!("0 overlaps, the third host is refused ({folder})"), reply["error"] == "busy", detail);
-    let intact = live.is_some() && live == now && server.has_lock(folder, "name");
-    let reply = keeper.request(json!({"op": "verify", "lock": "name"}));
-    report.check(&format!("the rival's lock is real ({folder})"), intact && reply["ok"] == true, answer(&reply));
-    keeper.release("name");
-    witness.leave("name", "rival");
-    report.check(
-        &format!("it goes on to the third host ({folder})"),
-        gets(&mut session),
-        format!("{:?}", witness.overlaps()),
-    );
-}
-
-fn answer(reply: &Value) -> String {
-    reply.to_string()
-}
-
-fn gets(session: &mut V1) -> bool {
-    session.request(json!({"op": "acquire", "lock": "name", "wait_ms": 10_000}))["ok"] == true
+    let intact = live.is_some() && live == now && server.has_lock(folder, name);
+    let reply = keeper.request(json!({"op": "verify", "lock": name}));
+    report.check(&format!("the rival's lock is real ({folder})"), intact && reply["ok"] == true, &reply);
+    // A lock that was lost cannot be released.
+    keeper.request(json!({"op": "release", "lock": name}));
+    witness.leave(name, "rival");
+    let reply = session.request(json!({"op": "acquire", "lock": name, "wait_ms": 10_000}));
+    let detail = format!("{:?}", witness.overlaps());
+    report.check(&format!("it goes on to the third host ({folder})"), reply["ok"] == true, detail);
 }
