@@ -57,13 +57,13 @@ pub(super) fn examine(directory: &Directory, peer: Option<&str>, findings: &mut 
     let path = directory.path.join(&name).with_extension("tmp");
     let both = exclusion(&path).and_then(|excluded| Ok((excluded, wake(&path)?)));
     // Nobody else knows its name.
-    let _ = fs::remove_file(&path);
+    probe::remove(&path);
     match both {
         Ok((excluded, (woken, after))) => {
             findings.push(if excluded {
                 Finding::ok("exclusion", WHY, "a second process is refused")
             } else {
-                let remedy = "do not use this file system: its fcntl locks exclude nobody";
+                let remedy = "do not use this file system: its locks exclude nobody";
                 Finding::wrong("exclusion", WHY, "a second process was granted the same lock", remedy)
             });
             findings.push(waking(woken, after));

@@ -23,7 +23,7 @@
 mod check;
 mod message;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 mod record;
 mod storage;
 #[cfg(test)]

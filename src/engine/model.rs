@@ -374,7 +374,7 @@ impl World {
 const STATES_MAX: usize = 3_000_000;
 
 /// Visits every state that can be reached; tells how many there are.
-fn explore<S: Clone + Eq + Hash, A: Clone + std::fmt::Debug>(
+pub(crate) fn explore<S: Clone + Eq + Hash, A: Clone + std::fmt::Debug>(
     start: S,
     actions: impl Fn(&S) -> Vec<A>,
     act: impl Fn(&mut S, &A),
@@ -397,7 +397,7 @@ fn explore<S: Clone + Eq + Hash, A: Clone + std::fmt::Debug>(
                     trace.insert(0, action);
                     step = order[before].1.clone();
                 }
-                panic!("violated after {trace:#?}");
+                panic!("violated after {trace:?}");
             }
             if seen.insert(state.clone()) {
                 order.push((state, Some((at, action))));

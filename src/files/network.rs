@@ -13,7 +13,7 @@ pub struct Network {
     /// When the server was last heard; `None` where a read through a locked descriptor would prove nothing (docs/safety.md).
     contact: Option<Contact>,
     deletes: bool,
-    unlink_ms: u16,
+    unlink_ms: u64,
     permissions: u32,
 }
 
@@ -30,7 +30,7 @@ impl Network {
         Self {
             contact: silence_ms.map(|silence_ms| Contact::new(now_ms(), silence_ms)),
             deletes: deletes && silence_ms.is_some(),
-            unlink_ms: u16::try_from(unlink_ms).expect("the limit fits"),
+            unlink_ms,
             permissions: 0o600 | (directory_mode & 0o066),
         }
     }
@@ -46,8 +46,9 @@ impl Network {
         self.deletes
     }
 
-    /// How long a deletion may take before the process that makes it is killed, in milliseconds.
-    pub(super) fn unlink_ms(&self) -> u16 {
+    /// How long after the server has last shown that it knows a lock a deletion under it may last, in milliseconds, before the
+    /// process that makes it is killed.
+    pub(super) fn unlink_ms(&self) -> u64 {
         self.unlink_ms
     }
 

@@ -11,6 +11,8 @@
 //! before each grant ([`Call::Recent`]), and if so, a read past the caches proves the lock ([`Call::Prove`]).
 
 mod hand;
+#[cfg(test)]
+mod model;
 mod mortal;
 
 pub(super) use hand::Hand;

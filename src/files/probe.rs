@@ -26,3 +26,9 @@ pub fn lock(path: &Path, wait: bool) -> io::Result<Option<File>> {
         Err(errno) => Err(errno.into()),
     }
 }
+
+/// Removes the file of such a lock, whose name nobody uses again.
+pub fn remove(path: &Path) {
+    // It may not have been made.
+    let _ = std::fs::remove_file(path);
+}

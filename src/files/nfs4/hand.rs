@@ -29,6 +29,8 @@ pub(in crate::files) struct Hand<'a> {
     network: &'a Network,
     name: &'a LockName,
     file: Option<OpenFile>,
+    /// When a call was sent that showed that the server knows our locks: a deletion has to be over soon after.
+    proven_ms: u64,
 }
 
 impl<'a> Hand<'a> {
@@ -38,7 +40,7 @@ impl<'a> Hand<'a> {
         name: &'a LockName,
         file: Option<OpenFile>,
     ) -> Self {
-        Self { files, network, name, file }
+        Self { files, network, name, file, proven_ms: 0 }
     }
 
     pub(in crate::files) fn perform(mut self, op: FileOp) -> (Option<OpenFile>, Outcome) {
@@ -80,23 +82,33 @@ impl<'a> Hand<'a> {
             Call::Alive => self.alive(),
             Call::Lock(mode) => self.lock(Some(mode), 0, ANCHOR),
             Call::Recent => self.recent(),
-            Call::Prove => self.prove(),
+            Call::Prove => self.proving(Self::prove),
             Call::Check => self.check(),
             Call::Held(mode) => self.held(mode),
             Call::Yield => {
                 std::thread::yield_now();
                 Answer::Yes
             }
-            Call::LockToDelete => self.lock(Some(Mode::Exclusive), 1, 0),
+            Call::LockToDelete => self.proving(|hand| hand.lock(Some(Mode::Exclusive), 1, 0)),
             Call::Named => self.named(),
-            Call::MarkDead => self.mark_dead(),
+            Call::MarkDead => self.proving(Self::mark_dead),
             Call::Unlink => {
                 let path = self.file().path.clone();
-                mortal::unlink(&path, self.network.unlink_ms())
+                mortal::unlink(&path, self.proven_ms + self.network.unlink_ms())
             }
             Call::Unlock => self.lock(None, 0, ANCHOR),
             Call::Close => self.close(),
         }
+    }
+
+    /// Makes a call that the server grants only to who has its locks.
+    fn proving(&mut self, call: impl FnOnce(&mut Self) -> Answer) -> Answer {
+        let sent_ms = now_ms();
+        let answer = call(self);
+        if answer == Answer::Yes {
+            self.proven_ms = sent_ms;
+        }
+        answer
     }
 
     fn file(&mut self) -> &mut OpenFile {

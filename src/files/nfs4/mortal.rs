@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{alarm, unlink as delete};
 
 use super::Answer;
+use crate::clock::now_ms;
 use crate::files::os::failed;
 
 /// The first argument of the process: what it is for.
@@ -32,8 +33,13 @@ pub fn take_over() -> Option<ExitCode> {
     if arguments.next()? != WORD {
         return None;
     }
-    let seconds = arguments.next()?.to_str()?.parse().ok()?;
+    let deadline_ms: u64 = arguments.next()?.to_str()?.parse().ok()?;
     let path = arguments.next()?;
+    let left_ms = deadline_ms.saturating_sub(now_ms());
+    if left_ms == 0 {
+        return Some(ExitCode::FAILURE);
+    }
+    let seconds = u32::try_from(left_ms.div_ceil(1000)).unwrap_or(u32::MAX);
     // SIGALRM kills, as nobody handles it, and a deadly signal ends a request to the server (nfs(5), "intr").
     alarm::set(seconds);
     Some(match delete(path.as_os_str()) {
@@ -44,10 +50,10 @@ pub fn take_over() -> Option<ExitCode> {
     })
 }
 
-/// Deletes a file, or gives up after so many milliseconds; then the deletion never takes effect.
-pub(super) fn unlink(path: &CStr, within_ms: u16) -> Answer {
-    let seconds = (within_ms / 1000).max(1).to_string();
-    let arguments = [OsStr::new(WORD), OsStr::new(&seconds), OsStr::from_bytes(path.to_bytes())];
+/// Deletes a file, or gives up at that time on the clock of [`crate::clock`]; then the deletion never takes effect.
+pub(super) fn unlink(path: &CStr, deadline_ms: u64) -> Answer {
+    let deadline = deadline_ms.to_string();
+    let arguments = [OsStr::new(WORD), OsStr::new(&deadline), OsStr::from_bytes(path.to_bytes())];
     let started = Command::new("/proc/self/exe")
         .args(arguments)
         .env_clear()
@@ -55,7 +61,7 @@ pub(super) fn unlink(path: &CStr, within_ms: u16) -> Answer {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn();
-    let errno = match started.and_then(|child| status(child, within_ms)) {
+    let errno = match started.and_then(|child| status(child, deadline_ms)) {
         Ok(Some(0)) => return Answer::Yes,
         Ok(Some(status)) if status > i32::from(ERRNO_BASE) => Errno::from_raw(status - i32::from(ERRNO_BASE)),
         Ok(_) => Errno::ETIMEDOUT,
@@ -68,11 +74,12 @@ pub(super) fn unlink(path: &CStr, within_ms: u16) -> Answer {
 }
 
 /// Waits for the process, and kills it when its time is over. `None`: a signal ended it.
-fn status(mut child: Child, within_ms: u16) -> std::io::Result<Option<i32>> {
+fn status(mut child: Child, deadline_ms: u64) -> std::io::Result<Option<i32>> {
     if let Some(output) = &child.stdout {
         // It writes nothing: the pipe ends with it. Whatever poll says, the process is not waited for any longer.
         let mut ends = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
-        let _ = poll(&mut ends, PollTimeout::from(within_ms));
+        let left_ms = u16::try_from(deadline_ms.saturating_sub(now_ms())).unwrap_or(u16::MAX);
+        let _ = poll(&mut ends, PollTimeout::from(left_ms));
     }
     // One that has ended already is not hurt.
     let _ = child.kill();
