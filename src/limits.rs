@@ -78,13 +78,40 @@ pub const TURN_MS: u64 = 100;
 pub const YIELD_MS: u64 = 10;
 
 /// The shortest and the longest time between two tries for a name that another process holds, in milliseconds, and how much
-/// each further such name of a shard adds, in microseconds. With 1000 of them (62 a shard) a try each 90 ms: half of that is the
-/// median time from a release to the grant, and 11,000 tries a second stay below 2 % of a core.
+/// each such name of a shard takes, in microseconds: all shards together make some 4,400 tries a second at most, below 2 % of a
+/// core. With 1000 names (62 a shard) that is one each 220 ms; half of it is the median time from a release to the grant. The
+/// longest time is reached with 44,000 names.
 pub const RETRY_MS_MIN: u64 = 5;
 /// See [`RETRY_MS_MIN`].
-pub const RETRY_MS_MAX: u64 = 90;
+pub const RETRY_MS_MAX: u64 = 10_000;
 /// See [`RETRY_MS_MIN`].
-pub const RETRY_US_PER_NAME: u64 = 1400;
+pub const RETRY_US_PER_NAME: u64 = 3600;
+
+/// The time between two tries for a name whose holder, another daemon, promised word, in milliseconds: it may hang, or its word
+/// may get lost.
+pub const RECHECK_MS: u64 = 2000;
+
+/// The time after which other daemons are asked again for word of a name, in milliseconds, while nobody has said anything of it:
+/// one may have come to hold it since, or to the directory.
+pub const ASK_AGAIN_MS: u64 = 2000;
+
+/// Daemons of the same directory that one of them talks with, in each direction: each costs two descriptors.
+pub const PEERS_MAX: usize = 64;
+
+/// Words that are taken from another daemon in a period, and its length in milliseconds: some 10,000 a second, so that a flood of
+/// them, forged ones for example, is no busy loop, and word does not wait for long behind questions about 1000 names.
+pub const WORDS_PER_PERIOD_MAX: u32 = 256;
+/// See [`WORDS_PER_PERIOD_MAX`].
+pub const WORDS_PERIOD_MS: u64 = 25;
+
+/// Words that wait for a daemon which does not read them: as many as a daemon's release of a few thousand locks at once.
+pub const WORDS_UNSENT_MAX: usize = 4096;
+
+/// Names that other daemons are asked for at once, and for which they are promised word: as many as sessions. The others are
+/// polled.
+pub const QUESTIONS_MAX: usize = 65_536;
+/// See [`QUESTIONS_MAX`].
+pub const PROMISES_MAX: usize = 65_536;
 
 /// The same on a network file system: a daemon asks the server at most some 500 times a second (16 shards, 32 ms a name), so
 /// that a hundred names are each tried five times a second, and a few of them each 20 ms.

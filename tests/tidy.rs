@@ -118,7 +118,8 @@ fn test_modules(path: &Path, text: &str) -> Vec<PathBuf> {
     };
     let lines: Vec<&str> = text.lines().collect();
     let declared = lines.windows(2).filter(|pair| pair[0] == "#[cfg(test)]");
-    let names = declared.filter_map(|pair| pair[1].strip_prefix("mod ")?.strip_suffix(';'));
+    let bare = |line: &'_ str| line.strip_prefix("pub(crate) ").unwrap_or(line).to_owned();
+    let names = declared.filter_map(|pair| Some(bare(pair[1]).strip_prefix("mod ")?.strip_suffix(';')?.to_owned()));
     names.map(|name| folder.join(name)).collect()
 }
 

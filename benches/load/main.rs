@@ -72,7 +72,7 @@ enum Scenario {
     Contended,
     /// Idle sessions that each hold a lock.
     Memory,
-    /// Waiters on names that another daemon holds.
+    /// Waiters on names that another process holds.
     Wait,
 }
 
@@ -118,7 +118,7 @@ fn run(scenario: Scenario, arguments: &Arguments, site: &Site, dialects: &[Diale
             Ok(())
         }
         Scenario::Wait if dialects.contains(&Dialect::V1Tcp) => {
-            println!("### Wait: names that another daemon holds\n\n{}", wait::compare(site)?);
+            println!("### Wait: names that another process holds\n\n{}", wait::compare(site)?);
             Ok(())
         }
         Scenario::Wait => Ok(()),

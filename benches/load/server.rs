@@ -135,6 +135,11 @@ impl Server {
         self.ws.filter(|_| dialect.is_websocket()).unwrap_or(self.tcp)
     }
 
+    /// The lock directory of a daemon that has its own.
+    pub(crate) fn locks(&self) -> PathBuf {
+        self.home.path().join("locks")
+    }
+
     /// The server's process in proc(5).
     pub(crate) fn process(&self) -> Process {
         Process(PathBuf::from(format!("/proc/{}", self.child.id())))

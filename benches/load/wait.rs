@@ -1,74 +1,172 @@
-//! Waiting for what another daemon on the same directory holds: what the waiting costs, and how
-//! soon it ends.
+//! Waiting for what another process holds, a daemon on the same directory or a program that is none:
+//! what the waiting costs, and how soon it ends.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::{F_UNLCK, F_WRLCK, SEEK_SET, flock};
 
 use crate::dialect::Dialect;
 use crate::drive::connect;
 use crate::report::{Table, figure, median};
 use crate::server::{Server, Site};
 
-const WAITERS: usize = 1000;
 const RELEASES: usize = 200;
 const IDLE: Duration = Duration::from_secs(5);
 
-/// Compares 1000 sessions that wait for one lock each with 10 that wait for 100 each.
+/// Who holds the names.
+#[derive(Clone, Copy)]
+enum Holder {
+    /// Another daemon on the directory.
+    Daemon,
+    /// A program that is none: this one, by the same locks on the same files.
+    Program,
+}
+
+/// Compares holders, numbers of names, and numbers of sessions that wait for them.
 pub(crate) fn compare(site: &Site) -> Result<Table> {
     let mut table = Table::new(&[
-        "waiters",
+        "names, held by",
         "waiting sessions",
         "waiting daemon CPU",
         "holding daemon CPU",
         "release to grant, p50 ms",
         "p99 ms",
     ]);
-    for sessions in [WAITERS, 10] {
-        eprintln!("{WAITERS} waiters in {sessions} sessions");
-        table.row(&measure(site, sessions).with_context(|| format!("{WAITERS} waiters in {sessions} sessions"))?);
+    let cases = [
+        (Holder::Daemon, 1000, 1000),
+        (Holder::Daemon, 1000, 10),
+        (Holder::Daemon, 10, 10),
+        (Holder::Program, 1000, 1000),
+        (Holder::Program, 10, 10),
+    ];
+    for (holder, names, sessions) in cases {
+        let title = match holder {
+            Holder::Daemon => format!("{names}, a daemon"),
+            Holder::Program => format!("{names}, a program that is none"),
+        };
+        eprintln!("waiting: {title}, {sessions} sessions");
+        let cells = measure(site, holder, names, sessions).with_context(|| title.clone())?;
+        table.row(&[vec![title, sessions.to_string()], cells].concat());
     }
     Ok(table)
 }
 
-fn measure(site: &Site, sessions: usize) -> Result<Vec<String>> {
+fn measure(site: &Site, holder: Holder, names: usize, sessions: usize) -> Result<Vec<String>> {
     let daemon = Server::daemon(site, None)?;
-    let contender = Server::daemon(site, Some(&daemon))?;
-    let mut holders = open(&contender, 10)?;
-    for number in 0..WAITERS {
-        holders[number % 10].ask(number, "acquire", "")?;
-        holders[number % 10].expect_granted(number)?;
-    }
+    let contender = match holder {
+        Holder::Daemon => Some(Server::daemon(site, Some(&daemon))?),
+        Holder::Program => None,
+    };
+    let mut held = match &contender {
+        Some(contender) => Held::by_daemon(contender, names)?,
+        None => Held::by_program(&daemon, names)?,
+    };
     let mut waiters = open(&daemon, sessions)?;
-    for number in 0..WAITERS {
+    for number in 0..names {
         waiters[number % sessions].ask(number, "acquire", r#","wait_ms":null"#)?;
     }
     // Requests of a session are taken up in their order: after the pong all the others wait.
     for waiter in &mut waiters {
         waiter.ping()?;
     }
-    let before = (daemon.process().cpu()?, contender.process().cpu()?);
+    // Whoever has to be asked for word is asked within this time.
+    thread::sleep(Duration::from_secs(1));
+    let contender_cpu = || contender.as_ref().map(|contender| contender.process().cpu()).transpose();
+    let before = (daemon.process().cpu()?, contender_cpu()?);
     thread::sleep(IDLE);
     let share = |used: Duration| format!("{:.2} %", used.as_secs_f64() / IDLE.as_secs_f64() * 100.0);
-    let shares = (share(daemon.process().cpu()? - before.0), share(contender.process().cpu()? - before.1));
+    let waiting = share(daemon.process().cpu()? - before.0);
+    let holding = contender_cpu()?.zip(before.1).map_or("-".to_owned(), |(now, before)| share(now - before));
 
     let mut latencies_ms = Vec::new();
-    for number in 0..RELEASES {
+    for release in 0..RELEASES {
         // Uneven pauses, so that releases do not keep step with a timer of the waiting daemon.
-        thread::sleep(Duration::from_millis((number as u64 * 31) % 47));
+        thread::sleep(Duration::from_millis((release as u64 * 31) % 47));
+        let number = release % names;
         let released = Instant::now();
-        holders[number % 10].ask(number, "release", "")?;
+        held.release(number)?;
         waiters[number % sessions].expect_granted(number)?;
         latencies_ms.push(released.elapsed().as_secs_f64() * 1e3);
-        holders[number % 10].expect_granted(number)?;
+        held.released(number)?;
+        if names < RELEASES {
+            // Few names change hands again and again.
+            let waiter = &mut waiters[number % sessions];
+            waiter.ask(number, "release", "")?;
+            waiter.expect_granted(number)?;
+            held.again(number)?;
+            waiter.ask(number, "acquire", r#","wait_ms":null"#)?;
+            waiter.ping()?;
+        }
     }
     latencies_ms.sort_by(f64::total_cmp);
     let p99 = latencies_ms[RELEASES * 99 / 100];
     let p50 = median(latencies_ms.into_iter());
-    Ok(vec![WAITERS.to_string(), sessions.to_string(), shares.0, shares.1, figure(p50), figure(p99)])
+    Ok(vec![waiting, holding, figure(p50), figure(p99)])
+}
+
+/// The names that are held.
+enum Held {
+    ByDaemon(Vec<Session>),
+    ByProgram(Vec<File>),
+}
+
+impl Held {
+    fn by_daemon(contender: &Server, names: usize) -> Result<Self> {
+        let mut held = Self::ByDaemon(open(contender, 10)?);
+        (0..names).try_for_each(|number| held.again(number))?;
+        Ok(held)
+    }
+
+    fn by_program(daemon: &Server, names: usize) -> Result<Self> {
+        let open = |number| {
+            let path = daemon.locks().join(format!("wait-{number}.lck"));
+            File::options().read(true).write(true).create(true).truncate(false).open(path)
+        };
+        let mut held = Self::ByProgram((0..names).map(open).collect::<std::io::Result<_>>()?);
+        (0..names).try_for_each(|number| held.again(number))?;
+        Ok(held)
+    }
+
+    /// Locks a name that is free.
+    fn again(&mut self, number: usize) -> Result<()> {
+        match self {
+            Self::ByDaemon(sessions) => {
+                let session = &mut sessions[number % 10];
+                session.ask(number, "acquire", "")?;
+                session.expect_granted(number)
+            }
+            Self::ByProgram(files) => lock(&files[number], F_WRLCK),
+        }
+    }
+
+    fn release(&mut self, number: usize) -> Result<()> {
+        match self {
+            Self::ByDaemon(sessions) => sessions[number % 10].ask(number, "release", ""),
+            Self::ByProgram(files) => lock(&files[number], F_UNLCK),
+        }
+    }
+
+    /// Reads what the holder answers to the release, if it does.
+    fn released(&mut self, number: usize) -> Result<()> {
+        match self {
+            Self::ByDaemon(sessions) => sessions[number % 10].expect_granted(number),
+            Self::ByProgram(_) => Ok(()),
+        }
+    }
+}
+
+/// Locks or unlocks a whole file, as fcntl_locking(2) has it for every program.
+fn lock(file: &File, kind: i32) -> Result<()> {
+    let whence = i16::try_from(SEEK_SET)?;
+    let range = flock { l_type: i16::try_from(kind)?, l_whence: whence, l_start: 0, l_len: 0, l_pid: 0 };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&range)).context("lock a file")?;
+    Ok(())
 }
 
 /// A session of version 1 that may have many requests under way; their ids and locks bear the same

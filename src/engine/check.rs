@@ -26,8 +26,8 @@ impl<F> Engine<F> {
         for (name, record) in &self.records {
             self.check_record(name, record);
         }
-        for name in &self.contended {
-            assert!(self.records.get(name).is_some_and(|record| record.contended), "I7: {name} in the contended list");
+        for name in self.contention.names() {
+            assert!(self.records.get(name).is_some_and(|record| record.contended), "I7: {name} in a contended list");
         }
     }
 
@@ -42,7 +42,7 @@ impl<F> Engine<F> {
         assert!(in_flight || record.queries.is_empty(), "I6: {name} at rest with an unanswered query");
         if !in_flight && !record.waiters.is_empty() {
             let yields = record.turn == Turn::Yielding;
-            let contended = record.contended && self.contended.contains(name) && self.retry_armed;
+            let contended = record.contended && self.contention.sees_to(name);
             assert!(!record.holders.is_empty() || contended || yields, "I7: {name} waits for nothing");
             let disturbed = contended && record.disturbed > 0;
             assert!(

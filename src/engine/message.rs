@@ -113,6 +113,13 @@ pub enum Input<F> {
     Silence(&'static str),
     /// A timer that was armed has run out. A late or repeated one is a no-op.
     Elapsed(Timer),
+    /// Another daemon says that it has let go of a name. Nothing is believed: if somebody waits for it, it is tried.
+    Hint(LockName),
+    /// Another daemon says that it holds a name, and that it is going to send word when it lets go: until then the name is
+    /// tried seldom, [`Timer::Recheck`].
+    Promised(LockName),
+    /// A daemon that may have promised word is gone: the names that were promised are tried.
+    PromisesBroken,
     /// What the clock shows, in milliseconds; copied into [`View`]s.
     Now(u64),
     /// Descriptors are short: the file that has been idle longest goes.
@@ -191,6 +198,8 @@ pub enum Outcome {
 pub enum Timer {
     /// Contended names are due for another try.
     Retry,
+    /// Contended names of which another daemon promised word are due for another try.
+    Recheck,
     /// Idle files grow older.
     Linger,
     /// The daemon's turn with this name ends, or it has left the name alone for long enough.
@@ -238,6 +247,8 @@ pub enum Effect<F> {
         /// For how many milliseconds it is surely real; `None`: the doubt is over.
         valid_ms: Option<u64>,
     },
+    /// A try has shown that another process holds a name for which sessions wait: other daemons may be asked for word.
+    Contended(LockName),
     /// Send [`Input::Elapsed`] after so many milliseconds.
     Arm(Timer, u64),
 }

@@ -14,13 +14,14 @@
 //! - **I5** First come, first served: no waiter is granted while an earlier one is not, except that neighbouring shared ones
 //!   enter together.
 //! - **I6** Every request is answered exactly once, unless its session left.
-//! - **I7** Nobody waits for nothing: a name at rest with waiters has holders in their way, or is contended and the retry timer
-//!   is armed, or yields and its turn timer is armed.
+//! - **I7** Nobody waits for nothing: a name at rest with waiters has holders in their way, or is contended and a timer for its
+//!   next try is armed, or yields and its turn timer is armed.
 //! - **I8** A session has at most one waiting request a name (the session layer refuses a second one).
 //! - **I9** A release is answered when the lock is free or has passed to the next holder, never before.
 //! - **I10** A name without file, holders, waiters and open questions has no record; an idle file is in the linger queue.
 
 mod check;
+mod contention;
 mod message;
 #[cfg(test)]
 pub(crate) mod model;
@@ -30,25 +31,23 @@ mod storage;
 mod tests;
 mod view;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 pub use message::{
     Answer, Asked, Effect, FileOp, Input, Mode, Outcome, RequestId, SessionId, Timer, View, ViewedSession, Withdrawal,
 };
 
 use crate::fault::Fault;
-use crate::limits::{
-    NETWORK_RETRY_MS_MAX, NETWORK_RETRY_MS_MIN, NETWORK_RETRY_US_PER_NAME, RETRY_MS_MAX, RETRY_MS_MIN,
-    RETRY_US_PER_NAME,
-};
 use crate::name::LockName;
+use contention::Contention;
+pub use contention::Pace;
 use record::{File, Query, Question, Record, Turn, Waiter};
 
 /// A linger lasts this many ticks, and up to one more.
 const LINGER_TICKS: u8 = if cfg!(test) { 1 } else { 4 };
 
-/// A try that found nobody holding the lock, but a process that is deleting its file, is made again so often, at [`RETRY_MS_MIN`]
-/// each, before the request is refused: as a failure of the storage, since to call the name held would be a lie.
+/// A try that found nobody holding the lock, but a process that is deleting its file, is made again so often, at
+/// [`RETRY_MS_MIN`](crate::limits::RETRY_MS_MIN) each, before the request is refused: as a failure of the storage, since to call the name held would be a lie.
 const DISTURBED_MAX: u8 = if cfg!(test) { 1 } else { 50 };
 
 /// What an engine is told once.
@@ -62,26 +61,6 @@ pub struct Config {
     pub pace: Pace,
 }
 
-/// The time between two tries for a name that another process holds: bounded for each name, and for all of a shard together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Pace {
-    /// The shortest, in milliseconds.
-    pub min_ms: u64,
-    /// What each such name of the shard adds, in microseconds.
-    pub us_per_name: u64,
-    /// The longest, in milliseconds.
-    pub max_ms: u64,
-}
-
-impl Pace {
-    /// On a local file system, where a try takes microseconds.
-    pub const LOCAL: Self = Self { min_ms: RETRY_MS_MIN, us_per_name: RETRY_US_PER_NAME, max_ms: RETRY_MS_MAX };
-
-    /// On a network file system, where a try is a question to the server.
-    pub const NETWORK: Self =
-        Self { min_ms: NETWORK_RETRY_MS_MIN, us_per_name: NETWORK_RETRY_US_PER_NAME, max_ms: NETWORK_RETRY_MS_MAX };
-}
-
 /// One shard of the lock engine. `F` is an open lock file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Engine<F> {
@@ -92,10 +71,7 @@ pub struct Engine<F> {
     lingering: VecDeque<LockName>,
     linger_armed: bool,
     /// Names whose waiters wait for another process.
-    contended: BTreeSet<LockName>,
-    retry_armed: bool,
-    /// How many contended names the last retry was for.
-    swept: usize,
+    contention: Contention,
     /// What the clock was said to show; copied into holders and waiters for those who look, never compared.
     now_ms: u64,
     /// The daemon stops.
@@ -116,9 +92,7 @@ impl<F> Engine<F> {
             records: BTreeMap::new(),
             lingering: VecDeque::new(),
             linger_armed: false,
-            contended: BTreeSet::new(),
-            retry_armed: false,
-            swept: 0,
+            contention: Contention::default(),
             now_ms: 0,
             closing: false,
         }
@@ -141,6 +115,9 @@ impl<F> Engine<F> {
             Input::Trust => self.doubt(None, effects),
             Input::Silence(reason) => self.silence(reason, effects),
             Input::Elapsed(timer) => self.elapsed(timer, effects),
+            Input::Hint(name) => self.hint(&name, effects),
+            Input::Promised(name) => self.promised(&name, effects),
+            Input::PromisesBroken => self.promises_broken(effects),
             Input::Now(now_ms) => self.now_ms = now_ms,
             Input::Shed => self.retire_oldest(effects),
             Input::Drain => self.drain(effects),
@@ -280,6 +257,7 @@ impl<F> Engine<F> {
     fn elapsed(&mut self, timer: Timer, effects: &mut Vec<Effect<F>>) {
         match timer {
             Timer::Retry => self.retry(effects),
+            Timer::Recheck => self.recheck(effects),
             Timer::Linger => self.linger(effects),
             Timer::Turn(name) => {
                 let Some(record) = self.records.get_mut(&name) else { return };
@@ -289,18 +267,6 @@ impl<F> Engine<F> {
                 };
                 self.settle(&name, effects);
             }
-        }
-    }
-
-    /// Another try for every contended name.
-    fn retry(&mut self, effects: &mut Vec<Effect<F>>) {
-        self.retry_armed = false;
-        self.swept = self.contended.len();
-        for name in std::mem::take(&mut self.contended) {
-            if let Some(record) = self.records.get_mut(&name) {
-                record.contended = false;
-            }
-            self.settle(&name, effects);
         }
     }
 
@@ -371,17 +337,10 @@ impl<F> Engine<F> {
     fn rest(&mut self, name: &LockName, effects: &mut Vec<Effect<F>>) {
         let Some(record) = self.records.get_mut(name) else { return };
         record.contended &= !record.waiters.is_empty();
-        if !record.contended {
-            if !self.contended.is_empty() {
-                self.contended.remove(name);
-            }
-        } else if self.contended.insert(name.clone()) && !self.retry_armed {
-            self.retry_armed = true;
-            // The first name of a sweep that is refused again arms the timer for all that were swept with it.
-            let names = self.contended.len().max(std::mem::take(&mut self.swept));
-            let Pace { min_ms, us_per_name, max_ms } = self.config.pace;
-            let after_ms = (min_ms + us_per_name * names as u64 / 1000).min(max_ms);
-            effects.push(Effect::Arm(Timer::Retry, after_ms));
+        if record.contended {
+            self.contention.add(name, record, self.config.pace, effects);
+        } else {
+            self.contention.remove(name);
         }
         if record.idles() && !record.lingers {
             record.lingers = true;

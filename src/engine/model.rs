@@ -9,7 +9,7 @@
 //!   some time since the request.
 //! - **M3** Nothing stays behind: when nobody holds or wants the name, letting time pass removes its file.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::hash::Hash;
 
 use super::*;
@@ -154,6 +154,8 @@ enum Action {
     Leave(usize),
     DaemonStep,
     Elapse(Timer),
+    Hint,
+    Promised,
     ContenderBegins(FileOp),
     ContenderStep,
     ContenderDies,
@@ -217,6 +219,9 @@ impl World {
             actions.push(Action::DaemonStep);
         }
         actions.extend(self.timers.iter().cloned().map(Action::Elapse));
+        if self.engine.records.get(&name()).is_some_and(|record| record.contended) {
+            actions.extend([Action::Hint, Action::Promised]);
+        }
         match (&self.contender, self.contender_holds) {
             (Some(_), _) => actions.push(Action::ContenderStep),
             (None, Some(_)) => actions.extend([FileOp::Unlock, FileOp::Retire].map(Action::ContenderBegins)),
@@ -259,6 +264,8 @@ impl World {
                 self.timers.remove(timer);
                 self.input(Input::Elapsed(timer.clone()));
             }
+            Action::Hint => self.input(Input::Hint(name())),
+            Action::Promised => self.input(Input::Promised(name())),
             Action::ContenderBegins(op) => {
                 let locked = self.contender_holds.take();
                 self.contender = Some(UnderWay::begin(*op, self.contender_file.take(), locked));
@@ -328,6 +335,7 @@ impl World {
                 Effect::Arm(timer, _) => {
                     self.timers.insert(timer);
                 }
+                Effect::Contended(_) => {}
             }
         }
     }

@@ -4,9 +4,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::{TURN_MS, YIELD_MS};
+use crate::limits::{RETRY_MS_MAX, RETRY_MS_MIN, TURN_MS, YIELD_MS};
 use Mode::{Exclusive, Shared};
 
+mod contention;
 mod run;
 
 type Effects = Vec<Effect<u32>>;
@@ -326,9 +327,10 @@ fn a_hand_on_is_refused() {
     n.wait(2, Exclusive);
     n.release(1);
     let effects = n.done(Outcome::Refused);
-    assert_eq!(effects.len(), 2, "{effects:?}");
+    assert_eq!(effects.len(), 3, "{effects:?}");
     assert_eq!(effects[0], released(1));
     assert!(matches!(effects[1], Effect::Arm(Timer::Retry, RETRY_MS_MIN..=RETRY_MS_MAX)));
+    assert_eq!(effects[2], Effect::Contended(name("n")));
     assert_eq!(n.elapsed(Timer::Retry), [file(FileOp::Retry(Exclusive))]);
     assert_eq!(n.done(Outcome::Locked), [granted(2, Exclusive)]);
 }
@@ -342,7 +344,7 @@ fn another_process_holds_the_name() {
     assert_eq!(n.done(Outcome::Refused)[0], says(1, Answer::BusyElsewhere));
     let mut n = Scenario::new();
     n.wait(1, Exclusive);
-    assert!(matches!(n.done(Outcome::Refused)[..], [Effect::Arm(Timer::Retry, _)]));
+    assert!(matches!(n.done(Outcome::Refused)[..], [Effect::Arm(Timer::Retry, _), Effect::Contended(_)]));
     assert_eq!(n.try_it(2, Exclusive), [file(FileOp::Try(Exclusive))]);
     assert_eq!(n.try_it(3, Exclusive), []);
     assert_eq!(n.done(Outcome::Refused), [says(2, Answer::BusyElsewhere), file(FileOp::Try(Exclusive))]);
@@ -574,12 +576,12 @@ fn the_turn_is_broken() {
 #[test]
 fn stale_timers_are_no_ops() {
     let mut n = Scenario::new();
-    for timer in [Timer::Retry, Timer::Linger, turn()] {
+    for timer in [Timer::Retry, Timer::Recheck, Timer::Linger, turn()] {
         n.unmoved_by(&timer);
     }
     n.held(1, Exclusive);
     n.wait(2, Exclusive);
-    for timer in [Timer::Retry, Timer::Linger, turn()] {
+    for timer in [Timer::Retry, Timer::Recheck, Timer::Linger, turn()] {
         n.unmoved_by(&timer);
     }
 }

@@ -3,10 +3,12 @@
 //! It carries out the engine's [`FileOp`]s. How each is done, step by step, is decided without a system call, in [`local`] for a
 //! local file system and in [`nfs4`] for one that several hosts mount, so that models run the very same steps; `os` and
 //! `nfs4::hand` make the calls. [`mount`] tells which kind of file system it is, [`contact`] when its server was last heard.
+//! [`meeting`] has the sockets by which the daemons of a local directory find each other.
 
 mod collect;
 pub mod contact;
 pub mod local;
+pub mod meeting;
 pub mod mount;
 pub mod network;
 pub mod nfs4;

@@ -232,6 +232,12 @@ impl OpenFile {
     pub fn is_locked(&self) -> bool {
         self.locked.is_some()
     }
+
+    /// The mode of its lock.
+    #[must_use]
+    pub fn locked(&self) -> Option<Mode> {
+        self.locked
+    }
 }
 
 pub(super) fn identity(stat: &FileStat) -> (u64, u64) {

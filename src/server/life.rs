@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::directory::{Directory, DirectoryFault};
-use super::{Core, storage};
+use super::{Core, hints, storage};
 use crate::files::node;
 use crate::front::{Front, Listening, Worker, accept, burst};
 use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
@@ -108,6 +108,7 @@ async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts, found: D
         tasks.push(tokio::spawn(storage::look_after(Arc::clone(&core), on_silence, found.timing)));
     } else {
         collect(&core)?;
+        hints::start(&core);
     }
     tasks.push(tokio::spawn(watch(Arc::clone(&core), Arc::clone(&workers), Arc::clone(&notifier))));
     notifier.status(&status(&core));
@@ -142,6 +143,7 @@ async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts, found: D
 /// Ends every session and leaves the directory as clean as it was found.
 async fn stop(core: &Arc<Core>, tasks: Vec<JoinHandle<()>>) {
     tasks.iter().for_each(JoinHandle::abort);
+    core.hints.leave();
     core.drain();
     core.mailboxes.stop_all();
     // A session gives its locks back before its last words, which may take a while: twice that is enough for all.

@@ -5,6 +5,7 @@
 //! itself (microseconds on a local file system), and posts answers to other sessions into their mailboxes.
 
 pub mod directory;
+mod hints;
 mod life;
 pub mod mailbox;
 mod storage;
@@ -28,6 +29,7 @@ use crate::limits;
 use crate::name::LockName;
 use crate::settings::{OnSilence, Settings};
 use crate::systemd::ids;
+use hints::Hints;
 pub use life::{StartFault, run};
 use mailbox::{Letter, Mailbox, Mailboxes, TooMany};
 use throttle::Throttle;
@@ -62,6 +64,7 @@ pub struct Core {
     proven: Mutex<Option<LockName>>,
     shards: Box<[Mutex<Shard>]>,
     hash: RandomState,
+    hints: Hints,
     faults: Throttle,
     exhausted: Throttle,
     too_many: Throttle,
@@ -98,6 +101,7 @@ impl Core {
             proven: Mutex::default(),
             shards,
             hash: RandomState::new(),
+            hints: Hints::default(),
             faults: Throttle::default(),
             exhausted: Throttle::default(),
             too_many: Throttle::default(),
@@ -131,6 +135,11 @@ impl Core {
         self.carry_out(self.shard_of(name), input, Some(mine));
     }
 
+    /// Gives the engine an input about a name that no session brings.
+    fn bring(self: &Arc<Self>, name: &LockName, input: Input<OpenFile>) {
+        self.carry_out(self.shard_of(name), input, None);
+    }
+
     fn shard_of(&self, name: &LockName) -> usize {
         let places = limits::SHARDS as u64;
         usize::try_from(self.hash.hash_one(name) % places).expect("there are few shards")
@@ -156,13 +165,19 @@ impl Core {
                         }
                         workers.note(&name);
                     }
+                    let before = file.as_ref().and_then(OpenFile::locked);
                     let (file, outcome) = self.perform(&name, op, file);
                     if let Some(workers) = &self.workers {
                         workers.forget(&name);
                     }
+                    // No lock, or a shared one in the place of an exclusive one.
+                    if file.as_ref().and_then(OpenFile::locked) < before {
+                        self.hints.freed(&name);
+                    }
                     self.input(shard, Input::Done { name, file, outcome }, mine, &mut effects, &mut due);
                 }
                 Effect::Arm(timer, after_ms) => self.arm(shard, timer, after_ms),
+                Effect::Contended(name) => self.hints.contended(name),
                 Effect::Answer { .. } | Effect::Lost { .. } | Effect::Doubt { .. } => {
                     unreachable!("letters are posted at once")
                 }
@@ -298,6 +313,13 @@ impl Core {
         (0..limits::SHARDS).any(|shard| self.carry_out(shard, Input::Shed, None))
     }
 
+    /// Another daemon is gone, and nothing that it promised will come.
+    fn promises_broken(self: &Arc<Self>) {
+        for shard in 0..limits::SHARDS {
+            self.carry_out(shard, Input::PromisesBroken, None);
+        }
+    }
+
     /// Tells who waits that the daemon stops, and deletes each file as soon as it is released.
     fn drain(self: &Arc<Self>) {
         for shard in 0..limits::SHARDS {
@@ -323,6 +345,11 @@ impl Core {
         names.sort_unstable();
         names.truncate(count);
         names
+    }
+
+    /// Whether sessions of this daemon hold the name.
+    fn holds(&self, name: &LockName) -> bool {
+        self.shard(self.shard_of(name)).holds(name)
     }
 
     /// What is known of a name without asking the file system.

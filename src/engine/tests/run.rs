@@ -103,7 +103,10 @@ impl Run {
                     self.draining = true;
                     self.input(Input::Drain);
                 }
-                2..100 => self.input(Input::Shed),
+                2..50 => self.input(Input::Shed),
+                50..70 => self.input(Input::Hint(name)),
+                70..90 => self.input(Input::Promised(name)),
+                90..100 => self.input(Input::PromisesBroken),
                 100..130 => {
                     let fault = Fault { operation: "wait for", path: "".into(), errno: 110 };
                     self.input(Input::Stalled { name, fault });
@@ -225,6 +228,7 @@ impl Run {
             0 => Timer::Retry,
             1 => Timer::Linger,
             2 => Timer::Turn(self.name(which)),
+            3 => Timer::Recheck,
             _ => match self.timers.iter().nth(usize::from(which) % self.timers.len().max(1)) {
                 Some(timer) => timer.clone(),
                 None => return,
@@ -258,6 +262,11 @@ impl Run {
                 Effect::Arm(timer, after_ms) => {
                     assert!(after_ms > 0, "{timer:?} would run out at once, again and again");
                     self.timers.insert(timer);
+                }
+                Effect::Contended(name) => {
+                    let outside = self.outside(&name);
+                    let waits = !outside.queue.is_empty() && outside.holders.is_empty();
+                    assert!(waits, "{name}: nobody waits for another process");
                 }
             }
         }

@@ -1,0 +1,259 @@
+//! Word between the daemons of one directory: it makes waiting short and cheap, and whatever becomes of it, the locks on the files
+//! decide.
+
+mod support;
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use support::{Daemon, Dice, Setup, V1, eventually};
+
+/// Sets up another daemon on a directory; it logs what it hears.
+fn beside(directory: &Path) -> Setup {
+    Daemon::setup().directory(directory).flag("--log", "trace")
+}
+
+/// Two daemons on one directory: one to hold, one to wait.
+fn two() -> (Daemon, Daemon) {
+    let holding = Daemon::setup().flag("--log", "trace").start();
+    let waiting = beside(holding.directory()).start();
+    (holding, waiting)
+}
+
+/// The sockets of the daemons on a directory.
+fn sockets(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory.join(".distrilock")).expect("the daemons have their folder");
+    entries.map(|entry| entry.expect("an entry").path()).collect()
+}
+
+/// How many lines of a daemon's log say this.
+fn said(daemon: &Daemon, text: &str) -> usize {
+    daemon.log().iter().filter(|line| line.contains(text)).count()
+}
+
+/// Asks for a lock and waits for it as long as it takes.
+#[track_caller]
+fn wait_for(client: &mut V1, lock: &str, mode: &str) {
+    client.send(&json!({"id": lock, "op": "acquire", "lock": lock, "mode": mode, "wait_ms": null}));
+    client.ping();
+}
+
+#[track_caller]
+fn granted(client: &mut V1, lock: &str) {
+    let reply = client.receive();
+    assert_eq!((&reply["id"], &reply["ok"]), (&Value::from(lock), &Value::from(true)), "{reply}");
+}
+
+/// A lock goes back and forth between two daemons. Each time the waiter's daemon was promised word, so that its next try would
+/// be seconds away, and each time word came.
+#[test]
+fn word_comes_with_the_release() {
+    let (one, two) = two();
+    let daemons = [&one, &two];
+    let mut clients = daemons.map(|daemon| V1::connect(&daemon.tcp()));
+    clients[0].acquire("word");
+    for round in 0..20 {
+        let (holder, waiter) = (round % 2, (round + 1) % 2);
+        let promised = said(daemons[waiter], "promised word of word");
+        let heard = said(daemons[waiter], "word that word is free");
+        wait_for(&mut clients[waiter], "word", "exclusive");
+        eventually("word is promised", || said(daemons[waiter], "promised word of word") > promised);
+        clients[holder].release("word");
+        granted(&mut clients[waiter], "word");
+        eventually("word came", || said(daemons[waiter], "word that word is free") > heard);
+    }
+}
+
+/// A writer's lock passes to a reader of its own daemon: a reader of another one hears of it and joins.
+#[test]
+fn word_comes_when_readers_may_join() {
+    let (one, two) = two();
+    let mut clients = [&one, &one, &two].map(|daemon| V1::connect(&daemon.tcp()));
+    clients[0].acquire("readers");
+    wait_for(&mut clients[1], "readers", "shared");
+    wait_for(&mut clients[2], "readers", "shared");
+    eventually("word is promised", || said(&two, "promised word of readers") > 0);
+    clients[0].release("readers");
+    granted(&mut clients[1], "readers");
+    granted(&mut clients[2], "readers");
+    eventually("word came", || said(&two, "word that readers is free") > 0);
+}
+
+/// The daemon that promised word is killed: that its connection ends is word enough. The next one clears away after it, and gives
+/// word as well.
+#[test]
+fn the_holding_daemon_is_killed() {
+    let (mut one, two) = two();
+    let mut waiter = V1::connect(&two.tcp());
+    let mut holder = V1::connect(&one.tcp());
+    for lock in ["killed", "another"] {
+        holder.acquire(lock);
+        wait_for(&mut waiter, lock, "exclusive");
+        eventually("word is promised", || said(&two, &format!("promised word of {lock}")) > 0);
+    }
+    assert_eq!(sockets(two.directory()).len(), 2);
+    one.kill();
+    let mut replies = [waiter.receive(), waiter.receive()].map(|reply| reply["lock"].clone());
+    replies.sort_by_key(Value::to_string);
+    assert_eq!(replies, ["another", "killed"]);
+
+    let next = beside(two.directory()).start();
+    let left = format!("{}-", one.pid());
+    let of_killed = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&left));
+    eventually("its socket is removed", || !sockets(two.directory()).iter().any(of_killed));
+    waiter.release("killed");
+    let mut holder = V1::connect(&next.tcp());
+    holder.acquire("killed");
+    let promised = said(&two, "promised word of killed");
+    wait_for(&mut waiter, "killed", "exclusive");
+    eventually("word is promised", || said(&two, "promised word of killed") > promised);
+    holder.release("killed");
+    granted(&mut waiter, "killed");
+}
+
+/// The holding daemon stops with many locks, each of which somebody waits for elsewhere: all get theirs, and its socket is gone.
+#[test]
+fn the_holding_daemon_stops() {
+    const LOCKS: usize = 1000;
+    let (mut one, two) = two();
+    let mut holder = V1::connect(&one.tcp());
+    let mut waiter = V1::connect(&two.tcp());
+    let lock = |number: usize| format!("many-{number}");
+    for number in 0..LOCKS {
+        holder.acquire(&lock(number));
+    }
+    for number in 0..LOCKS {
+        let lock = lock(number);
+        waiter.send(&json!({"id": lock, "op": "acquire", "lock": lock, "wait_ms": null}));
+    }
+    waiter.ping();
+    eventually("word of each is promised", || {
+        let lines = two.log();
+        let promised: HashSet<&str> =
+            lines.iter().filter_map(|line| line.split_once("promised word of ")).map(|(_, lock)| lock).collect();
+        promised.len() == LOCKS
+    });
+    assert!(one.terminate().success());
+    for _ in 0..LOCKS {
+        assert_eq!(waiter.receive()["ok"], true);
+    }
+    assert_eq!(sockets(two.directory()).len(), 1);
+}
+
+/// The holder's socket is removed by hand, or there is a file where the sockets should be: the lock changes hands all the same.
+#[test]
+fn without_word() {
+    let one = Daemon::start();
+    for socket in sockets(one.directory()) {
+        fs::remove_file(socket).expect("it is there");
+    }
+    let two = beside(one.directory()).start();
+    hands_over(&one, &two);
+    assert_eq!(said(&two, "promised"), 0);
+
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join(".distrilock"), "").expect("a file");
+    let (one, two) = (beside(directory.path()).start(), beside(directory.path()).start());
+    hands_over(&one, &two);
+    assert_eq!(said(&two, "no word from other daemons"), 1, "{}", two.said());
+}
+
+#[track_caller]
+fn hands_over(one: &Daemon, two: &Daemon) {
+    let mut holder = V1::connect(&one.tcp());
+    holder.acquire("over");
+    let mut waiter = V1::connect(&two.tcp());
+    wait_for(&mut waiter, "over", "exclusive");
+    holder.release("over");
+    granted(&mut waiter, "over");
+}
+
+/// Words of a forger: names that are waited for, held, unknown or none, and bytes that are no words.
+fn forgeries(dice: &mut Dice) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..500 {
+        match dice.below(8) {
+            0 => bytes.extend(format!("want unknown-{}\n", dice.below(1000)).bytes()),
+            1 => bytes.extend(b"held forged\n"),
+            2 => bytes.extend(b"want forged\n"),
+            3 => {
+                let count = usize::try_from(dice.below(100)).expect("it is small");
+                bytes.extend(dice.bytes(count));
+            }
+            4 => bytes.extend(b"free ../forged\nfree\nforge forged\n\n"),
+            _ => bytes.extend(b"free forged\n"),
+        }
+    }
+    bytes
+}
+
+/// Somebody floods both daemons with forged words, at their sockets and from one of his own: the holder keeps its lock until it
+/// releases it, the waiter gets it then, and both daemons come to rest.
+#[test]
+fn forged_words() {
+    let one = Daemon::start();
+    let forged = one.directory().join(".distrilock").join("forged.sock");
+    let forger = UnixListener::bind(&forged).expect("a socket of our own");
+    let mut two = Daemon::setup().directory(one.directory()).start();
+    let mut holder = V1::connect(&one.tcp());
+    holder.acquire("forged");
+    let mut waiter = V1::connect(&two.tcp());
+    wait_for(&mut waiter, "forged", "exclusive");
+
+    let mut dice = Dice::new(1);
+    for _ in 0..5 {
+        // The waiting daemon asks the forger, too, and is cut off each time.
+        let (mut asking, _) = forger.accept().expect("the daemon connects");
+        let ours = sockets(one.directory()).into_iter().filter(|socket| *socket != forged);
+        let connections = ours.map(|socket| UnixStream::connect(socket).expect("a daemon listens"));
+        for mut connection in connections.collect::<Vec<_>>() {
+            // A daemon that has had enough closes.
+            let _ = connection.write_all(&forgeries(&mut dice));
+            let _ = connection.write_all(&[b'x'; 4096]);
+        }
+        let _ = asking.write_all(&forgeries(&mut dice));
+        drop(asking);
+        assert_eq!(holder.request(json!({"op": "verify", "lock": "forged"}))["ok"], true);
+        waiter.ping();
+    }
+    // One who is not cut off, says nothing but nonsense, and does not read.
+    let (mut asking, _) = forger.accept().expect("the daemon connects");
+    asking.set_nonblocking(true).expect("it can be set");
+    while asking.write(b"free forged\nfree forged\n").is_ok() {}
+    waiter.ping();
+    fs::remove_file(&forged).expect("it is ours");
+    drop((forger, asking));
+    assert!(!V1::connect(&two.tcp()).gets("forged"));
+
+    holder.release("forged");
+    granted(&mut waiter, "forged");
+    assert!(!holder.gets("forged"));
+    one.becomes_idle();
+    two.becomes_idle();
+    two.assert_alive();
+}
+
+/// A daemon that is asked more than it can promise, by somebody who never reads, forgets it and goes on.
+#[test]
+fn more_questions_than_promises() {
+    let (one, two) = two();
+    let own = sockets(one.directory());
+    let mut holder = V1::connect(&one.tcp());
+    holder.acquire("asked");
+    let mut waiter = V1::connect(&two.tcp());
+    wait_for(&mut waiter, "asked", "exclusive");
+    eventually("word is promised", || said(&two, "promised word of asked") > 0);
+    let mut askers: Vec<_> = own.iter().map(|socket| UnixStream::connect(socket).expect("it listens")).collect();
+    for asker in &mut askers {
+        for number in 0..5000 {
+            asker.write_all(format!("want {number:0200}\nwant asked\n").as_bytes()).expect("the daemon reads");
+        }
+    }
+    holder.release("asked");
+    granted(&mut waiter, "asked");
+    one.becomes_idle();
+}
