@@ -19,12 +19,17 @@ mod unlink;
 mod witness;
 
 use std::env;
+use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::exit;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use hosts::{Server, Version};
 use report::Report;
+
+/// So many scenarios at the same time: more, and the machine is too slow to measure times.
+const TOGETHER_MAX: usize = 3;
 
 /// What is shown, and how.
 struct Scenario {
@@ -44,14 +49,14 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "cost", together: false, versions: ALL, run: contention::cost },
     Scenario { name: "waiting", together: false, versions: ALL, run: contention::waiting },
     Scenario { name: "relock", together: false, versions: ALL, run: relock::tight },
+    Scenario { name: "unlink", together: true, versions: WITH_SESSIONS, run: unlink::in_flight },
     Scenario { name: "partition", together: true, versions: ALL, run: partition::longer_than_the_lease },
-    Scenario { name: "blink", together: true, versions: ALL, run: partition::shorter_than_the_lease },
     Scenario { name: "gone", together: true, versions: ALL, run: loss::gone },
     Scenario { name: "hung", together: true, versions: ALL, run: loss::hung_server },
-    Scenario { name: "unlink", together: true, versions: WITH_SESSIONS, run: unlink::in_flight },
     Scenario { name: "mounts", together: true, versions: ALL, run: mounts::refused },
     Scenario { name: "owners", together: true, versions: ALL, run: mounts::owners },
     Scenario { name: "twins", together: true, versions: ALL, run: mounts::twins },
+    Scenario { name: "blink", together: true, versions: ALL, run: partition::shorter_than_the_lease },
     Scenario { name: "collector", together: false, versions: ALL, run: contention::collector },
     Scenario { name: "restart", together: false, versions: ALL, run: partition::server_restart },
 ];
@@ -91,8 +96,13 @@ fn guest() {
     for scenario in alone.iter().filter(|one| !is_last(one)) {
         failures += perform(&server, scenario);
     }
+    let next = AtomicUsize::new(0);
     failures += thread::scope(|scope| {
-        let threads: Vec<_> = together.iter().map(|scenario| scope.spawn(|| perform(&server, scenario))).collect();
+        let work = || {
+            let turns = iter::from_fn(|| together.get(next.fetch_add(1, Ordering::Relaxed)));
+            turns.map(|scenario| perform(&server, scenario)).sum::<u32>()
+        };
+        let threads: Vec<_> = (0..TOGETHER_MAX).map(|_| scope.spawn(work)).collect();
         threads.into_iter().map(|thread| thread.join().expect("panics are caught")).sum::<u32>()
     });
     for scenario in alone.iter().filter(|one| is_last(one)) {

@@ -25,8 +25,8 @@ pub(crate) fn refused(server: &Server, report: &Report) {
         (format!("vers={version},soft"), "soft"),
         (format!("vers={version},softerr"), "softerr"),
         (format!("vers={version},hard,ro"), "read-only"),
-        ("vers=3,hard,nolock".to_owned(), "NFSv3"),
-        ("vers=3,hard,local_lock=all,nolock".to_owned(), "NFSv3"),
+        ("vers=3,hard,nolock".to_owned(), "NFS version 3"),
+        ("vers=3,hard,local_lock=all,nolock".to_owned(), "NFS version 3"),
         (format!("vers={version},hard,local_lock=all"), "local_lock"),
     ] {
         let mounted = host.mount_with("/mounts", &options).or_else(|_| host.mount_with("/export/mounts", &options));
@@ -63,11 +63,15 @@ fn shown_options(host: &Host) -> String {
     mounts.lines().find(|line| line.contains(" /mnt nfs")).unwrap_or_default().to_owned()
 }
 
+/// The doctor of the daemon and that of the command agree on the exit status.
 fn doctor(host: &Host, report: &Report, what: &str, expected: i32) {
-    let (status, said) = host.distrilock(&["doctor", "/mnt"]);
-    let wrong: Vec<&str> = said.lines().filter(|line| !line.trim_start().starts_with("ok")).take(6).collect();
-    let detail = format!("status {status:?}: {}", wrong.join(" / "));
-    report.check(&format!("doctor gives {expected} for {what}"), status == Some(expected), detail);
+    let daemon = host.command("/lab/distrilockd").args(["--check", "-d", "/mnt"]).output().expect("nsenter is there");
+    let said = String::from_utf8_lossy(&daemon.stdout).into_owned();
+    let (status, _) = host.distrilock(&["doctor", "/mnt"]);
+    let findings: Vec<&str> = said.lines().filter(|line| line.starts_with("w")).take(4).collect();
+    let detail = format!("status {:?}, {status:?}: {}", daemon.status.code(), findings.join(" / "));
+    let both = daemon.status.code() == Some(expected) && status == Some(expected);
+    report.check(&format!("doctor gives {expected} for {what}"), both, detail);
 }
 
 /// Three daemons under three users: files that one has made, the others can lock. The export turns root into nobody.
@@ -108,7 +112,7 @@ pub(crate) fn owners(server: &Server, report: &Report) {
     }
 }
 
-/// Two hosts with one name are one NFSv4 client to the server, and wipe each other's locks: somebody has to say so.
+/// Two hosts with one name are one NFSv4 client to the server, and wipe each other's locks: the daemons and the doctor say so.
 pub(crate) fn twins(server: &Server, report: &Report) {
     let hosts = server.hosts("twins", ["twin", "twin"]);
     let nodes = hosts.each_ref().map(|host| host.spawn(report, None, "/mnt", &[]));
@@ -120,4 +124,5 @@ pub(crate) fn twins(server: &Server, report: &Report) {
     let line = nodes.iter().map(|node| node.said()).collect::<String>();
     let line = line.lines().find(|line| line.to_lowercase().contains("identifier")).unwrap_or_default().to_owned();
     report.check("two hosts with one client identifier are warned about", warned(), line);
+    doctor(&hosts[0], report, "two hosts with one client identifier", 2);
 }
