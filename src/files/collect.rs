@@ -11,8 +11,7 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::stat::lstat;
 
-use super::local;
-use super::nfs4;
+use super::local::Answer;
 use super::node::folder;
 use super::os::{Files, Hand, SUFFIX};
 use crate::engine::FileOp;
@@ -90,19 +89,17 @@ impl Files {
     }
 
     fn collect_one(&self, name: &LockName) -> bool {
-        if let Some(network) = self.network() {
-            let mut hand = nfs4::Hand::new(self, network, name, None);
-            if !hand.open_to_collect() {
-                return false;
-            }
-            drop(hand.perform(FileOp::Retire));
+        let file = if self.network().is_some() {
+            // The steps there open the file by themselves.
+            None
         } else {
             let mut hand = Hand::new(self, name, None);
-            if hand.open(OFlag::O_RDWR) != local::Answer::Yes {
+            if hand.open(OFlag::O_RDWR) != Answer::Yes {
                 return false;
             }
-            drop(self.perform(name, FileOp::Retire, hand.into_file()));
-        }
+            hand.into_file()
+        };
+        drop(self.perform(name, FileOp::Retire, file));
         lstat(&*self.c_path(name)).is_err()
     }
 

@@ -7,6 +7,7 @@
 
 mod collect;
 pub mod contact;
+mod gate;
 pub mod local;
 pub mod meeting;
 pub mod mount;

@@ -1,11 +1,21 @@
 //! [`Network`]: what all lock files of a directory on a network file system have in common.
 
-use nix::fcntl::OFlag;
+use std::io;
+use std::path::Path;
+use std::sync::Mutex;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::contact::Contact;
+use super::gate::{Gate, gate_failed};
+use super::local::Answer;
 use super::mount::Mount;
+use super::os::range;
 use crate::clock::now_ms;
+use crate::engine::Mode;
 use crate::limits::UNLINK_MS_MAX;
+use crate::name::LockName;
 
 /// A network file system, as far as lock files are concerned.
 #[derive(Debug)]
@@ -15,6 +25,7 @@ pub struct Network {
     deletes: bool,
     unlink_ms: u64,
     permissions: u32,
+    gate: Mutex<Gate>,
 }
 
 impl Network {
@@ -32,6 +43,32 @@ impl Network {
             deletes: deletes && silence_ms.is_some(),
             unlink_ms,
             permissions: 0o600 | (directory_mode & 0o066),
+            gate: Mutex::default(),
+        }
+    }
+
+    /// Locks a name's byte of the gate, or unlocks it.
+    pub(super) fn gate(&self, directory: &Path, name: &LockName, mode: Option<Mode>) -> Answer {
+        let gate = || self.gate.lock().expect("nothing panics while it is held");
+        let mut forgotten = false;
+        loop {
+            let (file, place) = match gate().enter(directory, self, name, mode) {
+                Ok(Some(entered)) => entered,
+                Ok(None) => return Answer::No,
+                Err(error) => return gate_failed(directory, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
+            };
+            // Not under the mutex: the call may take as long as the server does not answer.
+            let errno = match fcntl(&*file, FcntlArg::F_OFD_SETLK(&range(mode, place, 1))) {
+                Ok(_) => return Answer::Yes,
+                Err(errno) => errno,
+            };
+            let again = !forgotten && matches!(errno, Errno::EIO | Errno::EBADF | Errno::ESTALE);
+            gate().refused(place, again);
+            match errno {
+                Errno::EAGAIN | Errno::EACCES => return Answer::No,
+                _ if again => forgotten = true,
+                errno => return gate_failed(directory, errno),
+            }
         }
     }
 

@@ -9,6 +9,11 @@
 //! only after it was marked dead. Who has anchored a file and *then* found it alive and linked has the file that the name means,
 //! for as long as the anchor holds. The anchor holds as long as the lease does; whether the lease can have run out since is asked
 //! before each grant ([`Call::Recent`]), and if so, a read past the caches proves the lock ([`Call::Prove`]).
+//!
+//! Why a deletion may be believed: its request dies with the process that makes it (`mortal`), unless the file is open on this
+//! host, since the kernel then renames it instead, by a request that outlives the process. So the file is closed before, and the
+//! **gate** keeps it so: a byte for each name in a file that is never deleted, locked shared by who opens the name's file, until
+//! it has anchored it, and exclusively by who deletes it.
 
 mod hand;
 #[cfg(test)]
@@ -34,11 +39,15 @@ const PROOFS_MAX: u8 = 3;
 /// One system call, or a few that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Call {
+    /// Lock the name's byte of the gate, or unlock it.
+    Gate(Option<Mode>),
     /// Open the name's file for reading and writing; create it if there is none. Again: past the caches.
     Open {
         /// Whether a file of this name was found dead or lost just before.
         again: bool,
     },
+    /// Open the name's file for reading and writing, if there is one.
+    OpenOld,
     /// Open the name's file for reading.
     OpenToRead,
     /// Lock byte 2^61, shared.
@@ -93,24 +102,39 @@ pub struct Start {
     pub deletes: bool,
 }
 
+/// What comes when the file is closed and the gate open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Then {
+    /// The operation ends.
+    End,
+    /// The try, or the peek, starts over with the file that the name means now.
+    StartOver,
+    /// A dead file is deleted first.
+    Bury,
+}
+
 /// One file operation on its way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Steps {
     op: FileOp,
     deletes: bool,
     asked: Call,
-    /// Whether byte 2^61 is locked.
-    anchored: bool,
+    open: bool,
     /// Whether [0, 2^61) is locked.
     locked: bool,
-    /// Whether the file was found dead.
-    dead: bool,
+    /// Whether the name's byte of the gate is.
+    gated: bool,
     /// Whether the lock on a fresh file has been asked for a second time.
     settled: bool,
+    /// Whether the file is about to be deleted.
+    deleting: bool,
+    /// Whether the file is being closed, and the gate opened, for what comes [`Then`].
+    leaving: bool,
+    /// Whether it was found dead.
+    dead: bool,
     /// What is known so far, for the end.
     end: Outcome,
-    /// Whether the file is closed to be opened again.
-    reopen: bool,
+    then: Then,
     reopens: u8,
     looks: u8,
     proofs: u8,
@@ -124,12 +148,15 @@ impl Steps {
             op,
             deletes: start.deletes,
             asked: Call::Yield,
-            anchored: start.open,
+            open: start.open,
             locked: start.locked.is_some(),
-            dead: false,
+            gated: false,
             settled: start.open,
+            deleting: false,
+            leaving: false,
+            dead: false,
             end: Outcome::Unlocked { file_gone: false },
-            reopen: false,
+            then: Then::End,
             reopens: 0,
             looks: 0,
             proofs: 0,
@@ -137,14 +164,14 @@ impl Steps {
         let next = match op {
             FileOp::Try(_) | FileOp::Retry(_) if start.lost => steps.start_over(),
             FileOp::Try(mode) | FileOp::Retry(mode) if start.open => steps.ask(Call::Lock(mode)),
-            FileOp::Try(_) | FileOp::Retry(_) => steps.ask(Call::Open { again: false }),
-            FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire if start.lost => steps.ask(Call::Close),
+            FileOp::Try(_) | FileOp::Retry(_) => steps.ask(Call::Gate(Some(Mode::Shared))),
+            FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire if start.lost => steps.let_go(Then::End),
             FileOp::Unlock | FileOp::UnlockAndLook => steps.ask(Call::Unlock),
-            FileOp::Retire if start.deletes => steps.ask(Call::LockToDelete),
-            FileOp::Retire => steps.ask(Call::Close),
+            FileOp::Retire if start.deletes => steps.delete(),
+            FileOp::Retire => steps.let_go(Then::End),
             FileOp::Probe(mode) => steps.ask(Call::Lock(mode)),
             FileOp::Peek if start.open => steps.ask(Call::Recent),
-            FileOp::Peek => steps.ask(Call::OpenToRead),
+            FileOp::Peek => steps.ask(Call::Gate(Some(Mode::Shared))),
         };
         (steps, next)
     }
@@ -154,20 +181,22 @@ impl Steps {
         match (self.asked, &answer) {
             (Call::Unlock, Answer::Yes) => self.locked = false,
             (Call::Lock(_), Answer::Yes) => self.locked = true,
-            (Call::Anchor, Answer::Yes) => self.anchored = true,
-            (Call::Close, _) => (self.anchored, self.locked) = (false, false),
+            (Call::Open { .. } | Call::OpenOld | Call::OpenToRead, Answer::Yes) => self.open = true,
+            (Call::Close, _) => (self.open, self.locked) = (false, false),
+            (Call::Gate(mode), answer) => self.gated = mode.is_some() && *answer == Answer::Yes,
             _ => {}
         }
-        match self.op {
-            FileOp::Try(mode) | FileOp::Retry(mode) => self.try_step(mode, answer),
-            FileOp::Probe(_) => self.probe_step(answer),
-            FileOp::Unlock | FileOp::UnlockAndLook => match (self.asked, answer) {
-                (Call::Unlock, Answer::Yes) | (Call::Close, _) => Next::End(self.end.clone()),
-                // A lock that cannot be undone goes with its descriptor.
-                _ => self.ask(Call::Close),
-            },
-            FileOp::Retire => self.retire_step(&answer),
-            FileOp::Peek => self.peek_step(answer),
+        match (self.asked, self.op) {
+            // Whatever came of it, there is no other way on.
+            _ if self.leaving => self.gone(),
+            _ if self.deleting => self.delete_step(&answer),
+            (_, FileOp::Try(mode) | FileOp::Retry(mode)) => self.try_step(mode, answer),
+            (_, FileOp::Probe(_)) => self.probe_step(answer),
+            (_, FileOp::Unlock | FileOp::UnlockAndLook) if answer == Answer::Yes => Next::End(self.end.clone()),
+            // A lock that cannot be undone goes with its descriptor.
+            (_, FileOp::Unlock | FileOp::UnlockAndLook) => self.let_go(Then::End),
+            (_, FileOp::Peek) => self.peek_step(answer),
+            (call, FileOp::Retire) => unreachable!("{call:?} is no step of a deletion"),
         }
     }
 
@@ -176,55 +205,87 @@ impl Steps {
         Next::Call(call)
     }
 
-    fn finish(&mut self, end: Outcome, then: Call) -> Next {
+    fn finish(&mut self, end: Outcome) -> Next {
         self.end = end;
-        self.ask(then)
+        self.let_go(Then::End)
     }
 
     /// This file is of no use: away with it, and on with the one that the name means now.
     fn start_over(&mut self) -> Next {
-        self.reopen = true;
-        self.ask(Call::Close)
+        self.let_go(Then::StartOver)
+    }
+
+    /// Closes the file, opens the gate, and goes on to what comes then.
+    fn let_go(&mut self, then: Then) -> Next {
+        self.then = then;
+        (self.deleting, self.leaving) = (false, true);
+        self.gone()
+    }
+
+    fn gone(&mut self) -> Next {
+        if self.open {
+            return self.ask(Call::Close);
+        }
+        if self.gated {
+            return self.ask(Call::Gate(None));
+        }
+        self.leaving = false;
+        match self.then {
+            Then::End => Next::End(self.end.clone()),
+            Then::Bury => self.delete(),
+            Then::StartOver if self.reopens == REOPENS_MAX => Next::End(Outcome::Disturbed),
+            Then::StartOver => {
+                self.reopens += 1;
+                (self.settled, self.dead, self.proofs) = (false, false, 0);
+                self.end = Outcome::Disturbed;
+                self.ask(Call::Gate(Some(Mode::Shared)))
+            }
+        }
     }
 
     fn try_step(&mut self, mode: Mode, answer: Answer) -> Next {
         match (self.asked, answer) {
+            (Call::Gate(Some(_)), Answer::Yes) => self.ask(Call::Open { again: self.reopens > 0 }),
+            // Somebody deletes the file.
+            (Call::Gate(Some(_)), Answer::No | Answer::Gone) => Next::End(Outcome::Disturbed),
             (Call::Open { .. }, Answer::Yes) => self.ask(Call::Anchor),
-            (Call::Open { .. }, Answer::Gone) => self.closed(),
-            (Call::Open { .. }, Answer::Failed(fault)) => Next::End(Outcome::Failed(fault)),
             (Call::Anchor, Answer::Yes) => self.ask(Call::Alive),
             (Call::Anchor, Answer::No) => self.ask(Call::Held(mode)),
-            (Call::Alive | Call::Yield, Answer::Yes) => self.ask(Call::Lock(mode)),
+            (Call::Alive, Answer::Yes) => self.ask(Call::Gate(None)),
+            (Call::Gate(None), _) | (Call::Yield, _) => self.ask(Call::Lock(mode)),
             // Who marked it dead is gone: it holds no lock any more.
-            (Call::Alive, Answer::No) => self.bury(),
+            (Call::Alive, Answer::No) if self.deletes => self.let_go(Then::Bury),
+            (Call::Alive, Answer::No) => self.finish(Outcome::Failed(left_dead())),
             (Call::Lock(_), Answer::Yes) if !self.settled => {
                 self.settled = true;
                 self.ask(Call::Lock(mode))
             }
-            (Call::Lock(_), Answer::Yes) => self.finish(Outcome::Locked, Call::Recent),
+            (Call::Lock(_), Answer::Yes) => {
+                self.end = Outcome::Locked;
+                self.ask(Call::Recent)
+            }
             // Who only waits tries again soon, and asks the server for nothing more.
             (Call::Lock(_), Answer::No) if matches!(self.op, FileOp::Retry(_)) => self.refused(),
-            (Call::Lock(_), Answer::No) => self.finish(Outcome::Refused, Call::Recent),
+            (Call::Lock(_), Answer::No) => {
+                self.end = Outcome::Refused;
+                self.ask(Call::Recent)
+            }
             (Call::Recent, Answer::Yes) if self.end == Outcome::Locked => Next::End(Outcome::Locked),
             (Call::Recent, Answer::Yes) => self.ask(Call::Held(mode)),
             (Call::Recent, _) => self.prove(),
             (Call::Prove, Answer::Yes) => self.ask(Call::Recent),
-            (Call::Held(_), Answer::Yes) if self.anchored => self.refused(),
-            (Call::Held(_), Answer::Yes) => self.finish(Outcome::Refused, Call::Close),
+            // Before the gate is open, it is the anchor that was refused.
+            (Call::Held(_), Answer::Yes) if self.gated => self.finish(Outcome::Refused),
+            (Call::Held(_), Answer::Yes) => self.refused(),
             // It was released a moment ago, or something that is no daemon locks a part of the file.
-            (Call::Held(_), Answer::No) if self.anchored && self.looks < LOOKS_MAX => {
+            (Call::Held(_), Answer::No) if !self.gated && self.looks < LOOKS_MAX => {
                 self.looks += 1;
                 self.ask(Call::Yield)
             }
-            (Call::Held(_), Answer::No) => self.finish(Outcome::Disturbed, Call::Close),
-            (Call::LockToDelete, Answer::Yes) => self.ask(Call::Named),
-            // Others are about to bury it, too, and each is in the way of the others.
-            (Call::LockToDelete, _) => self.finish(Outcome::Disturbed, Call::Close),
-            (Call::Named, Answer::Yes) => self.ask(Call::Unlink),
+            (Call::Held(_), Answer::No) => self.finish(Outcome::Disturbed),
             (Call::Unlock, Answer::Yes) => Next::End(self.end.clone()),
-            (Call::Close, _) => self.closed(),
-            (Call::Unlink, Answer::Yes) | (_, Answer::No | Answer::Gone) => self.start_over(),
-            (_, Answer::Failed(fault)) => self.finish(Outcome::Failed(fault), Call::Close),
+            (_, Answer::No | Answer::Gone) => self.start_over(),
+            (_, Answer::Failed(fault)) => self.finish(Outcome::Failed(fault)),
             (call, answer) => unreachable!("{answer:?} is no answer to {call:?} in a try"),
         }
     }
@@ -237,31 +298,7 @@ impl Steps {
 
     fn prove(&mut self) -> Next {
         self.proofs += 1;
-        if self.proofs <= PROOFS_MAX {
-            self.ask(Call::Prove)
-        } else {
-            self.finish(Outcome::Failed(too_slow()), Call::Close)
-        }
-    }
-
-    /// A dead file that was left behind: deleted under the same lock as one that retires.
-    fn bury(&mut self) -> Next {
-        if self.deletes { self.ask(Call::LockToDelete) } else { self.finish(Outcome::Failed(left_dead()), Call::Close) }
-    }
-
-    /// The file is closed, or could not be opened because the one that was there has just gone.
-    fn closed(&mut self) -> Next {
-        let reopen = self.reopen || matches!(self.asked, Call::Open { .. });
-        if !reopen {
-            return Next::End(self.end.clone());
-        }
-        (self.reopen, self.settled, self.proofs) = (false, false, 0);
-        self.end = Outcome::Disturbed;
-        if self.reopens == REOPENS_MAX {
-            return Next::End(Outcome::Disturbed);
-        }
-        self.reopens += 1;
-        self.ask(Call::Open { again: true })
+        if self.proofs <= PROOFS_MAX { self.ask(Call::Prove) } else { self.finish(Outcome::Failed(too_slow())) }
     }
 
     fn probe_step(&mut self, answer: Answer) -> Next {
@@ -279,42 +316,56 @@ impl Steps {
         })
     }
 
-    fn retire_step(&mut self, answer: &Answer) -> Next {
+    /// Begins to delete the file: one that retires, or a dead one that is in the way of a try.
+    fn delete(&mut self) -> Next {
+        self.deleting = true;
+        self.ask(Call::Gate(Some(Mode::Exclusive)))
+    }
+
+    fn delete_step(&mut self, answer: &Answer) -> Next {
         match (self.asked, answer) {
+            (Call::Gate(_), Answer::Yes) if !self.open => self.ask(Call::OpenOld),
+            (Call::Gate(_) | Call::OpenOld, Answer::Yes) => self.ask(Call::LockToDelete),
             (Call::LockToDelete, Answer::Yes) => self.ask(Call::Prove),
             (Call::Prove, Answer::Yes) => self.ask(Call::Alive),
-            (Call::Alive, Answer::Yes) => self.ask(Call::Named),
             // Left by a process that was killed on this way.
             (Call::Alive, Answer::No) => {
                 self.dead = true;
                 self.ask(Call::Named)
             }
+            (Call::Alive, Answer::Yes) if self.op == FileOp::Retire => self.ask(Call::Named),
             (Call::Named, Answer::Yes) if !self.dead => self.ask(Call::MarkDead),
-            (Call::Named | Call::MarkDead, Answer::Yes) => self.ask(Call::Unlink),
-            (Call::Close, _) => Next::End(Outcome::Unlocked { file_gone: false }),
-            // Somebody else uses it, or it is not what it seemed: it is theirs, or the collector's.
-            _ => self.ask(Call::Close),
+            (Call::Named | Call::MarkDead, Answer::Yes) => self.ask(Call::Close),
+            (Call::Close, _) => self.ask(Call::Unlink),
+            (Call::Unlink, Answer::Failed(_)) | (Call::Gate(_) | Call::LockToDelete, _) => self.left(),
+            // It is gone, or was not what it seemed.
+            _ => self.let_go(if self.op == FileOp::Retire { Then::End } else { Then::StartOver }),
         }
+    }
+
+    /// The file stays: somebody else uses it, or the server did not answer in time.
+    fn left(&mut self) -> Next {
+        if self.op != FileOp::Retire {
+            self.end = Outcome::Disturbed;
+        }
+        self.let_go(Then::End)
     }
 
     fn peek_step(&mut self, answer: Answer) -> Next {
         match (self.asked, answer) {
-            (Call::Recent, Answer::Yes) | (Call::OpenToRead, Answer::Yes) => self.ask(Call::Held(Mode::Exclusive)),
+            (Call::Gate(Some(_)), Answer::Yes) => self.ask(Call::OpenToRead),
+            // Who deletes it holds nothing.
+            (Call::Gate(Some(_)), Answer::No | Answer::Gone) => Next::End(Outcome::Peeked { locked: false }),
+            (Call::OpenToRead | Call::Prove | Call::Recent, Answer::Yes) => self.ask(Call::Held(Mode::Exclusive)),
             (Call::Recent, _) => self.ask(Call::Prove),
-            (Call::Prove, Answer::Yes) => self.ask(Call::Held(Mode::Exclusive)),
-            (Call::Prove, _) => self.start_over(),
-            (Call::OpenToRead, Answer::Failed(fault)) => Next::End(Outcome::Failed(fault)),
-            (Call::OpenToRead, _) => Next::End(Outcome::Peeked { locked: false }),
+            (Call::Prove, Answer::No | Answer::Gone) => self.start_over(),
+            (_, Answer::Failed(fault)) => self.finish(Outcome::Failed(fault)),
             (Call::Held(_), answer) => {
-                self.end = match answer {
-                    Answer::Failed(fault) => Outcome::Failed(fault),
-                    answer => Outcome::Peeked { locked: answer == Answer::Yes },
-                };
+                self.end = Outcome::Peeked { locked: answer == Answer::Yes };
                 // An anchored file stays; one that was opened to be looked at is closed.
-                if self.anchored { Next::End(self.end.clone()) } else { self.ask(Call::Close) }
+                if self.gated { self.let_go(Then::End) } else { Next::End(self.end.clone()) }
             }
-            (Call::Close, _) if std::mem::take(&mut self.reopen) => self.ask(Call::OpenToRead),
-            _ => Next::End(self.end.clone()),
+            _ => self.finish(Outcome::Peeked { locked: false }),
         }
     }
 }

@@ -31,6 +31,8 @@ pub(in crate::files) struct Hand<'a> {
     file: Option<OpenFile>,
     /// When a call was sent that showed that the server knows our locks: a deletion has to be over soon after.
     proven_ms: u64,
+    /// In which epoch the gate was locked: a deletion relies on it as well.
+    gated_in: u64,
 }
 
 impl<'a> Hand<'a> {
@@ -40,7 +42,7 @@ impl<'a> Hand<'a> {
         name: &'a LockName,
         file: Option<OpenFile>,
     ) -> Self {
-        Self { files, network, name, file, proven_ms: 0 }
+        Self { files, network, name, file, proven_ms: 0, gated_in: 0 }
     }
 
     pub(in crate::files) fn perform(mut self, op: FileOp) -> (Option<OpenFile>, Outcome) {
@@ -64,16 +66,20 @@ impl<'a> Hand<'a> {
         }
     }
 
-    /// Opens a file to retire it, without an anchor; false if there is none.
-    pub(in crate::files) fn open_to_collect(&mut self) -> bool {
-        let (file, answer) = OpenFile::open(self.files.c_path(self.name), OFlag::O_RDWR | self.network.direct(), 0);
-        self.file = file;
-        answer == Answer::Yes
-    }
-
     fn make(&mut self, call: Call) -> Answer {
         match call {
+            Call::Gate(mode) => {
+                self.gated_in = self.network.epoch();
+                self.network.gate(self.files.directory(), self.name, mode)
+            }
             Call::Open { again } => self.open(again),
+            Call::OpenOld => {
+                self.refresh();
+                match self.open_with(OFlag::O_RDWR) {
+                    Answer::Failed(fault) if fault.errno == Errno::ENOENT as i32 => Answer::Gone,
+                    answer => answer,
+                }
+            }
             Call::OpenToRead => {
                 self.refresh();
                 self.open_with(OFlag::O_RDONLY)
@@ -92,10 +98,7 @@ impl<'a> Hand<'a> {
             Call::LockToDelete => self.proving(|hand| hand.lock(Some(Mode::Exclusive), 1, 0)),
             Call::Named => self.named(),
             Call::MarkDead => self.proving(Self::mark_dead),
-            Call::Unlink => {
-                let path = self.file().path.clone();
-                mortal::unlink(&path, self.proven_ms + self.network.unlink_ms())
-            }
+            Call::Unlink => mortal::unlink(&self.files.c_path(self.name), self.proven_ms + self.network.unlink_ms()),
             Call::Unlock => self.lock(None, 0, ANCHOR),
             Call::Close => self.close(),
         }

@@ -26,6 +26,8 @@ struct Server {
     dead: BTreeSet<Inode>,
     /// Who locks which part of which file, and how.
     locks: BTreeMap<(usize, u8), Mode>,
+    /// Who locks the name's byte of the gate, and how.
+    gate: BTreeMap<usize, Mode>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -47,6 +49,8 @@ struct Host {
     holds: Option<Mode>,
     /// Whether somebody else has held the name at some time since the try began.
     rival: bool,
+    /// Whether the lease has run out since the gate was locked, or a lock was proven: it is too late to delete.
+    late: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -107,14 +111,14 @@ impl World {
             Action::CutShort(n) => self.step(*n, true),
             Action::Die(n) => {
                 self.mishaps -= 1;
-                self.server.locks.retain(|(who, _), _| who != n);
+                self.forget(*n);
                 self.hosts[*n] = Host::default();
             }
             Action::Expire(n) => {
                 self.mishaps -= 1;
-                self.server.locks.retain(|(who, _), _| who != n);
+                self.forget(*n);
                 let host = &mut self.hosts[*n];
-                host.holds = None;
+                (host.holds, host.late) = (None, true);
                 if let Some(file) = &mut host.file {
                     (file.dropped, file.recent) = (true, false);
                 }
@@ -128,6 +132,12 @@ impl World {
                 self.hosts[n].rival = false;
             }
         }
+    }
+
+    /// The server drops everything that a host locks.
+    fn forget(&mut self, n: usize) {
+        self.server.locks.retain(|(who, _), _| *who != n);
+        self.server.gate.remove(&n);
     }
 
     /// Inodes are told apart, and otherwise mean nothing.
@@ -172,8 +182,7 @@ impl World {
         let (mut steps, next) = self.hosts[n].under_way.take().expect("an operation is under way");
         let Next::Call(call) = next else { unreachable!("an operation that has ended is not under way") };
         let killed = Answer::Failed(Fault { operation: "remove", path: "".into(), errno: nix::libc::ETIMEDOUT });
-        let dropped = self.hosts[n].file.as_ref().is_some_and(|file| file.dropped);
-        let too_late = call == Call::Unlink && (cut_short || dropped);
+        let too_late = call == Call::Unlink && (cut_short || self.hosts[n].late);
         let answer = if too_late { killed } else { self.make(n, call) };
         let next = steps.answered(answer);
         match next {
@@ -209,7 +218,28 @@ impl World {
 
     fn make(&mut self, n: usize, call: Call) -> Answer {
         let yes = |done: bool| if done { Answer::Yes } else { Answer::No };
-        if let Call::Open { .. } = call {
+        match call {
+            Call::Gate(None) => {
+                self.server.gate.remove(&n);
+                return Answer::Yes;
+            }
+            Call::Gate(Some(mode)) => {
+                let excludes = |held: &Mode| *held == Mode::Exclusive || mode == Mode::Exclusive;
+                if self.server.gate.iter().any(|(who, held)| *who != n && excludes(held)) {
+                    return Answer::No;
+                }
+                self.server.gate.insert(n, mode);
+                self.hosts[n].late = false;
+                return Answer::Yes;
+            }
+            Call::Unlink => {
+                self.server.named = None;
+                return Answer::Yes;
+            }
+            Call::OpenOld if self.server.named.is_none() => return Answer::Gone,
+            _ => {}
+        }
+        if let Call::Open { .. } | Call::OpenOld = call {
             let used: BTreeSet<Inode> = self.hosts.iter().filter_map(|host| Some(host.file.as_ref()?.inode)).collect();
             let fresh = (0..)
                 .find(|inode| !used.contains(inode) && !self.server.dead.contains(inode))
@@ -221,7 +251,9 @@ impl World {
         let file = self.hosts[n].file.clone().expect("the steps use a file only while it is open");
         let named = self.server.named == Some(file.inode);
         match call {
-            Call::Open { .. } | Call::OpenToRead | Call::Check => unreachable!("{call:?} is not part of the model"),
+            Call::Gate(_) | Call::Unlink | Call::Open { .. } | Call::OpenOld | Call::OpenToRead | Call::Check => {
+                unreachable!("{call:?} is not part of the model")
+            }
             Call::Anchor => return self.lock(n, &[ANCHOR], Mode::Shared),
             Call::Alive if self.server.dead.contains(&file.inode) && named => return Answer::No,
             Call::Alive => return if named { Answer::Yes } else { Answer::Gone },
@@ -246,8 +278,8 @@ impl World {
             Call::LockToDelete => return self.lock(n, &PARTS[1..], Mode::Exclusive),
             Call::Named => return yes(named),
             Call::MarkDead if file.dropped => return Answer::No,
+            // What is marked dead stays so when its last user has closed it, as long as it has its name.
             Call::MarkDead => drop(self.server.dead.insert(file.inode)),
-            Call::Unlink => self.server.named = None,
             Call::Unlock => {
                 self.server.locks.retain(|(who, part), _| *who != n || *part == ANCHOR);
                 self.open(n).locked = None;
