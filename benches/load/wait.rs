@@ -1,7 +1,7 @@
 //! Waiting for what another process holds, a daemon on the same directory or a program that is none:
 //! what the waiting costs, and how soon it ends.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::thread;
@@ -124,9 +124,12 @@ impl Held {
     }
 
     fn by_program(daemon: &Server, names: usize) -> Result<Self> {
+        // The daemon may still be deleting the empty files that nobody locks: these are never empty.
         let open = |number| {
-            let path = daemon.locks().join(format!("wait-{number}.lck"));
-            File::options().read(true).write(true).create(true).truncate(false).open(path)
+            let (new, path) = (daemon.locks().join("new"), daemon.locks().join(format!("wait-{number}.lck")));
+            fs::write(&new, "held by a program")?;
+            fs::rename(&new, &path)?;
+            File::options().read(true).write(true).open(path)
         };
         let mut held = Self::ByProgram((0..names).map(open).collect::<std::io::Result<_>>()?);
         (0..names).try_for_each(|number| held.again(number))?;

@@ -1,6 +1,5 @@
 //! [`Network`]: what all lock files of a directory on a network file system have in common.
 
-use std::io;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -58,10 +57,7 @@ impl Network {
                 Err(error) => return gate_failed(directory, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
             };
             // Not under the mutex: the call may take as long as the server does not answer.
-            let errno = match fcntl(&*file, FcntlArg::F_OFD_SETLK(&range(mode, place, 1))) {
-                Ok(_) => return Answer::Yes,
-                Err(errno) => errno,
-            };
+            let Err(errno) = fcntl(&*file, FcntlArg::F_OFD_SETLK(&range(mode, place, 1))) else { return Answer::Yes };
             let again = !forgotten && matches!(errno, Errno::EIO | Errno::EBADF | Errno::ESTALE);
             gate().refused(place, again);
             match errno {
