@@ -31,8 +31,12 @@ impl Fighter<'_> {
         let mut session = V1::try_connect(&self.address)?;
         let who = format!("{}-{}", self.host.name, self.seed);
         let pick = |dice: &mut Dice, count: usize| usize::try_from(dice.below(count as u64)).expect("it is small");
+        let home = usize::try_from(self.seed / 2).expect("it is small") % self.names.len();
         while !stop() {
-            let lock = self.names[pick(&mut dice, self.names.len())];
+            // Every other one stays with one name, so that a daemon has several sessions for it.
+            let roams = self.seed % 2 == 0;
+            let chosen = if roams { pick(&mut dice, self.names.len()) } else { home };
+            let lock = self.names[chosen];
             // Mostly in the queue: that is where grants are quick, and where a lost notice would be seen.
             let wait_ms = [0, 20, 1000, 10_000, 10_000, 10_000][pick(&mut dice, 6)];
             let reply = session.try_request(json!({"op": "acquire", "lock": lock, "wait_ms": wait_ms}))?;
@@ -60,7 +64,7 @@ pub(crate) fn many_sessions(server: &Server, report: &Report) {
     let hosts = server.hosts("contention", ["ca", "cb", "cc"]);
     let nodes = hosts.each_ref().map(|host| host.daemon(report, &[]));
     let (witness, start) = (Witness::default(), Instant::now());
-    let patience = Duration::from_secs(240);
+    let patience = Duration::from_secs(900);
     let stop = || witness.grants() >= grants || !witness.overlaps().is_empty() || start.elapsed() > patience;
     thread::scope(|scope| {
         for fighter in fighters(&hosts, &nodes, &NAMES, 6) {
@@ -70,7 +74,7 @@ pub(crate) fn many_sessions(server: &Server, report: &Report) {
     });
     witness.report(report, grants, start);
     let changes = witness.changes();
-    report.check("the hosts take turns", changes > grants / 100, format!("{changes} grants from host to host"));
+    report.check("the hosts take turns", changes > 100, format!("{changes} grants from host to host"));
 }
 
 /// A warm name, which nobody else wants, costs a LOCK and a LOCKU.
@@ -95,8 +99,9 @@ pub(crate) fn cost(server: &Server, report: &Report) {
         after.keys().map(|name| (name.as_str(), difference(name))).filter(|(_, count)| *count > 0).collect();
     let count = |name: &str| counted.get(name).copied().unwrap_or(0);
     let others: u64 = counted.iter().filter(|(name, _)| !matches!(**name, "LOCK" | "LOCKU")).map(|(_, n)| n).sum();
-    // Beside them only what goes on in the background: a probe, a renewal of the lease.
-    let two = count("LOCK") == CYCLES && count("LOCKU") == CYCLES && others <= CYCLES / 20;
+    // Beside them only what goes on in the background: probes.
+    let once = |name: &str| (CYCLES..=CYCLES + 2).contains(&count(name));
+    let two = once("LOCK") && once("LOCKU") && others <= CYCLES / 20;
     report.check("two calls a cycle", two, format!("{CYCLES} cycles: {counted:?}"));
     report.figure("time of a cycle", quantiles(&mut times));
 }
@@ -187,7 +192,7 @@ pub(crate) fn collector(server: &Server, report: &Report) {
     let hosts = server.hosts("collector", ["ga", "gb", "gc"]);
     let mut nodes = hosts.each_ref().map(|host| host.daemon(report, &["--linger", "0.05"]));
     let (witness, start) = (Witness::default(), Instant::now());
-    let patience = Duration::from_secs(120);
+    let patience = Duration::from_secs(600);
     let stop = || witness.grants() >= grants || !witness.overlaps().is_empty() || start.elapsed() > patience;
     let done = AtomicBool::new(false);
     let counts = thread::scope(|scope| {
