@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::machine::COMMAND;
 use crate::report::Report;
 use crate::support::{PATIENCE, V1, eventually};
 
@@ -297,6 +298,13 @@ impl Host {
         let child = command.spawn().expect("nsenter is there");
         report.show_if_failed(log.clone());
         Node { child, address, log }
+    }
+
+    /// A collector on this host: that of the command, or that of the library.
+    pub(crate) fn collector(&self) -> Command {
+        let mut command = self.command(if COMMAND.is_some() { "/lab/distrilock" } else { "/lab/payload" });
+        command.args(["gc", "/mnt", "--idle", "0"]);
+        command
     }
 
     /// Runs the command-line program on this host; its exit status and what it said.

@@ -25,7 +25,7 @@ const MEMORY_MIB: u32 = 768;
 /// Machines at the same time; each mostly waits for leases to run out.
 const MACHINES_MAX: usize = 2;
 
-/// The command `distrilock`, if this tree has it. What needs it is left out otherwise, and said to be.
+/// The command `distrilock`, if this tree has it.
 pub(crate) const COMMAND: Option<&str> = option_env!("CARGO_BIN_EXE_distrilock");
 
 /// What the machines said, counted.
@@ -46,7 +46,7 @@ pub(crate) fn run(words: &[String]) -> bool {
     let scratch = TempDir::with_prefix_in("nfs-", env!("CARGO_TARGET_TMPDIR")).expect("a place for disks");
     payload(scratch.path());
     if COMMAND.is_none() {
-        println!("left out, since there is no command distrilock: collectors, and its doctor");
+        println!("there is no command distrilock: the collector is the library's, and the doctor the daemon's alone");
     }
     let tally = Mutex::new(Tally::default());
     let next = AtomicUsize::new(0);

@@ -21,10 +21,15 @@ mod witness;
 use std::env;
 use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::exit;
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
+use clap::Parser;
+use distrilock::files::nfs4;
+use distrilock::server::directory::Directory;
+use distrilock::settings::Settings;
 use hosts::{Server, Version};
 use report::Report;
 
@@ -65,23 +70,38 @@ const SCENARIOS: &[Scenario] = &[
 fn chosen(version: Version, words: &[String]) -> Vec<&'static Scenario> {
     let names: Vec<&String> = words.iter().filter(|word| word.parse::<Version>().is_err()).collect();
     let matches = |name: &str| names.is_empty() || names.iter().any(|word| name.contains(word.as_str()));
-    let all = SCENARIOS.iter().filter(|scenario| scenario.name != "collector" || machine::COMMAND.is_some());
+    let all = SCENARIOS.iter();
     all.filter(|scenario| scenario.versions.contains(&version) && matches(scenario.name)).collect()
 }
 
-fn main() {
+fn main() -> ExitCode {
+    // As a collector, this program is started by itself for each deletion.
+    if let Some(status) = nfs4::take_over() {
+        return status;
+    }
     let words: Vec<String> = env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     if env::args().any(|word| word == "--list") {
         SCENARIOS.iter().for_each(|scenario| println!("{}: test", scenario.name));
-    } else if words.first().is_some_and(|word| word == "guest") {
-        guest();
-    } else {
-        exit(i32::from(!machine::run(&words)));
+        return ExitCode::SUCCESS;
     }
+    let holds = match words.first().map(String::as_str) {
+        Some("guest") => guest(),
+        Some("gc") => sweep(&words[1]),
+        _ => machine::run(&words),
+    };
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The collector of the library, for a tree whose command has none: deletes what nobody uses.
+fn sweep(directory: &str) -> bool {
+    let settings = Settings::parse_from(["distrilockd", "-d", directory]);
+    let files = Directory::find(&settings).expect("a healthy mount").files().expect("a healthy mount");
+    let swept = files.sweep(Duration::ZERO, false, |name, what| println!("{name}: {what:?}"));
+    swept.inspect_err(|fault| println!("{fault}")).is_ok()
 }
 
 /// Inside of the machine: the kernel's command line has the version and the words.
-fn guest() {
+fn guest() -> bool {
     let line = std::fs::read_to_string("/proc/cmdline").expect("proc is mounted");
     let setting = |name: &str| {
         let mut values = line.split_whitespace().filter_map(|word| word.strip_prefix("lab.")?.strip_prefix(name));
@@ -108,7 +128,7 @@ fn guest() {
     for scenario in alone.iter().filter(|one| is_last(one)) {
         failures += perform(&server, scenario);
     }
-    exit(i32::from(failures > 0));
+    failures == 0
 }
 
 /// Runs one scenario and gives its failures. A panic is one.

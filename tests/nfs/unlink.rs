@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::hosts::{Host, Server};
-use crate::machine::COMMAND;
 use crate::partition::{Rival, works_again};
 use crate::report::Report;
 use crate::support::eventually;
@@ -25,9 +24,7 @@ const TRIES_MAX: u32 = 6;
 /// A plain unlink shows that the lab can do it; then the daemon's, and the collector's.
 pub(crate) fn in_flight(server: &Server, report: &Report) {
     thread::scope(|scope| {
-        let all = [plain, retiring, collecting];
-        let known = if COMMAND.is_some() { &all[..] } else { &all[..2] };
-        let threads: Vec<_> = known.iter().map(|unlink| scope.spawn(move || unlink(server, report))).collect();
+        let threads = [plain, retiring, collecting].map(|unlink| scope.spawn(move || unlink(server, report)));
         for thread in threads {
             if let Err(panic) = thread.join() {
                 std::panic::resume_unwind(panic);
@@ -205,9 +202,7 @@ fn collecting(server: &Server, report: &Report) {
     let unlink = |lock: &str| {
         fs::write(format!("/export/collecting/{lock}.lck"), "").expect("a lock file");
         hosts[0].slow(DELAY_MS);
-        let mut command = hosts[0].command("/lab/distrilock");
-        let command = command.args(["gc", "/mnt", "--idle", "0"]).stdout(Stdio::null());
-        Unlinker::Own(command.spawn().expect("nsenter is there"))
+        Unlinker::Own(hosts[0].collector().stdout(Stdio::null()).spawn().expect("nsenter is there"))
     };
     cut_during(server, report, "collecting", &hosts, unlink);
 }
