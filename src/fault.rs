@@ -49,6 +49,9 @@ impl Fault {
             libc::EUCLEAN => {
                 "a collector was killed there: run distrilock gc on the file server, or mount with vers=4.1 or 4.2"
             }
+            libc::EBADMSG => {
+                "its content is not what daemons write: move it away if it is a lock file, restore it if it is .distrilock/fence"
+            }
             libc::ESTALE => {
                 "its inode numbers change: move the lock directory to another file system, and look for who replaces files"
             }

@@ -147,5 +147,21 @@ pub const LINGER_SHARE_OF_DESCRIPTORS: u64 = 4;
 /// See [`LINGER_SHARE_OF_DESCRIPTORS`].
 pub const LINGER_FILES_MAX: u64 = 4096;
 
+/// Slots that a name may have: more than licences or machines are counted in, and a reply that names them all stays short.
+pub const SLOTS_MAX: u16 = 1024;
+
+/// Locks that one request may ask for: as many as people list by hand, and more than enough of the longest names for a message.
+pub const LOCKS_PER_REQUEST_MAX: usize = 64;
+
+/// Sessions of a cycle that a refusal tells of: who mends it needs the first few.
+pub const CYCLE_SHOWN_MAX: usize = 8;
+
+/// How long a fence may wait for another process that takes one, in milliseconds, before its request is refused: each of them
+/// needs one write to the disk.
+pub const FENCE_WAIT_MS_MAX: u64 = 200;
+
+/// By how much the mark of the fences is raised beyond the fence that needs it: so many further fences need one write, not two.
+pub const FENCES_AHEAD: u64 = 64;
+
 /// Below this many descriptors the daemon says at start how to raise the limit: a session with one lock takes two.
 pub const DESCRIPTORS_LOW: u64 = 4096;

@@ -1,6 +1,7 @@
 //! Two daemons on one directory fight over names, and a witness outside of them watches: whoever is granted a lock
 //! enters its name with the witness, stays for 0 to 100 microseconds, leaves, and only then releases. Two who are in
-//! one name at once are an overlap. There must be none, on tmpfs and on a disk, whoever is killed meanwhile.
+//! one name at once are an overlap; where a name has slots, more than that many, or two in one slot; and so is a fence that is
+//! not above all those before. There must be none, on tmpfs and on a disk, whoever is killed meanwhile.
 //!
 //! The witness is a table in a mutex: in this process for fighters that are threads, behind a Unix socket for those
 //! that are processes, which are this program started again, and are killed. The killer writes into the same table,
@@ -90,13 +91,33 @@ impl Place {
     }
 }
 
+/// How a fighter wants a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// For itself alone.
+    Alone,
+    /// At times shared.
+    Shared,
+    /// One or two of three slots, at times.
+    Slots,
+    /// With a fence, alone or shared.
+    Fences,
+    /// Slots with fences.
+    SlotFences,
+}
+
+const KINDS: [Kind; 5] = [Kind::Alone, Kind::Shared, Kind::Slots, Kind::Fences, Kind::SlotFences];
+
+/// The slots of a name that has some.
+const SLOTS: u64 = 3;
+
 struct Configuration {
     place: Place,
     /// Connections for each daemon and each name.
     connections: usize,
     names: usize,
-    /// Whether some of the grants are shared.
-    shared: bool,
+    /// How some of the grants are to be.
+    kind: Kind,
     linger: Option<&'static str>,
     kills: u64,
 }
@@ -106,11 +127,12 @@ fn configurations() -> Vec<Configuration> {
     for place in [Place::Tmpfs, Place::Disk] {
         for linger in [None, Some("0")] {
             for (connections, names) in [(1, 1), (4, 1), (1, 8), (4, 8)] {
-                let plain = Configuration { place, connections, names, shared: false, linger, kills: 0 };
+                let plain = Configuration { place, connections, names, kind: Kind::Alone, linger, kills: 0 };
                 all.push(plain);
             }
-            for (shared, kills) in [(true, 0), (false, KILLS), (true, KILLS)] {
-                all.push(Configuration { place, connections: 4, names: 2, shared, linger, kills });
+            let kinds = KINDS.into_iter().flat_map(|kind| [(kind, 0), (kind, KILLS)]);
+            for (kind, kills) in kinds.filter(|with| *with != (Kind::Alone, 0)) {
+                all.push(Configuration { place, connections: 4, names: 2, kind, linger, kills });
             }
         }
     }
@@ -124,10 +146,16 @@ impl Configuration {
             Place::Disk => "disk",
         };
         let linger = self.linger.unwrap_or("default");
-        let shared = if self.shared { " shared" } else { "" };
+        let kind = match self.kind {
+            Kind::Alone => "",
+            Kind::Shared => " shared",
+            Kind::Slots => " slots",
+            Kind::Fences => " fences",
+            Kind::SlotFences => " slots fences",
+        };
         let kills = if self.kills > 0 { " kills" } else { "" };
         let (connections, names) = (self.connections, self.names);
-        format!("{place} connections={connections} names={names} linger={linger}{shared}{kills}")
+        format!("{place} connections={connections} names={names} linger={linger}{kind}{kills}")
     }
 
     fn fighters(&self) -> impl Iterator<Item = Fighter> + '_ {
@@ -138,12 +166,14 @@ impl Configuration {
                 lock: format!("name{name}"),
                 client: format!("c{side}-{name}-{connection}"),
                 seed: u64::try_from(side * 1000 + name * 10 + connection).expect("it is small"),
-                shared: self.shared,
+                kind: self.kind,
             })
         })
     }
 
     fn run(&self, grants: u64) -> Arena {
+        // Each fence is written to the disk.
+        let grants = if matches!(self.kind, Kind::Fences | Kind::SlotFences) { grants / 4 } else { grants };
         let mut arena = Arena::open(self);
         let start = Instant::now();
         let kills = if self.kills > 0 { arena.fight_with_kills(self, grants) } else { arena.fight(self, grants) };
@@ -274,11 +304,49 @@ struct Claim {
     epoch: String,
 }
 
+/// What of a name somebody has: all of it, a share, or slots; and the fence that came with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Share {
+    shared: bool,
+    slots: Vec<u64>,
+    fence: Option<u64>,
+}
+
+impl Share {
+    fn shared(shared: bool) -> Self {
+        Self { shared, ..Self::default() }
+    }
+
+    fn goes_with(&self, other: &Self) -> bool {
+        let apart = !self.slots.is_empty() && !other.slots.is_empty();
+        let differ = self.slots.iter().all(|slot| !other.slots.contains(slot));
+        self.shared && other.shared || apart && differ
+    }
+
+    fn to_json(&self) -> Value {
+        json!({"shared": self.shared, "slots": self.slots, "fence": self.fence})
+    }
+
+    /// From a reply of the daemon (`slot`, `taken`), or from what `to_json` made.
+    fn from_json(value: &Value) -> Self {
+        let numbers = |member: &str| value[member].as_array().cloned().unwrap_or_default();
+        let slots = [numbers("slots"), numbers("taken")].concat();
+        let slots = if slots.is_empty() && value["slot"].is_u64() { vec![value["slot"].clone()] } else { slots };
+        let slots = slots.iter().map(|slot| slot.as_u64().expect("a slot is a number")).collect();
+        let shared = value["shared"] == true || value["mode"] == "shared";
+        Self { shared, slots, fence: value["fence"].as_u64() }
+    }
+}
+
 /// What the witness knows.
 #[derive(Default)]
 struct Table {
-    /// Those who are in a name, and whether they came in shared mode.
-    inside: HashMap<String, Vec<(Claim, bool)>>,
+    /// Those who are in a name, and how they came.
+    inside: HashMap<String, Vec<(Claim, Share)>>,
+    /// The highest fence of each name.
+    fences: HashMap<String, u64>,
+    /// All fences that were granted.
+    seen: HashSet<(String, u64)>,
     /// Clients and epochs of daemons that were killed: their claims count for nothing.
     void: HashSet<String>,
     /// The grants that counted, for each daemon.
@@ -299,20 +367,37 @@ impl Table {
     }
 
     /// Somebody was granted a name: whoever is in it already is an overlap, unless void, or both are shared.
-    fn enter(&mut self, side: usize, lock: &str, claim: &Claim, shared: bool) {
+    fn enter(&mut self, side: usize, lock: &str, claim: &Claim, share: &Share) {
         if self.is_void(claim) {
             return;
         }
+        self.fenced(lock, claim, share);
         let mut inside = self.inside.remove(lock).unwrap_or_default();
         inside.retain(|(other, _)| !self.is_void(other));
-        for (other, other_shared) in &inside {
-            if !(shared && *other_shared) {
-                self.overlaps.push(format!("{lock}: {claim:?} (shared: {shared}) while {other:?} is in"));
+        for (other, other_share) in &inside {
+            if !share.goes_with(other_share) {
+                self.overlaps.push(format!("{lock}: {claim:?} {share:?} while {other:?} {other_share:?} is in"));
             }
         }
-        inside.push((claim.clone(), shared));
+        if share.slots.iter().any(|slot| *slot >= SLOTS) {
+            self.overlaps.push(format!("{lock}: {claim:?} {share:?}: there are {SLOTS} slots"));
+        }
+        inside.push((claim.clone(), share.clone()));
         self.inside.insert(lock.to_owned(), inside);
         self.grants[side] += 1;
+    }
+
+    /// Fences of exclusive grants are told in the order of the grants; of others, two may be told in the other order, so that
+    /// only a fence that was seen before is wrong.
+    fn fenced(&mut self, lock: &str, claim: &Claim, share: &Share) {
+        let Some(fence) = share.fence else { return };
+        let before = self.fences.get(lock).copied().unwrap_or_default();
+        let alone = !share.shared && share.slots.is_empty();
+        let seen = !self.seen.insert((lock.to_owned(), fence));
+        if seen || alone && fence <= before {
+            self.overlaps.push(format!("{lock}: {claim:?} has the fence {fence} after {before}"));
+        }
+        self.fences.insert(lock.to_owned(), fence.max(before));
     }
 
     fn leave(&mut self, lock: &str, claim: &Claim) {
@@ -335,7 +420,7 @@ impl Drop for End<'_> {
 trait Judge {
     /// The epoch and address of the daemon of this side, or none if the fight is over.
     fn daemon(&mut self, side: usize) -> Option<(String, String)>;
-    fn enter(&mut self, side: usize, lock: &str, claim: &Claim, shared: bool);
+    fn enter(&mut self, side: usize, lock: &str, claim: &Claim, share: &Share);
     fn leave(&mut self, lock: &str, claim: &Claim);
     fn stopped(&mut self) -> bool;
 }
@@ -381,7 +466,7 @@ impl Witness {
             let claim = Claim { client: text("client"), epoch: text("epoch") };
             let reply = match &*text("call") {
                 "daemon" => json!(self.daemon(side)),
-                "enter" => json!(self.enter(side, &text("lock"), &claim, call["shared"] == true)),
+                "enter" => json!(self.enter(side, &text("lock"), &claim, &Share::from_json(&call["share"]))),
                 "leave" => json!(self.leave(&text("lock"), &claim)),
                 other => panic!("no such call: {other}"),
             };
@@ -398,8 +483,8 @@ impl Judge for Witness {
         if table.stopped { None } else { table.daemons[side].clone() }
     }
 
-    fn enter(&mut self, side: usize, lock: &str, claim: &Claim, shared: bool) {
-        self.table().enter(side, lock, claim, shared);
+    fn enter(&mut self, side: usize, lock: &str, claim: &Claim, share: &Share) {
+        self.table().enter(side, lock, claim, share);
     }
 
     fn leave(&mut self, lock: &str, claim: &Claim) {
@@ -431,10 +516,10 @@ impl Judge for Distant {
         Some((reply[0].as_str()?.to_owned(), reply[1].as_str()?.to_owned()))
     }
 
-    fn enter(&mut self, side: usize, lock: &str, claim: &Claim, shared: bool) {
+    fn enter(&mut self, side: usize, lock: &str, claim: &Claim, share: &Share) {
         let Claim { client, epoch } = claim;
         let call = json!({"call": "enter", "side": side, "lock": lock, "client": client, "epoch": epoch,
-            "shared": shared});
+            "share": share.to_json()});
         self.call(&call);
     }
 
@@ -456,7 +541,7 @@ struct Fighter {
     lock: String,
     client: String,
     seed: u64,
-    shared: bool,
+    kind: Kind,
 }
 
 impl Fighter {
@@ -474,12 +559,26 @@ impl Fighter {
         }
     }
 
+    /// Adds to a request how the name is wanted.
+    fn want(&self, request: &mut Value, dice: &mut Dice) {
+        let some = dice.below(4) != 0;
+        if matches!(self.kind, Kind::Slots | Kind::SlotFences) && some {
+            request["slots"] = SLOTS.into();
+            request["take"] = (1 + dice.below(2)).into();
+        } else if matches!(self.kind, Kind::Shared | Kind::Fences) && dice.below(2) == 0 {
+            request["mode"] = "shared".into();
+        }
+        if matches!(self.kind, Kind::Fences | Kind::SlotFences) && some {
+            request["fence"] = true.into();
+        }
+    }
+
     fn rounds(&self, session: &mut V1, judge: &mut impl Judge, claim: &Claim, dice: &mut Dice) -> io::Result<()> {
         while !judge.stopped() {
-            let shared = self.shared && dice.below(2) == 0;
-            let mode = if shared { "shared" } else { "exclusive" };
             let wait_ms = [0, 0, 5, 200][usize::try_from(dice.below(4)).expect("it is small")];
-            let request = json!({"op": "acquire", "lock": self.lock, "mode": mode, "wait_ms": wait_ms});
+            let mut request = json!({"op": "acquire", "lock": self.lock, "wait_ms": wait_ms});
+            self.want(&mut request, dice);
+            let slots = request["slots"].is_u64();
             let reply = session.try_request(request)?;
             if reply["ok"] != true {
                 assert!(reply["error"] == "busy" || reply["error"] == "timeout", "{self:?}: {reply}");
@@ -488,7 +587,9 @@ impl Fighter {
                 continue;
             }
             assert!(reply["already"].is_null(), "{self:?} had released: {reply}");
-            judge.enter(self.side, &self.lock, claim, shared);
+            let share = Share::from_json(&reply);
+            assert_eq!(slots, !share.slots.is_empty(), "{self:?}: {reply}");
+            judge.enter(self.side, &self.lock, claim, &share);
             let end = Instant::now() + Duration::from_micros(dice.below(101));
             while Instant::now() < end {
                 hint::spin_loop();
@@ -509,8 +610,9 @@ struct Process {
 
 impl Process {
     fn start(fighter: Fighter, socket: &Path) -> Self {
-        let Fighter { side, lock, client, seed, shared } = &fighter;
-        let order = json!({"side": side, "lock": lock, "client": client, "seed": seed, "shared": shared,
+        let Fighter { side, lock, client, seed, kind } = &fighter;
+        let kind = KINDS.iter().position(|other| other == kind);
+        let order = json!({"side": side, "lock": lock, "client": client, "seed": seed, "kind": kind,
             "witness": socket});
         let program = env::current_exe().expect("this program");
         let child =
@@ -543,7 +645,7 @@ fn fight_as_process(order: &str) {
         lock: text("lock"),
         client: text("client"),
         seed: order["seed"].as_u64().expect("a number"),
-        shared: order["shared"] == true,
+        kind: KINDS[usize::try_from(order["kind"].as_u64().expect("a number")).expect("an index")],
     };
     let socket = UnixStream::connect(text("witness")).expect("the witness listens");
     fighter.fight(&mut Distant(BufReader::new(socket)));
@@ -567,33 +669,42 @@ fn the_witness_catches_overlaps() {
         assert_eq!(counts[0], counts[1], "near and far see the same");
         counts[0]
     };
-    let both = |one_shared, two_shared| {
+    let both = |one_share: Share, two_share: Share| {
         overlaps(&|judge, _| {
-            judge.enter(0, "a", &one, one_shared);
-            judge.enter(1, "a", &two, two_shared);
+            judge.enter(0, "a", &one, &one_share);
+            judge.enter(1, "a", &two, &two_share);
         })
     };
-    let pairs = [both(false, false), both(true, false), both(false, true), both(true, true)];
+    let pairs = [(false, false), (true, false), (false, true), (true, true)];
+    let pairs = pairs.map(|(one, other)| both(Share::shared(one), Share::shared(other)));
     assert_eq!(pairs, [1, 1, 1, 0], "only shared claims go together");
+    let slots = |slots: &[u64]| Share { slots: slots.into(), ..Share::default() };
+    let pairs = [both(slots(&[0]), slots(&[1, 2])), both(slots(&[0, 1]), slots(&[1])), both(slots(&[0]), slots(&[3]))];
+    assert_eq!(pairs, [0, 1, 1], "only different slots go together, and only those that there are");
+    assert_eq!(both(slots(&[0]), Share::shared(true)), 1, "slots do not go with a share");
+    let fence = |shared, fence| Share { shared, fence: Some(fence), ..Share::default() };
+    let pairs = [both(fence(true, 1), fence(true, 2)), both(fence(true, 2), fence(true, 2))];
+    assert_eq!(pairs, [0, 1], "a fence is granted once");
+    assert_eq!(both(fence(true, 2), fence(false, 1)), 2, "an exclusive grant has a higher one than all before");
     let in_turn = overlaps(&|judge, _| {
-        judge.enter(0, "a", &one, false);
-        judge.enter(1, "b", &two, false);
+        judge.enter(0, "a", &one, &Share::default());
+        judge.enter(1, "b", &two, &Share::default());
         judge.leave("a", &one);
-        judge.enter(1, "a", &two, false);
+        judge.enter(1, "a", &two, &Share::default());
     });
     assert_eq!(in_turn, 0, "one after the other, or in two names");
     for victim in ["c0", "d0-1", "c1", "d1-1"] {
         let killed = overlaps(&|judge, witness| {
-            judge.enter(0, "a", &one, false);
+            judge.enter(0, "a", &one, &Share::default());
             witness.void(victim);
-            judge.enter(1, "a", &two, false);
+            judge.enter(1, "a", &two, &Share::default());
         });
         assert_eq!(killed, 0, "what is void counts for nothing: {victim}");
     }
     let stranger = overlaps(&|judge, witness| {
-        judge.enter(0, "a", &one, false);
+        judge.enter(0, "a", &one, &Share::default());
         witness.void("d0-2");
-        judge.enter(1, "a", &two, false);
+        judge.enter(1, "a", &two, &Share::default());
     });
     assert_eq!(stranger, 1, "somebody else's death excuses nothing");
     overlapping_fighters_are_caught();
@@ -609,7 +720,7 @@ fn overlapping_fighters_are_caught() {
         for side in [0, 1] {
             let mut judge = witness.clone();
             let (lock, client) = ("a".to_owned(), format!("c{side}"));
-            let fighter = Fighter { side, lock, client, seed: 1, shared: false };
+            let fighter = Fighter { side, lock, client, seed: 1, kind: Kind::Alone };
             scope.spawn(move || fighter.fight(&mut judge));
         }
         eventually("an overlap is seen", || witness.table().overlapped());

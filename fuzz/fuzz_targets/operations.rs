@@ -4,7 +4,7 @@
 #![no_main]
 
 use distrilock::engine::{
-    Answer, Asked, Config, Effect, Engine, FileOp, Input, Mode, Outcome, RequestId, SessionId, Timer, Withdrawal,
+    Answer, Asked, Config, Effect, Engine, FileOp, Input, Mode, Outcome, RequestId, SessionId, Timer, Want, Withdrawal,
 };
 use distrilock::fault::Fault;
 use distrilock::name::LockName;

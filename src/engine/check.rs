@@ -52,6 +52,7 @@ impl<F> Engine<F> {
             let head = record.waiters[0].seen.mode;
             let joins = head == Mode::Shared && record.holders.iter().all(|holder| holder.mode == Mode::Shared);
             assert!(!joins || record.holders.is_empty(), "I7: {name} has a shared waiter that could enter");
+            assert!(!slots_are_free(record) || contended || yields, "I7: {name} has slots for a waiter");
         }
         let said = in_flight || !matches!(record.file, File::Closed) || !record.at_rest() || record.lingers;
         assert!(said, "I10: {name} has a record that says nothing");
@@ -63,13 +64,38 @@ impl<F> Engine<F> {
 fn check_holders<F>(name: &LockName, record: &Record<F>) {
     let alone = record.holders.len() == 1;
     let shared = record.holders.iter().all(|holder| holder.mode == Mode::Shared);
-    assert!(alone || shared, "I1: {name}");
+    assert!(alone || shared || slots_differ(record), "I1: {name}");
     if let Some(holder) = record.holders.first() {
         match &record.file {
-            File::Locked(_, mode) | File::InFlight { op: FileOp::Probe(mode), .. } => {
+            File::Locked(_, mode) | File::InFlight { op: FileOp::Probe(mode) | FileOp::ProbeFence(mode), .. } => {
                 assert_eq!(*mode, holder.mode, "I2: {name}");
+            }
+            File::InFlight { op: FileOp::Take { of, joins: true, .. } | FileOp::Give { of, .. }, .. } => {
+                assert_eq!(Mode::Slots(*of), holder.mode, "I2: {name}");
             }
             _ => panic!("I2: {name} is held without a locked file"),
         }
     }
+}
+
+/// Whether the first waiter wants slots that nobody here has, of the number that is in use.
+fn slots_are_free<F>(record: &Record<F>) -> bool {
+    let Some(Mode::Slots(of)) = record.holders.first().map(|holder| holder.mode) else { return false };
+    let head = &record.waiters[0].seen;
+    head.mode == Mode::Slots(of) && record.slots_held() + usize::from(head.take) <= usize::from(of)
+}
+
+/// Whether all holders have slots of one number, and none is held twice.
+fn slots_differ<F>(record: &Record<F>) -> bool {
+    let Some(Mode::Slots(of)) = record.holders.first().map(|holder| holder.mode) else { return false };
+    let mut slots: Vec<u16> = record.holders.iter().flat_map(|holder| &*holder.slots).copied().collect();
+    let count = slots.len();
+    slots.sort_unstable();
+    slots.dedup();
+    let valid = slots.len() == count && slots.iter().all(|slot| *slot < of);
+    valid
+        && record
+            .holders
+            .iter()
+            .all(|holder| holder.mode == Mode::Slots(of) && holder.slots.len() == usize::from(holder.take))
 }

@@ -30,8 +30,35 @@ pub struct RequestId(pub u64);
 pub enum Mode {
     /// Beside other shared holders.
     Shared,
+    /// With one or several of so many slots, beside others who hold other slots of the same number.
+    Slots(u16),
     /// Alone.
     Exclusive,
+}
+
+impl Mode {
+    /// Whether a name cannot be in both modes, ever: it is shared, or has slots, and so many.
+    #[must_use]
+    pub fn disagrees_with(self, other: Self) -> bool {
+        self != other && self != Self::Exclusive && other != Self::Exclusive
+    }
+}
+
+/// What an acquire asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Want {
+    /// How the lock is to be held.
+    pub mode: Mode,
+    /// How many slots, in [`Mode::Slots`]; else 0.
+    pub take: u16,
+    /// Whether the grant is to carry a fence.
+    pub fence: bool,
+}
+
+impl From<Mode> for Want {
+    fn from(mode: Mode) -> Self {
+        Self { mode, take: u16::from(matches!(mode, Mode::Slots(_))), fence: false }
+    }
 }
 
 /// Who asks what about which name.
@@ -60,7 +87,7 @@ pub enum Input<F> {
         /// Who, and which name.
         asked: Asked,
         /// How.
-        mode: Mode,
+        want: Want,
         /// Whether it queues if it cannot have the name at once.
         wait: bool,
     },
@@ -136,6 +163,8 @@ pub enum Withdrawal {
     Cancelled,
     /// Its time ran out.
     TimedOut,
+    /// It would wait for sessions that wait for its own.
+    Deadlock,
 }
 
 impl From<Withdrawal> for Answer {
@@ -143,6 +172,7 @@ impl From<Withdrawal> for Answer {
         match why {
             Withdrawal::Cancelled => Self::Cancelled,
             Withdrawal::TimedOut => Self::TimedOut,
+            Withdrawal::Deadlock => Self::Deadlock,
         }
     }
 }
@@ -154,8 +184,33 @@ pub enum FileOp {
     Try(Mode),
     /// The same once more, for those alone who wait: a refusal answers nobody, and is not looked at twice.
     Retry(Mode),
+    /// A try which also takes a fence.
+    TryFence(Mode),
+    /// Take slots of the file that the name means now. If it `joins`, the file has slots of sessions already, and keeps them;
+    /// else whatever lock the given file has goes first.
+    Take {
+        /// How many slots there are.
+        of: u16,
+        /// How many of them.
+        take: u16,
+        /// Whether sessions hold slots through the file.
+        joins: bool,
+        /// Whether to take a fence as well.
+        fence: bool,
+    },
+    /// Let go of slots; the file keeps others.
+    Give {
+        /// How many slots there are.
+        of: u16,
+        /// The first one.
+        first: u16,
+        /// How many.
+        count: u16,
+    },
     /// Find out whether the lock that the file has in this mode is real.
     Probe(Mode),
+    /// A probe which also takes a fence, if the lock is real.
+    ProbeFence(Mode),
     /// Unlock the file and keep it open.
     Unlock,
     /// The same, and find out whether somebody had deleted it.
@@ -175,9 +230,23 @@ pub enum Outcome {
     Refused,
     /// Try: nobody holds the name, but a process that is about to delete the file is in the way; the given file is unlocked.
     Disturbed,
+    /// Try or probe with a fence: locked, or real; and the fence, or why there is none.
+    Fenced(Result<u64, Fault>),
+    /// Take: these slots are locked; and the fence, or why there is none.
+    Taken {
+        /// As many as were asked for.
+        slots: Box<[u16]>,
+        /// The fence, if one was asked for.
+        fence: Option<Result<u64, Fault>>,
+    },
+    /// Try, take: another process has the name in a mode that does not go with this one; the file has what it had before, when
+    /// it joined, else no lock.
+    Disagrees(Mode),
+    /// Give: the slots are free.
+    Given,
     /// Probe: the lock is real.
     Real,
-    /// Probe: the lock is gone, or guards nothing any more.
+    /// Probe, or take that joins: the lock is gone, or guards nothing any more.
     Lost(&'static str),
     /// Unlock, Retire: nothing of the daemon's locks the file any more.
     Unlocked {
@@ -262,13 +331,26 @@ pub enum Answer {
         mode: Mode,
         /// Whether it held it before it asked.
         already: bool,
+        /// Which slots it has.
+        slots: Box<[u16]>,
+        /// Its fence, if it asked for one.
+        fence: Option<u64>,
     },
     /// Another session holds the name or waits for it; when one holds it, which, and since when.
     BusyHere(Option<ViewedSession>),
     /// Another process holds the name.
     BusyElsewhere,
-    /// The session holds the lock in the other mode.
+    /// The session holds the lock in another mode, or another number of its slots.
     Mismatch,
+    /// The name is held in a mode, or with a number of slots, that does not go with what was asked.
+    Disagrees {
+        /// How it is held.
+        held: Mode,
+        /// How it was to be held.
+        asked: Mode,
+    },
+    /// The request would wait for sessions that wait for its own.
+    Deadlock,
     /// The wait was cancelled.
     Cancelled,
     /// The wait took too long.
@@ -287,6 +369,13 @@ pub enum Answer {
     },
     /// The session's lock is real.
     Real,
+    /// The same, of a lock with slots or a fence.
+    RealWith {
+        /// Which slots it has.
+        slots: Box<[u16]>,
+        /// The fence of its grant.
+        fence: Option<u64>,
+    },
     /// The session's lock was not real, and is not held any more.
     Lost(&'static str),
     /// Who holds the name.
@@ -311,7 +400,7 @@ pub struct View {
 }
 
 /// A holder or a waiter in a [`View`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ViewedSession {
     /// The session.
     pub session: SessionId,
@@ -319,4 +408,18 @@ pub struct ViewedSession {
     pub mode: Mode,
     /// What [`Input::Now`] last said when the lock was granted, or the request came.
     pub since_ms: u64,
+    /// How many slots it holds or wants.
+    pub take: u16,
+    /// Which slots it holds.
+    pub slots: Box<[u16]>,
+    /// The fence of its grant.
+    pub fence: Option<u64>,
+}
+
+impl ViewedSession {
+    /// A session that holds the lock or wants it.
+    #[must_use]
+    pub fn new(session: SessionId, want: Want, since_ms: u64) -> Self {
+        Self { session, mode: want.mode, since_ms, take: want.take, slots: Box::default(), fence: None }
+    }
 }

@@ -7,7 +7,7 @@
 //!
 //! The invariants, cited by number here and in `check`:
 //!
-//! - **I1** A name has one exclusive holder, or any number of shared ones, or none.
+//! - **I1** A name has one exclusive holder, or any number of shared ones, or holders of different slots of one number, or none.
 //! - **I2** Who holds, holds through a locked file: a name with holders has its file locked in their mode, or a probe in flight.
 //! - **I3** A grant directly follows a completed try or probe: nobody is granted on the strength of an old answer.
 //! - **I4** At most one file operation of a name is in flight.
@@ -22,10 +22,12 @@
 
 mod check;
 mod contention;
+mod grants;
 mod message;
 #[cfg(test)]
 pub(crate) mod model;
 mod record;
+mod slots;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -34,7 +36,8 @@ mod view;
 use std::collections::{BTreeMap, VecDeque};
 
 pub use message::{
-    Answer, Asked, Effect, FileOp, Input, Mode, Outcome, RequestId, SessionId, Timer, View, ViewedSession, Withdrawal,
+    Answer, Asked, Effect, FileOp, Input, Mode, Outcome, RequestId, SessionId, Timer, View, ViewedSession, Want,
+    Withdrawal,
 };
 
 use crate::fault::Fault;
@@ -101,7 +104,7 @@ impl<F> Engine<F> {
     /// Takes one input and appends its effects, to be carried out in their order.
     pub fn input(&mut self, input: Input<F>, effects: &mut Vec<Effect<F>>) {
         match input {
-            Input::Acquire { asked, mode, wait } => self.acquire(&asked, mode, wait, effects),
+            Input::Acquire { asked, want, wait } => self.acquire(&asked, want, wait, effects),
             Input::Release(asked) => self.release(&asked, false, effects),
             Input::ReleaseAndLook(asked) => self.release(&asked, true, effects),
             Input::Verify(asked) => self.verify(asked, effects),
@@ -124,21 +127,27 @@ impl<F> Engine<F> {
         }
     }
 
-    fn acquire(&mut self, asked: &Asked, mode: Mode, waits: bool, effects: &mut Vec<Effect<F>>) {
+    fn acquire(&mut self, asked: &Asked, want: Want, waits: bool, effects: &mut Vec<Effect<F>>) {
         if self.closing {
             effects.push(asked.clone().answer(Answer::Closing));
             return;
         }
         let since_ms = self.now_ms;
         let record = self.record(&asked.name);
-        match record.mode_held_by(asked.session) {
-            Some(held) if held == mode => record.queries.push(Query::new(asked, Question::Already)),
+        match record.held_by(asked.session).map(|holder| (holder.mode, holder.take)) {
+            Some(held) if held == (want.mode, want.take) => {
+                record.queries.push(Query::new(asked, Question::Already { fence: want.fence }));
+            }
+            Some((held, _)) if held.disagrees_with(want.mode) => {
+                effects.push(asked.clone().answer(Answer::Disagrees { held, asked: want.mode }));
+            }
             Some(_) => effects.push(asked.clone().answer(Answer::Mismatch)),
             None => record.waiters.push_back(Waiter {
-                seen: ViewedSession { session: asked.session, mode, since_ms },
+                seen: ViewedSession::new(asked.session, want, since_ms),
                 request: asked.request,
                 waits,
                 tried: false,
+                fence: want.fence,
             }),
         }
         self.settle(&asked.name, effects);
@@ -155,9 +164,9 @@ impl<F> Engine<F> {
             effects.push(asked.clone().answer(Answer::NotHeld { by_another }));
             return;
         }
-        if record.holders.is_empty() {
+        if record.holders.is_empty() || !record.freed.is_empty() {
             record.releases.push((asked.session, asked.request));
-            record.look = look;
+            record.look = look && record.holders.is_empty();
         } else {
             effects.push(asked.clone().answer(Answer::Released { file_gone: false }));
         }
@@ -209,29 +218,39 @@ impl<F> Engine<F> {
             (FileOp::Try(mode) | FileOp::Retry(mode), Outcome::Locked) => {
                 record.file = File::locked(file, mode);
                 record.answer_releases(name, false, effects);
-                record.enter(name, mode, now_ms, effects);
+                record.enter(name, mode, None, now_ms, effects);
             }
-            (FileOp::Try(_) | FileOp::Retry(_), Outcome::Refused) => {
+            (FileOp::TryFence(mode), Outcome::Fenced(fence)) => {
+                record.file = File::locked(file, mode);
+                record.answer_releases(name, false, effects);
+                record.enter_with_fence(name, mode, fence, now_ms, effects);
+            }
+            (FileOp::Take { of, joins, .. }, outcome) => record.took(name, file, (of, joins), outcome, now_ms, effects),
+            (FileOp::Give { of, .. }, Outcome::Given | Outcome::Failed(_)) => record.gave(name, file, of, effects),
+            (FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_), Outcome::Disagrees(held)) => {
+                record.file = File::idle(file);
+                record.answer_releases(name, false, effects);
+                record.contended = false;
+                record.refuse_disagreeing(name, *held, |waiter| waiter.tried, effects);
+            }
+            (FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_), Outcome::Refused) => {
                 record.file = File::idle(file);
                 record.answer_releases(name, false, effects);
                 record.refuse_tries(name, |waiter| waiter.tried, &Answer::BusyElsewhere, effects);
                 record.contended = true;
             }
-            (FileOp::Try(_) | FileOp::Retry(_), Outcome::Disturbed) => {
+            (FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_), Outcome::Disturbed) => {
                 record.file = File::idle(file);
                 record.answer_releases(name, false, effects);
-                record.disturbed = (record.disturbed + 1).min(DISTURBED_MAX + 1);
-                if record.disturbed > DISTURBED_MAX {
-                    record.refuse_tries(name, |waiter| waiter.tried, &Answer::Storage(stalled(name)), effects);
-                }
-                record.contended = true;
+                record.met_disturbance(name, effects);
             }
-            (FileOp::Try(_) | FileOp::Retry(_), Outcome::Failed(fault)) => {
+            (FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_), Outcome::Failed(fault)) => {
                 record.file = File::idle(file);
                 record.answer_releases(name, false, effects);
                 record.refuse_all(name, fault, effects);
             }
-            (FileOp::Probe(mode), Outcome::Real | Outcome::Lost(_) | Outcome::Failed(_)) => {
+            (FileOp::Probe(mode), Outcome::Real | Outcome::Lost(_) | Outcome::Failed(_))
+            | (FileOp::ProbeFence(mode), Outcome::Fenced(_) | Outcome::Lost(_) | Outcome::Failed(_)) => {
                 record.file = File::locked(file, mode);
                 record.probed(name, outcome, queries, now_ms, effects);
             }
@@ -246,9 +265,11 @@ impl<F> Engine<F> {
             }
             (op, outcome) => panic!("{name}: {outcome:?} is no outcome of {op:?}"),
         }
-        // A peek does not use the file, and says nothing of a deletion that tries have met.
+        // A peek does not use the file; neither it nor a probe says anything of a deletion that tries have met.
         if op != FileOp::Peek {
             record.age = 0;
+        }
+        if !matches!(op, FileOp::Peek | FileOp::Probe(_) | FileOp::ProbeFence(_)) {
             record.disturbed = if *outcome == Outcome::Disturbed { record.disturbed } else { 0 };
         }
         self.settle(name, effects);

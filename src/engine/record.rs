@@ -12,6 +12,8 @@ use crate::name::LockName;
 pub(super) struct Record<F> {
     pub(super) file: File<F>,
     pub(super) holders: Vec<ViewedSession>,
+    /// Slots that no holder has and whose bytes are still locked.
+    pub(super) freed: Vec<u16>,
     pub(super) waiters: VecDeque<Waiter>,
     pub(super) queries: Vec<Query>,
     /// Releases that the next completed operation answers.
@@ -68,6 +70,8 @@ pub(super) struct Waiter {
     pub(super) waits: bool,
     /// Whether it was there when the try in flight, or the last one, began: only then a refusal speaks of its time.
     pub(super) tried: bool,
+    /// Whether the grant is to carry a fence.
+    pub(super) fence: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -81,8 +85,8 @@ pub(super) struct Query {
 pub(super) enum Question {
     /// Is the lock that I hold real?
     Verify,
-    /// I acquire what I hold: is it real?
-    Already,
+    /// I acquire what I hold: is it real? And may I have a fence?
+    Already { fence: bool },
     /// Who holds it?
     Peek,
 }
@@ -107,6 +111,7 @@ impl<F> Default for Record<F> {
         Self {
             file: File::Closed,
             holders: Vec::new(),
+            freed: Vec::new(),
             waiters: VecDeque::new(),
             queries: Vec::new(),
             releases: Vec::new(),
@@ -122,23 +127,25 @@ impl<F> Default for Record<F> {
 }
 
 impl<F> Record<F> {
-    pub(super) fn mode_held_by(&self, session: SessionId) -> Option<Mode> {
-        self.holders.iter().find(|holder| holder.session == session).map(|holder| holder.mode)
+    pub(super) fn held_by(&self, session: SessionId) -> Option<&ViewedSession> {
+        self.holders.iter().find(|holder| holder.session == session)
     }
 
     pub(super) fn remove_holder(&mut self, session: SessionId) -> bool {
         let place = self.holders.iter().position(|holder| holder.session == session);
-        place.map(|place| self.holders.remove(place)).is_some()
+        let removed = place.map(|place| self.holders.remove(place));
+        self.freed.extend(removed.iter().flat_map(|holder| &holder.slots));
+        removed.is_some()
     }
 
     /// A session gives the lock back before its questions about it are answered: it did hold it when it asked, and what a probe
     /// finds out later is not about its lock.
     pub(super) fn answer_before_release(&mut self, releasing: &Asked, effects: &mut Vec<Effect<F>>) {
-        let Some(mode) = self.mode_held_by(releasing.session) else { return };
+        let Some(held) = self.held_by(releasing.session).cloned() else { return };
         let mut answer = |query: &Query| {
             let answer = match query.question {
-                Question::Already => Answer::Granted { mode, already: true },
-                Question::Verify => Answer::NotHeld { by_another: false },
+                Question::Already { fence } if !fence || held.fence.is_some() => held.granted(true),
+                Question::Already { .. } | Question::Verify => Answer::NotHeld { by_another: false },
                 Question::Peek => return true,
             };
             if query.session == releasing.session {
@@ -197,12 +204,18 @@ impl<F> Record<F> {
 
     /// Somebody holds the lock: a shared one in front may join, once a probe has shown that the lock is real (I3).
     fn next_when_held(&mut self, name: &LockName, mode: Mode, effects: &mut Vec<Effect<F>>) -> Option<FileOp> {
+        if mode != Mode::Exclusive {
+            self.refuse_disagreeing(name, mode, |_| true, effects);
+        }
+        if let Mode::Slots(of) = mode {
+            return self.next_with_slots(name, of, effects);
+        }
         if !self.head_joins(mode) {
-            let holder = self.holders.first().copied();
+            let holder = self.holders.first().cloned();
             self.refuse_tries(name, |_| true, &Answer::BusyHere(holder), effects);
         }
-        let wanted = std::mem::take(&mut self.probe) || self.head_joins(mode) || !self.queries.is_empty();
-        wanted.then_some(FileOp::Probe(mode))
+        let joins = self.head_joins(mode).then(|| self.waiters[0].fence);
+        self.next_probe(mode, joins)
     }
 
     fn head_joins(&self, mode: Mode) -> bool {
@@ -211,6 +224,8 @@ impl<F> Record<F> {
 
     /// Nobody holds the lock, but the file is still locked: pass it on or let it go.
     fn next_when_free(&mut self, name: &LockName, linger: bool, effects: &mut Vec<Effect<F>>) -> FileOp {
+        // Whatever comes next lets go of them.
+        self.freed.clear();
         let Some(head) = self.waiters.front() else {
             return match (linger, self.look) {
                 (true, true) => FileOp::UnlockAndLook,
@@ -226,7 +241,7 @@ impl<F> Record<F> {
             }
             Turn::Running | Turn::Broken | Turn::Yielding => {}
         }
-        FileOp::Try(head.seen.mode)
+        head.first_try(false)
     }
 
     fn next_when_unlocked(&mut self, name: &LockName, linger: bool, effects: &mut Vec<Effect<F>>) -> Option<FileOp> {
@@ -236,9 +251,12 @@ impl<F> Record<F> {
         if let Some(head) = self.waiters.front()
             && self.turn != Turn::Yielding
         {
+            if let Mode::Slots(_) = head.seen.mode {
+                return self.next_for_slots(name, effects);
+            }
             let again = self.waiters.iter().all(|waiter| waiter.waits && waiter.tried);
             if !self.contended || self.waiters.iter().any(|waiter| !waiter.waits && !waiter.tried) {
-                return Some(if again { FileOp::Retry(head.seen.mode) } else { FileOp::Try(head.seen.mode) });
+                return Some(if again { FileOp::Retry(head.seen.mode) } else { head.first_try(false) });
             }
         }
         if !self.queries.is_empty() {
@@ -253,24 +271,16 @@ impl<F> Record<F> {
         let file = self.file.take();
         let mut queries = Vec::new();
         match op {
-            FileOp::Probe(_) | FileOp::Peek => queries = std::mem::take(&mut self.queries),
-            FileOp::Try(_) | FileOp::Retry(_) => self.waiters.iter_mut().for_each(|waiter| waiter.tried = true),
-            FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire => {}
+            FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Peek => queries = std::mem::take(&mut self.queries),
+            FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) => {
+                self.waiters.iter_mut().for_each(|waiter| waiter.tried = true);
+            }
+            // Slots are for the first one alone.
+            FileOp::Take { .. } => self.waiters.front_mut().into_iter().for_each(|waiter| waiter.tried = true),
+            FileOp::Give { .. } | FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire => {}
         }
         self.file = File::InFlight { op, queries };
         effects.push(Effect::File { name: name.clone(), op, file });
-    }
-
-    /// The file is locked in this mode, as was just shown (I3): grants to the first waiter, and to its shared neighbours.
-    pub(super) fn enter(&mut self, name: &LockName, mode: Mode, now_ms: u64, effects: &mut Vec<Effect<F>>) {
-        while let Some(head) = self.waiters.front()
-            && head.seen.mode == mode
-            && (mode == Mode::Shared || self.holders.is_empty())
-        {
-            let head = self.waiters.pop_front().expect("there is a first waiter");
-            self.holders.push(ViewedSession { since_ms: now_ms, ..head.seen });
-            effects.push(head.asked(name).answer(Answer::Granted { mode, already: false }));
-        }
     }
 
     /// Refuses the requests that do not wait, among those that `these` picks.
@@ -315,16 +325,7 @@ impl<F> Record<F> {
         effects: &mut Vec<Effect<F>>,
     ) {
         let File::Locked(_, mode) = self.file else { unreachable!("a probed file is locked (I2)") };
-        for query in queries {
-            let answer = match (outcome, query.question) {
-                (_, Question::Peek) => Answer::Peeked(self.view(false)),
-                (Outcome::Lost(reason), _) => Answer::Lost(reason),
-                (Outcome::Failed(fault), _) => Answer::Storage(fault.clone()),
-                (_, Question::Verify) => Answer::Real,
-                (_, Question::Already) => Answer::Granted { mode, already: true },
-            };
-            effects.push(query.asked(name).answer(answer));
-        }
+        let fence = self.answer_probe(name, outcome, queries, effects);
         match outcome {
             Outcome::Lost(reason) => self.lose(name, reason, effects),
             Outcome::Failed(fault) => {
@@ -333,16 +334,11 @@ impl<F> Record<F> {
                     effects.push(head.asked(name).answer(Answer::Storage(fault.clone())));
                 }
             }
-            _ if mode == Mode::Shared && !self.holders.is_empty() => self.enter(name, mode, now_ms, effects),
+            _ if mode == Mode::Shared && !self.holders.is_empty() => match fence {
+                Some(fence) => self.enter_with_fence(name, mode, &fence, now_ms, effects),
+                None => self.enter(name, mode, None, now_ms, effects),
+            },
             _ => {}
-        }
-    }
-
-    /// Nobody holds it any more, and who did is told why.
-    pub(super) fn lose(&mut self, name: &LockName, reason: &'static str, effects: &mut Vec<Effect<F>>) {
-        for holder in self.holders.drain(..) {
-            let (name, session) = (name.clone(), holder.session);
-            effects.push(Effect::Lost { name, session, reason });
         }
     }
 
@@ -367,7 +363,7 @@ impl<F> Record<F> {
         for query in std::mem::take(&mut self.queries) {
             let answer = match query.question {
                 Question::Peek if held => Answer::Peeked(self.view(false)),
-                Question::Verify | Question::Already if self.mode_held_by(query.session).is_none() => {
+                Question::Verify | Question::Already { .. } if self.held_by(query.session).is_none() => {
                     Answer::NotHeld { by_another: held }
                 }
                 _ => {
@@ -381,7 +377,7 @@ impl<F> Record<F> {
 }
 
 impl Waiter {
-    fn asked(&self, name: &LockName) -> Asked {
+    pub(super) fn asked(&self, name: &LockName) -> Asked {
         Asked { name: name.clone(), session: self.seen.session, request: self.request }
     }
 }

@@ -9,6 +9,7 @@ use Mode::{Exclusive, Shared};
 
 mod contention;
 mod run;
+mod slots;
 
 type Effects = Vec<Effect<u32>>;
 
@@ -45,11 +46,11 @@ impl Scenario {
     }
 
     fn wait(&mut self, session: u64, mode: Mode) -> Effects {
-        self.input(Input::Acquire { asked: asked(session), mode, wait: true })
+        self.input(Input::Acquire { asked: asked(session), want: mode.into(), wait: true })
     }
 
     fn try_it(&mut self, session: u64, mode: Mode) -> Effects {
-        self.input(Input::Acquire { asked: asked(session), mode, wait: false })
+        self.input(Input::Acquire { asked: asked(session), want: mode.into(), wait: false })
     }
 
     fn release(&mut self, session: u64) -> Effects {
@@ -107,7 +108,11 @@ fn says(session: u64, answer: Answer) -> Effect<u32> {
 }
 
 fn granted(session: u64, mode: Mode) -> Effect<u32> {
-    says(session, Answer::Granted { mode, already: false })
+    says(session, grant(mode, false))
+}
+
+fn grant(mode: Mode, already: bool) -> Answer {
+    Answer::Granted { mode, already, slots: Box::default(), fence: None }
 }
 
 fn released(session: u64) -> Effect<u32> {
@@ -115,7 +120,7 @@ fn released(session: u64) -> Effect<u32> {
 }
 
 fn busy_here(session: u64, holder: u64, mode: Mode) -> Effect<u32> {
-    let holder = ViewedSession { session: SessionId(holder), mode, since_ms: 0 };
+    let holder = ViewedSession::new(SessionId(holder), mode.into(), 0);
     says(session, Answer::BusyHere(Some(holder)))
 }
 
@@ -234,7 +239,7 @@ fn acquiring_what_is_held() {
     let mut n = Scenario::new();
     n.held(1, Exclusive);
     assert_eq!(n.wait(1, Exclusive), [probe(Exclusive)]);
-    assert_eq!(n.done(Outcome::Real), [says(1, Answer::Granted { mode: Exclusive, already: true })]);
+    assert_eq!(n.done(Outcome::Real), [says(1, grant(Exclusive, true))]);
     assert_eq!(n.wait(1, Shared), [says(1, Answer::Mismatch)]);
     n.wait(1, Exclusive);
     assert_eq!(n.done(Outcome::Failed(fault())), [says(1, Answer::Storage(fault()))]);
@@ -448,7 +453,7 @@ fn peeks() {
     n.held(1, Shared);
     n.input(Input::Now(60));
     n.wait(2, Exclusive);
-    let seen = |session, mode, since_ms| ViewedSession { session: SessionId(session), mode, since_ms };
+    let seen = |session, mode: Mode, since_ms| ViewedSession::new(SessionId(session), mode.into(), since_ms);
     let answer = Answer::Peeked(view(&[seen(1, Shared, 50)], &[seen(2, Exclusive, 60)], false));
     assert_eq!(n.input(Input::Peek(asked(9))), [says(9, answer)]);
     assert_eq!(n.engine.count(), (1, 1));
@@ -465,7 +470,7 @@ fn released_files_linger() {
     let done = |text, outcome| Input::Done { name: name(text), file: Some(FILE), outcome };
     let retire = |text| Effect::File { name: name(text), op: FileOp::Retire, file: Some(FILE) };
     let mut used = |text: &'static str| {
-        s.input(Input::Acquire { asked: asked(text), mode: Exclusive, wait: true });
+        s.input(Input::Acquire { asked: asked(text), want: Exclusive.into(), wait: true });
         s.input(done(text, Outcome::Locked));
         s.input(Input::Release(asked(text)));
         let effects = s.input(done(text, UNLOCKED));

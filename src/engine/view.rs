@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use super::Engine;
-use super::message::View;
+use super::message::{View, ViewedSession};
 use super::record::Record;
 use crate::limits::LIST_SESSIONS_MAX;
 use crate::name::LockName;
@@ -30,6 +30,14 @@ impl<F> Engine<F> {
         names.filter(|(_, record)| !record.holders.is_empty()).map(|(name, _)| name)
     }
 
+    /// Who holds a name, and whose requests wait for it, all of them.
+    #[must_use]
+    pub fn queue(&self, name: &LockName) -> (Vec<ViewedSession>, Vec<ViewedSession>) {
+        let Some(record) = self.records.get(name) else { return Default::default() };
+        let waiters = record.waiters.iter().filter(|waiter| waiter.waits).map(|waiter| waiter.seen.clone());
+        (record.holders.clone(), waiters.collect())
+    }
+
     /// What is known of a name without asking the file system.
     #[must_use]
     pub fn view(&self, name: &LockName) -> Option<View> {
@@ -40,9 +48,9 @@ impl<F> Engine<F> {
 impl<F> Record<F> {
     pub(super) fn view(&self, contender: bool) -> View {
         View {
-            holders: self.holders.iter().take(LIST_SESSIONS_MAX).copied().collect(),
+            holders: self.holders.iter().take(LIST_SESSIONS_MAX).cloned().collect(),
             holders_total: self.holders.len(),
-            waiters: self.waiters.iter().take(LIST_SESSIONS_MAX).map(|waiter| waiter.seen).collect(),
+            waiters: self.waiters.iter().take(LIST_SESSIONS_MAX).map(|waiter| waiter.seen.clone()).collect(),
             waiters_total: self.waiters.len(),
             contender,
         }

@@ -11,8 +11,9 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::stat::lstat;
 
+use super::fence;
 use super::local::Answer;
-use super::node::folder;
+use super::node::servers_now;
 use super::os::{Files, Hand, SUFFIX};
 use crate::engine::FileOp;
 use crate::fault::Fault;
@@ -30,15 +31,15 @@ pub enum Collected {
 }
 
 impl Files {
-    /// Deletes the lock files that nobody locks and that are empty, as every daemon's are: those which daemons left that
-    /// were killed. Tells how many went.
+    /// Deletes the lock files that nobody locks and that have nothing in them but a fence, as every daemon's are: those which
+    /// daemons left that were killed. Tells how many went.
     ///
     /// # Errors
     /// If the directory cannot be read.
     pub fn collect(&self) -> Result<usize, Fault> {
         let mut collected = 0;
         self.each_file(|name, metadata| {
-            if metadata.len() == 0 && self.collect_one(name) {
+            if self.is_ours(name, metadata) && self.collect_one(name) {
                 collected += 1;
             }
         })?;
@@ -56,11 +57,11 @@ impl Files {
         dry_run: bool,
         mut tell: impl FnMut(&LockName, Collected),
     ) -> Result<(), Fault> {
-        let now = self.servers_now().map_err(|error| self.failed("write", &error))?;
+        let now = servers_now(self.directory()).map_err(|error| self.failed("write", &error))?;
         let latest = now.saturating_sub(i64::try_from(idle.as_secs()).unwrap_or(i64::MAX));
         self.each_file(|name, metadata| {
             let old = metadata.mtime().max(metadata.ctime()) <= latest;
-            let ours = self.network().is_some() || metadata.len() == 0;
+            let ours = self.network().is_some() || self.is_ours(name, metadata);
             tell(
                 name,
                 match (old && ours, dry_run) {
@@ -88,6 +89,11 @@ impl Files {
         Ok(())
     }
 
+    /// Whether nothing is in it but what daemons write.
+    fn is_ours(&self, name: &LockName, metadata: &fs::Metadata) -> bool {
+        fence::is_ours(&self.path(name.as_str()), metadata.len())
+    }
+
     fn collect_one(&self, name: &LockName) -> bool {
         let file = if self.network().is_some() {
             // The steps there open the file by themselves.
@@ -101,16 +107,6 @@ impl Files {
         };
         drop(self.perform(name, FileOp::Retire, file));
         lstat(&*self.c_path(name)).is_err()
-    }
-
-    /// The time on the clock that stamps files, in seconds since 1970: a server's may differ from this host's.
-    fn servers_now(&self) -> io::Result<i64> {
-        let unique = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-        let path = folder(self.directory())?.join(format!("clock-{}", unique.trim()));
-        let stamped = fs::File::create_new(&path).and_then(|file| file.metadata()).map(|metadata| metadata.mtime());
-        // Nobody else knows its name, so that it does not matter when the deletion takes effect.
-        let _ = fs::remove_file(&path);
-        stamped
     }
 
     fn failed(&self, operation: &'static str, error: &io::Error) -> Fault {

@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use super::local::Answer;
 use super::network::Network;
 use super::node::{FOLDER, folder};
-use super::os::range;
+use super::os::lock;
 use crate::engine::Mode;
 use crate::fault::Fault;
 use crate::name::LockName;
@@ -84,7 +84,7 @@ fn open(directory: &Path, network: &Network) -> io::Result<File> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.open(&path)?,
         Err(error) => return Err(error),
     };
-    fcntl(&file, FcntlArg::F_OFD_SETLK(&range(Some(Mode::Shared), 0, 1)))?;
+    fcntl(&file, FcntlArg::F_OFD_SETLK(&lock(Some(Mode::Shared), (0, 1))))?;
     Ok(file)
 }
 

@@ -12,6 +12,10 @@
 //! the name, and the file stays until the lock goes. When it does not, the file was deleted before the lock was granted, and the
 //! try starts again. A file's inode number is not used again while it is open, so that comparing it is enough.
 
+mod slots;
+
+pub(super) use slots::with_fence;
+
 use crate::engine::{FileOp, Mode, Outcome};
 use crate::fault::Fault;
 
@@ -31,6 +35,22 @@ pub enum Call {
     OpenToRead,
     /// Lock the whole file, or convert the lock that it has.
     Lock(Mode),
+    /// Lock the byte of the process that takes slots.
+    LockTurn,
+    /// Unlock it.
+    UnlockTurn,
+    /// Lock what says that somebody holds the name, for reading.
+    LockHeld,
+    /// Lock the byte of a number of slots for reading, unless another process has another number.
+    LockNumber(u16),
+    /// Of so many slots lock so many that nobody has.
+    LockSlots(u16, u16),
+    /// Unlock so many slots from the first one on.
+    UnlockSlots(u16, u16),
+    /// In which mode, or with how many slots, do other processes have the file?
+    Uses,
+    /// Take a fence: the next number, safe on the disk, while the file is locked in this mode.
+    Fence(Mode),
     /// Lock the file from byte 1 on, exclusively.
     LockToDelete,
     /// Does the name mean the open file?
@@ -58,6 +78,12 @@ pub enum Answer {
     No,
     /// Check: the name means no file; open to read: there is none.
     Gone,
+    /// Uses, lock number: another process has the file in this mode, which does not go with what was asked.
+    Uses(Mode),
+    /// Lock slots: these.
+    Slots(Box<[u16]>),
+    /// Fence: the number.
+    Fence(u64),
     /// The system refused.
     Failed(Fault),
 }
@@ -94,6 +120,8 @@ pub struct Steps {
     asked: Call,
     /// Whether the file has a lock, of whichever mode.
     locked: bool,
+    /// Whether other processes cannot take slots.
+    has_turn: bool,
     /// What is known so far, for the end.
     end: Outcome,
     /// What comes after the file was let go of.
@@ -107,16 +135,18 @@ impl Steps {
     #[must_use]
     pub fn begin(op: FileOp, open: bool, locked: Option<Mode>) -> (Self, Next) {
         let end = Outcome::Unlocked { file_gone: false };
-        let mut steps =
-            Self { op, asked: Call::Yield, locked: locked.is_some(), end, after: After::Keep, reopens: 0, looks: 0 };
+        let (asked, after, locks) = (Call::Yield, After::Keep, locked.is_some());
+        let mut steps = Self { op, asked, locked: locks, has_turn: false, end, after, reopens: 0, looks: 0 };
         let first = match op {
-            FileOp::Try(mode) | FileOp::Retry(mode) if open => Call::Lock(mode),
-            FileOp::Try(_) | FileOp::Retry(_) => Call::Open,
+            FileOp::Try(mode) | FileOp::Retry(mode) | FileOp::TryFence(mode) if open => Call::Lock(mode),
+            FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) => Call::Open,
+            FileOp::Take { joins, .. } => Self::begin_take(joins, open, locks),
+            FileOp::Give { first, count, .. } => Call::UnlockSlots(first, count),
             FileOp::Retire if locked != Some(Mode::Exclusive) => Call::LockToDelete,
             FileOp::Peek if !open => Call::OpenToRead,
             FileOp::Unlock => Call::Unlock,
             FileOp::UnlockAndLook => Call::Linked,
-            FileOp::Peek | FileOp::Probe(_) | FileOp::Retire => Call::Check,
+            FileOp::Peek | FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Retire => Call::Check,
         };
         let next = steps.ask(first);
         (steps, next)
@@ -125,17 +155,31 @@ impl Steps {
     /// Takes the answer to the last call; tells the next one.
     pub fn answered(&mut self, answer: Answer) -> Next {
         match (self.asked, &answer) {
-            (Call::Unlock, Answer::Yes) | (Call::Close, _) => self.locked = false,
-            (Call::Lock(_) | Call::LockToDelete, Answer::Yes) => self.locked = true,
+            (Call::Unlock, Answer::Yes) | (Call::Close, _) => (self.locked, self.has_turn) = (false, false),
+            (Call::LockTurn, Answer::Yes) => (self.locked, self.has_turn) = (true, true),
+            (Call::Lock(_) | Call::LockToDelete | Call::LockHeld, Answer::Yes) => self.locked = true,
             _ => {}
         }
         match self.op {
-            FileOp::Try(mode) | FileOp::Retry(mode) => self.try_step(mode, answer),
-            FileOp::Probe(_) => Next::End(match answer {
+            FileOp::Try(mode) | FileOp::Retry(mode) | FileOp::TryFence(mode) => self.try_step(mode, answer),
+            FileOp::Take { .. } => self.take_step(answer),
+            FileOp::Give { .. } => Next::End(match answer {
+                Answer::Failed(fault) => Outcome::Failed(fault),
+                _ => Outcome::Given,
+            }),
+            FileOp::ProbeFence(mode) if self.asked == Call::Check && answer == Answer::Yes => {
+                self.ask(Call::Fence(mode))
+            }
+            FileOp::ProbeFence(_) if self.asked != Call::Check => {
+                self.fenced(answer);
+                Next::End(self.end.clone())
+            }
+            FileOp::Probe(_) | FileOp::ProbeFence(_) => Next::End(match answer {
                 Answer::Yes => Outcome::Real,
                 Answer::No => Outcome::Lost("its lock file was replaced by another one"),
                 Answer::Gone => Outcome::Lost("its lock file was deleted"),
                 Answer::Failed(fault) => Outcome::Failed(fault),
+                answer => unreachable!("{answer:?} is no answer to a check"),
             }),
             FileOp::Unlock | FileOp::UnlockAndLook => self.unlock_step(&answer),
             FileOp::Retire => self.retire_step(&answer),
@@ -161,16 +205,30 @@ impl Steps {
                 // Who only waits tries again soon: a file that was deleted can be locked then, and is left.
                 if matches!(self.op, FileOp::Retry(_)) { self.refused() } else { self.ask(Call::Check) }
             }
-            (Call::Check, Answer::Yes) if self.end == Outcome::Locked => Next::End(Outcome::Locked),
+            (Call::Check, Answer::Yes) if self.end == Outcome::Locked => match self.op {
+                FileOp::TryFence(_) => self.ask(Call::Fence(mode)),
+                _ => Next::End(Outcome::Locked),
+            },
+            (Call::Fence(_), answer) => {
+                self.fenced(answer);
+                Next::End(self.end.clone())
+            }
             (Call::Check, Answer::Yes) => self.ask(Call::Held(mode)),
             // The file was deleted: away with it, and on with the one that the name means now.
             (Call::Check, Answer::No | Answer::Gone) => self.let_go(After::Reopen),
             (Call::Held(_), Answer::Yes) => self.refused(),
-            (Call::Held(_), Answer::No) if self.looks < LOOKS_MAX => {
+            // What keeps shared holders out without holding byte 0 alone are slots.
+            (Call::Held(Mode::Shared), Answer::No) => self.ask(Call::Uses),
+            (Call::Uses, Answer::Uses(held)) if held.disagrees_with(mode) => {
+                self.end = Outcome::Disagrees(held);
+                self.refused()
+            }
+            (Call::Uses, Answer::Uses(_)) => self.refused(),
+            (Call::Held(_) | Call::Uses, Answer::No) if self.looks < LOOKS_MAX => {
                 self.looks += 1;
                 self.ask(Call::Yield)
             }
-            (Call::Held(_), Answer::No) => {
+            (Call::Held(_) | Call::Uses, Answer::No) => {
                 self.end = Outcome::Disturbed;
                 self.refused()
             }
@@ -326,16 +384,73 @@ mod tests {
         assert_eq!(run(FileOp::Try(mode), true, None, &script), Outcome::Disturbed);
     }
 
+    /// Slots are taken in the process's turn, under a lock that says so, of a file that the name means; another number leaves
+    /// nothing behind.
+    #[test]
+    fn slots_are_taken_in_turn() {
+        let op = FileOp::Take { of: 4, take: 2, joins: false, fence: true };
+        let mut script = vec![
+            (Call::Unlock, Answer::Yes),
+            (Call::LockTurn, Answer::Yes),
+            (Call::LockHeld, Answer::Yes),
+            (Call::Check, Answer::Yes),
+        ];
+        let mut other = script.clone();
+        let taken = Box::from([1, 2]);
+        script.extend([
+            (Call::LockNumber(4), Answer::Yes),
+            (Call::LockSlots(4, 2), Answer::Slots(taken)),
+            (Call::Fence(Mode::Slots(4)), Answer::Fence(91)),
+            (Call::UnlockTurn, Answer::Yes),
+        ]);
+        let outcome = run(op, true, Some(Mode::Exclusive), &script);
+        assert_eq!(outcome, Outcome::Taken { slots: [1, 2].into(), fence: Some(Ok(91)) });
+        other.push((Call::LockNumber(4), Answer::Uses(Mode::Slots(5))));
+        other.push((Call::Unlock, Answer::Yes));
+        assert_eq!(run(op, true, Some(Mode::Exclusive), &other), Outcome::Disagrees(Mode::Slots(5)));
+    }
+
+    /// Who has slots and takes more keeps what it has, whatever comes of it.
+    #[test]
+    fn a_take_that_joins_keeps_the_rest() {
+        let op = FileOp::Take { of: 4, take: 2, joins: true, fence: false };
+        let mut script = vec![(Call::LockTurn, Answer::No), (Call::Check, Answer::Yes), (Call::Uses, Answer::No)];
+        script.push((Call::Yield, Answer::Yes));
+        script.extend([(Call::LockTurn, Answer::Yes), (Call::Check, Answer::Yes)]);
+        script.extend([(Call::LockSlots(4, 2), Answer::No), (Call::UnlockTurn, Answer::Yes)]);
+        assert_eq!(run(op, true, Some(Mode::Slots(4)), &script), Outcome::Refused);
+        let script = [(Call::LockTurn, Answer::Yes), (Call::Check, Answer::Gone), (Call::UnlockTurn, Answer::Yes)];
+        assert!(matches!(run(op, true, Some(Mode::Slots(4)), &script), Outcome::Lost(_)));
+    }
+
+    fn is_refusal(outcome: &Outcome) -> bool {
+        matches!(outcome, Outcome::Refused | Outcome::Disturbed | Outcome::Failed(_))
+    }
+
     /// Whatever the answers, an operation ends, and a try that ends without a lock leaves none behind.
     #[test]
     fn every_path_ends() {
         let fault = Fault { operation: "test", path: "".into(), errno: 5 };
         let answers = [Answer::Yes, Answer::No, Answer::Gone, Answer::Failed(fault)];
-        let ops =
-            [FileOp::Try(Mode::Shared), FileOp::Probe(Mode::Shared), FileOp::Unlock, FileOp::Retire, FileOp::Peek];
+        let shared = Mode::Shared;
+        let take = |joins, fence| FileOp::Take { of: 4, take: 2, joins, fence };
+        let ops = [
+            FileOp::Try(shared),
+            FileOp::TryFence(shared),
+            take(false, false),
+            take(true, true),
+            FileOp::Give { of: 4, first: 1, count: 2 },
+            FileOp::Probe(shared),
+            FileOp::ProbeFence(shared),
+            FileOp::Unlock,
+            FileOp::Retire,
+            FileOp::Peek,
+        ];
         for (op, seed) in ops.into_iter().flat_map(|op| (0..5000_u64).map(move |seed| (op, seed))) {
-            let fresh = seed % 3 == 0 && matches!(op, FileOp::Try(_) | FileOp::Retry(_) | FileOp::Peek);
-            let locked = (!fresh && seed % 3 == 1 && op != FileOp::Peek).then_some(Mode::Shared);
+            let joins = matches!(op, FileOp::Take { joins: true, .. } | FileOp::Give { .. });
+            let takes = matches!(op, FileOp::Try(_) | FileOp::TryFence(_) | FileOp::Take { .. });
+            let fresh = seed % 3 == 0 && !joins && (takes || op == FileOp::Peek);
+            let locked = (joins || !fresh && seed % 3 == 1 && op != FileOp::Peek).then_some(Mode::Shared);
             let (mut steps, mut next) = Steps::begin(op, !fresh, locked);
             let mut random = seed;
             for _ in 0..100_000 {
@@ -343,6 +458,12 @@ mod tests {
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let answer = &answers[usize::try_from(random >> 62).unwrap()];
                 let possible = match call {
+                    Call::Fence(_) if *answer != answers[3] => &Answer::Fence(7),
+                    Call::LockSlots(..) if *answer == Answer::Yes => &Answer::Slots([1, 3].into()),
+                    Call::LockNumber(_) | Call::Uses if *answer == Answer::Gone => &Answer::Uses(Mode::Slots(3)),
+                    Call::Uses if *answer == Answer::Yes => &Answer::Uses(Mode::Exclusive),
+                    Call::LockTurn | Call::LockHeld | Call::LockSlots(..) if *answer == Answer::Gone => &Answer::No,
+                    Call::UnlockTurn | Call::UnlockSlots(..) if *answer != answers[3] => &Answer::Yes,
                     Call::Yield | Call::Close => &Answer::Yes,
                     Call::Unlock if *answer != Answer::Yes => &answers[3],
                     Call::Open if matches!(answer, Answer::No | Answer::Gone) => &Answer::Yes,
@@ -354,7 +475,18 @@ mod tests {
             let Next::End(outcome) = next else { panic!("{op:?} {seed} did not end") };
             let fits = match op {
                 FileOp::Try(_) | FileOp::Retry(_) => {
-                    matches!(outcome, Outcome::Locked | Outcome::Refused | Outcome::Disturbed | Outcome::Failed(_))
+                    matches!(outcome, Outcome::Locked | Outcome::Disagrees(_)) || is_refusal(&outcome)
+                }
+                FileOp::TryFence(_) => {
+                    matches!(outcome, Outcome::Fenced(_) | Outcome::Disagrees(_)) || is_refusal(&outcome)
+                }
+                FileOp::Take { joins, .. } => {
+                    let taken = matches!(outcome, Outcome::Taken { .. } | Outcome::Disagrees(_));
+                    taken || is_refusal(&outcome) || (joins && matches!(outcome, Outcome::Lost(_)))
+                }
+                FileOp::Give { .. } => matches!(outcome, Outcome::Given | Outcome::Failed(_)),
+                FileOp::ProbeFence(_) => {
+                    matches!(outcome, Outcome::Fenced(_) | Outcome::Lost(_) | Outcome::Failed(_))
                 }
                 FileOp::Probe(_) => matches!(outcome, Outcome::Real | Outcome::Lost(_) | Outcome::Failed(_)),
                 FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire => {
@@ -363,8 +495,9 @@ mod tests {
                 FileOp::Peek => matches!(outcome, Outcome::Peeked { .. } | Outcome::Failed(_)),
             };
             assert!(fits, "{op:?} {seed} ended as {outcome:?}");
-            if matches!(op, FileOp::Try(_) | FileOp::Retry(_)) {
-                assert_eq!(steps.locked, outcome == Outcome::Locked, "{op:?} {seed} {outcome:?}");
+            if takes && !joins {
+                let locks = matches!(outcome, Outcome::Locked | Outcome::Fenced(_) | Outcome::Taken { .. });
+                assert_eq!(steps.locked, locks, "{op:?} {seed} {outcome:?}");
             }
         }
     }

@@ -7,6 +7,7 @@
 
 mod collect;
 pub mod contact;
+mod fence;
 mod gate;
 pub mod local;
 pub mod meeting;
@@ -16,8 +17,11 @@ pub mod nfs4;
 pub mod node;
 mod os;
 pub mod probe;
+mod ranges;
+mod slots;
 
 pub use collect::Collected;
+pub use fence::following;
 pub use os::{Files, OpenFile};
 
 use crate::engine::{FileOp, Outcome};

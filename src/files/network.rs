@@ -10,7 +10,7 @@ use super::contact::Contact;
 use super::gate::{Gate, gate_failed};
 use super::local::Answer;
 use super::mount::Mount;
-use super::os::range;
+use super::os::lock;
 use crate::clock::now_ms;
 use crate::engine::Mode;
 use crate::limits::UNLINK_MS_MAX;
@@ -57,7 +57,7 @@ impl Network {
                 Err(error) => return gate_failed(directory, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
             };
             // Not under the mutex: the call may take as long as the server does not answer.
-            let Err(errno) = fcntl(&*file, FcntlArg::F_OFD_SETLK(&range(mode, place, 1))) else { return Answer::Yes };
+            let Err(errno) = fcntl(&*file, FcntlArg::F_OFD_SETLK(&lock(mode, (place, 1)))) else { return Answer::Yes };
             let again = !forgotten && matches!(errno, Errno::EIO | Errno::EBADF | Errno::ESTALE);
             gate().refused(place, again);
             match errno {

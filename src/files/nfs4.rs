@@ -19,11 +19,13 @@ mod hand;
 #[cfg(test)]
 mod model;
 mod mortal;
+mod slots;
 
 pub(super) use hand::Hand;
 pub use mortal::take_over;
 
 pub use super::local::Answer;
+use super::local::with_fence;
 use crate::engine::{FileOp, Mode, Outcome};
 use crate::fault::Fault;
 
@@ -66,6 +68,22 @@ pub enum Call {
     Held(Mode),
     /// Let another process run.
     Yield,
+    /// Lock the byte of the process that takes slots.
+    LockTurn,
+    /// Unlock it.
+    UnlockTurn,
+    /// Lock [0, 2^61) for reading, which says that somebody holds the name.
+    LockHeld,
+    /// Lock the byte of a number of slots for reading, unless another process has another number.
+    LockNumber(u16),
+    /// Of so many slots lock so many that nobody has.
+    LockSlots(u16, u16),
+    /// Unlock so many slots from the first one on.
+    UnlockSlots(u16, u16),
+    /// In which mode, or with how many slots, do other processes have the file?
+    Uses,
+    /// Take a fence: the next number, safe on the disk, while the file is locked in this mode.
+    Fence(Mode),
     /// Lock the file from byte 1 on, exclusively; the anchor is part of it.
     LockToDelete,
     /// Does the name mean the open file, as the server tells to who wants to create it?
@@ -74,7 +92,7 @@ pub enum Call {
     MarkDead,
     /// Delete the name, from a process that is killed before the lease can run out.
     Unlink,
-    /// Unlock [0, 2^61).
+    /// Unlock everything but the anchor.
     Unlock,
     /// Unlock everything, and close the file.
     Close,
@@ -120,8 +138,10 @@ pub struct Steps {
     deletes: bool,
     asked: Call,
     open: bool,
-    /// Whether [0, 2^61) is locked.
+    /// Whether anything but the anchor is locked.
     locked: bool,
+    /// Whether other processes cannot take slots.
+    has_turn: bool,
     /// Whether the name's byte of the gate is.
     gated: bool,
     /// Whether the lock on a fresh file has been asked for a second time.
@@ -150,6 +170,7 @@ impl Steps {
             asked: Call::Yield,
             open: start.open,
             locked: start.locked.is_some(),
+            has_turn: false,
             gated: false,
             settled: start.open,
             deleting: false,
@@ -162,14 +183,22 @@ impl Steps {
             proofs: 0,
         };
         let next = match op {
-            FileOp::Try(_) | FileOp::Retry(_) if start.lost => steps.start_over(),
-            FileOp::Try(mode) | FileOp::Retry(mode) if start.open => steps.ask(Call::Lock(mode)),
-            FileOp::Try(_) | FileOp::Retry(_) => steps.ask(Call::Gate(Some(Mode::Shared))),
+            FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) | FileOp::Take { .. } if start.lost => {
+                steps.start_over()
+            }
+            FileOp::Take { joins: false, .. } if start.open && steps.locked => steps.ask(Call::Unlock),
+            FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) | FileOp::Take { .. } if start.open => {
+                steps.opened()
+            }
+            FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) | FileOp::Take { .. } => {
+                steps.ask(Call::Gate(Some(Mode::Shared)))
+            }
+            FileOp::Give { first, count, .. } => steps.ask(Call::UnlockSlots(first, count)),
             FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire if start.lost => steps.let_go(Then::End),
             FileOp::Unlock | FileOp::UnlockAndLook => steps.ask(Call::Unlock),
             FileOp::Retire if start.deletes => steps.delete(),
             FileOp::Retire => steps.let_go(Then::End),
-            FileOp::Probe(mode) => steps.ask(Call::Lock(mode)),
+            FileOp::Probe(mode) | FileOp::ProbeFence(mode) => steps.ask(Call::Lock(mode)),
             FileOp::Peek if start.open => steps.ask(Call::Recent),
             FileOp::Peek => steps.ask(Call::Gate(Some(Mode::Shared))),
         };
@@ -179,10 +208,11 @@ impl Steps {
     /// Takes the answer to the last call; tells the next one.
     pub fn answered(&mut self, answer: Answer) -> Next {
         match (self.asked, &answer) {
-            (Call::Unlock, Answer::Yes) => self.locked = false,
-            (Call::Lock(_), Answer::Yes) => self.locked = true,
+            (Call::Unlock, Answer::Yes) => (self.locked, self.has_turn) = (false, false),
+            (Call::LockTurn, Answer::Yes) => (self.locked, self.has_turn) = (true, true),
+            (Call::Lock(_) | Call::LockHeld, Answer::Yes) => self.locked = true,
             (Call::Open { .. } | Call::OpenOld | Call::OpenToRead, Answer::Yes) => self.open = true,
-            (Call::Close, _) => (self.open, self.locked) = (false, false),
+            (Call::Close, _) => (self.open, self.locked, self.has_turn) = (false, false, false),
             (Call::Gate(mode), answer) => self.gated = mode.is_some() && *answer == Answer::Yes,
             _ => {}
         }
@@ -190,8 +220,14 @@ impl Steps {
             // Whatever came of it, there is no other way on.
             _ if self.leaving => self.gone(),
             _ if self.deleting => self.delete_step(&answer),
-            (_, FileOp::Try(mode) | FileOp::Retry(mode)) => self.try_step(mode, answer),
-            (_, FileOp::Probe(_)) => self.probe_step(answer),
+            (_, FileOp::Take { .. }) if !self.opens() => self.take_step(answer),
+            (_, FileOp::Try(mode) | FileOp::Retry(mode) | FileOp::TryFence(mode)) => self.try_step(mode, answer),
+            (_, FileOp::Take { of, .. }) => self.try_step(Mode::Slots(of), answer),
+            (_, FileOp::Give { .. }) => Next::End(match answer {
+                Answer::Failed(fault) => Outcome::Failed(fault),
+                _ => Outcome::Given,
+            }),
+            (_, FileOp::Probe(_) | FileOp::ProbeFence(_)) => self.probe_step(answer),
             (_, FileOp::Unlock | FileOp::UnlockAndLook) if answer == Answer::Yes => Next::End(self.end.clone()),
             // A lock that cannot be undone goes with its descriptor.
             (_, FileOp::Unlock | FileOp::UnlockAndLook) => self.let_go(Then::End),
@@ -243,6 +279,19 @@ impl Steps {
         }
     }
 
+    /// Whether the file is being opened, or what is in the way of that is being looked at.
+    fn opens(&self) -> bool {
+        self.gated || matches!(self.asked, Call::Gate(_))
+    }
+
+    /// The file is open and anchored: on to its lock.
+    fn opened(&mut self) -> Next {
+        match self.op {
+            FileOp::Try(mode) | FileOp::Retry(mode) | FileOp::TryFence(mode) => self.ask(Call::Lock(mode)),
+            _ => self.ask(Call::LockTurn),
+        }
+    }
+
     fn try_step(&mut self, mode: Mode, answer: Answer) -> Next {
         match (self.asked, answer) {
             (Call::Gate(Some(_)), Answer::Yes) => self.ask(Call::Open { again: self.reopens > 0 }),
@@ -252,7 +301,7 @@ impl Steps {
             (Call::Anchor, Answer::Yes) => self.ask(Call::Alive),
             (Call::Anchor, Answer::No) => self.ask(Call::Held(mode)),
             (Call::Alive, Answer::Yes) => self.ask(Call::Gate(None)),
-            (Call::Gate(None), _) | (Call::Yield, _) => self.ask(Call::Lock(mode)),
+            (Call::Gate(None) | Call::Yield, _) => self.opened(),
             // Who marked it dead is gone: it holds no lock any more.
             (Call::Alive, Answer::No) if self.deletes => self.let_go(Then::Bury),
             (Call::Alive, Answer::No) => self.finish(Outcome::Failed(left_dead())),
@@ -265,24 +314,32 @@ impl Steps {
                 self.ask(Call::Recent)
             }
             // Who only waits tries again soon, and asks the server for nothing more.
-            (Call::Lock(_), Answer::No) if matches!(self.op, FileOp::Retry(_)) => self.refused(),
+            (Call::Lock(_), Answer::No) if matches!(self.op, FileOp::Retry(_)) => self.refused(Outcome::Refused),
             (Call::Lock(_), Answer::No) => {
                 self.end = Outcome::Refused;
                 self.ask(Call::Recent)
             }
-            (Call::Recent, Answer::Yes) if self.end == Outcome::Locked => Next::End(Outcome::Locked),
+            (Call::Recent, Answer::Yes) if self.end == Outcome::Locked => match self.op {
+                FileOp::TryFence(_) => self.ask(Call::Fence(mode)),
+                _ => Next::End(Outcome::Locked),
+            },
+            (Call::Fence(_), answer) => Next::End(with_fence(self.end.clone(), answer)),
             (Call::Recent, Answer::Yes) => self.ask(Call::Held(mode)),
             (Call::Recent, _) => self.prove(),
             (Call::Prove, Answer::Yes) => self.ask(Call::Recent),
             // Before the gate is open, it is the anchor that was refused.
             (Call::Held(_), Answer::Yes) if self.gated => self.finish(Outcome::Refused),
-            (Call::Held(_), Answer::Yes) => self.refused(),
+            (Call::Held(_), Answer::Yes) => self.refused(Outcome::Refused),
+            // What keeps shared holders out without holding byte 0 alone are slots.
+            (Call::Held(Mode::Shared), Answer::No) if !self.gated => self.ask(Call::Uses),
+            (Call::Uses, Answer::Uses(held)) if held.disagrees_with(mode) => self.refused(Outcome::Disagrees(held)),
+            (Call::Uses, Answer::Uses(_)) => self.refused(Outcome::Refused),
             // It was released a moment ago, or something that is no daemon locks a part of the file.
-            (Call::Held(_), Answer::No) if !self.gated && self.looks < LOOKS_MAX => {
+            (Call::Held(_) | Call::Uses, Answer::No) if !self.gated && self.looks < LOOKS_MAX => {
                 self.looks += 1;
                 self.ask(Call::Yield)
             }
-            (Call::Held(_), Answer::No) => self.finish(Outcome::Disturbed),
+            (Call::Held(_) | Call::Uses, Answer::No) => self.finish(Outcome::Disturbed),
             (Call::Unlock, Answer::Yes) => Next::End(self.end.clone()),
             (_, Answer::No | Answer::Gone) => self.start_over(),
             (_, Answer::Failed(fault)) => self.finish(Outcome::Failed(fault)),
@@ -291,9 +348,9 @@ impl Steps {
     }
 
     /// The file stays open for the next try, but a lock that a refused conversion left is of no use.
-    fn refused(&mut self) -> Next {
-        self.end = Outcome::Refused;
-        if self.locked { self.ask(Call::Unlock) } else { Next::End(Outcome::Refused) }
+    fn refused(&mut self, end: Outcome) -> Next {
+        self.end = end;
+        if self.locked { self.ask(Call::Unlock) } else { Next::End(self.end.clone()) }
     }
 
     fn prove(&mut self) -> Next {
@@ -310,6 +367,8 @@ impl Steps {
             (Call::Prove, Answer::No | Answer::Gone) => Outcome::Lost("the server has dropped it"),
             (Call::Check, Answer::No) => Outcome::Lost("its lock file was replaced by another one"),
             (Call::Check, Answer::Gone) => Outcome::Lost("its lock file was deleted"),
+            (Call::Check, Answer::Yes) if let FileOp::ProbeFence(mode) = self.op => return self.ask(Call::Fence(mode)),
+            (Call::Fence(_), answer) => with_fence(Outcome::Real, answer),
             (_, Answer::Failed(fault)) => Outcome::Failed(fault),
             (_, Answer::Yes) => Outcome::Real,
             (call, answer) => unreachable!("{answer:?} is no answer to {call:?} in a probe"),

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use serde::{Deserialize, Serialize};
 
 use super::network::Network;
-use super::os::range;
+use super::os::lock;
 use crate::clock::now_ms;
 use crate::engine::Mode;
 
@@ -28,6 +28,9 @@ const ENTRIES_MAX: u8 = 20;
 
 /// Files of other nodes that are looked at, at most.
 const NODES_MAX: usize = 4096;
+
+/// A file that is younger belongs to a daemon that lives, locked or not.
+const YOUNG_SECONDS: i64 = 60;
 
 /// A node's file is no longer than this.
 const NODE_BYTES_MAX: u64 = 4096;
@@ -99,7 +102,7 @@ impl Node {
         let folder = folder(directory)?;
         for _ in 0..ENTRIES_MAX {
             let node = Self::make(&folder, network, identity)?;
-            let locked = fcntl(&node.file, FcntlArg::F_OFD_SETLK(&range(Some(Mode::Exclusive), 0, 0)));
+            let locked = fcntl(&node.file, FcntlArg::F_OFD_SETLK(&lock(Some(Mode::Exclusive), (0, 0))));
             match locked {
                 Ok(_) if node.is_named()? => return Ok(node),
                 // Another daemon took it for one that was left behind, before it was locked.
@@ -178,30 +181,43 @@ pub(super) fn folder(directory: &Path) -> io::Result<PathBuf> {
     Ok(folder)
 }
 
+/// The time on the clock that stamps files, in seconds since 1970: a server's may differ from this host's.
+pub(super) fn servers_now(directory: &Path) -> io::Result<i64> {
+    let unique = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    let path = folder(directory)?.join(format!("clock-{}", unique.trim()));
+    let stamped = fs::File::create_new(&path).and_then(|file| file.metadata()).map(|metadata| metadata.mtime());
+    // Nobody else knows its name, so that it does not matter when the deletion takes effect.
+    let _ = fs::remove_file(&path);
+    stamped
+}
+
 /// The daemons that live, this one's own file excepted; the files of those that do not are removed.
 #[must_use]
 pub fn others(directory: &Path, own: Option<&Node>) -> Vec<Identity> {
+    let Ok(now) = servers_now(directory) else { return Vec::new() };
     let Ok(entries) = fs::read_dir(directory.join(FOLDER)) else { return Vec::new() };
     let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     let nodes = paths.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX)));
-    nodes
-        .take(NODES_MAX)
-        .filter(|path| own.is_none_or(|own| own.path != *path))
-        .filter_map(|path| living(&path))
-        .collect()
+    let others = nodes.take(NODES_MAX).filter(|path| own.is_none_or(|own| own.path != *path));
+    others.filter_map(|path| living(&path, now)).collect()
 }
 
-fn living(path: &Path) -> Option<Identity> {
+fn living(path: &Path, now: i64) -> Option<Identity> {
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     let file = fs::File::options().read(true).write(true).custom_flags(flags).open(path).ok()?;
     let mut text = String::new();
     io::Read::read_to_string(&mut io::Read::take(&file, NODE_BYTES_MAX), &mut text).ok()?;
-    match fcntl(&file, FcntlArg::F_OFD_SETLK(&range(Some(Mode::Exclusive), 0, 0))) {
+    let identity = serde_json::from_str(&text).ok();
+    // A daemon whose lock was dropped makes itself a new file at once: a young one is alive, although nobody locks it.
+    let young = file.metadata().is_ok_and(|metadata| now - metadata.mtime() < YOUNG_SECONDS);
+    if young {
+        return identity;
+    }
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock(Some(Mode::Exclusive), (0, 0)))) {
         Ok(_) => {
-            // It may be just about to lock it: it then finds the file gone when it listens, and makes another one.
-            let _ = fs::remove_file(path);
+            leave(path);
             None
         }
-        Err(_) => serde_json::from_str(&text).ok(),
+        Err(_) => identity,
     }
 }

@@ -10,8 +10,10 @@ use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, flock};
 use nix::sys::stat::{FileStat, Mode as Permissions, SFlag, fstat, lstat};
 use nix::unistd::unlink;
 
+use super::fence::Mark;
 use super::local::{Answer, Call, Next, Steps};
 use super::network::Network;
+use super::ranges::{ALL, BEYOND_SHARED, DELETION, HELD, Range, SHARED};
 use super::{FileOp, Outcome, nfs4};
 use crate::engine::Mode;
 use crate::fault::Fault;
@@ -26,6 +28,7 @@ pub struct Files {
     directory: PathBuf,
     /// What is known of the server, if the directory is on a network file system.
     network: Option<Network>,
+    pub(super) mark: Mark,
 }
 
 /// An open lock file. Dropping it closes it, and the kernel drops its lock.
@@ -36,6 +39,8 @@ pub struct OpenFile {
     /// Device and inode: what the name has to mean for a lock on this file to count.
     pub(super) identity: (u64, u64),
     pub(super) locked: Option<Mode>,
+    /// The slots whose bytes it has locked, in their order.
+    pub(super) slots: Vec<u16>,
     /// On a network file system: when its locks were last proven, as [`Contact`](super::contact::Contact) counts.
     pub(super) epoch: u64,
     /// On a network file system: a probe has shown that its locks are gone.
@@ -47,13 +52,15 @@ impl Files {
     /// replaced, or a file system mounted over it, is noticed by the checks and not locked past.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, network: None }
+        let mark = Mark::new(&directory);
+        Self { directory, network: None, mark }
     }
 
     /// The lock files in a directory of a network file system.
     #[must_use]
     pub fn on_network(directory: PathBuf, network: Network) -> Self {
-        Self { directory, network: Some(network) }
+        let mark = Mark::new(&directory);
+        Self { directory, network: Some(network), mark }
     }
 
     /// What is known of the server, if the directory is on a network file system: every call may take as long as the server
@@ -121,9 +128,21 @@ impl<'a> Hand<'a> {
         match call {
             Call::Open => self.open(OFlag::O_RDWR | OFlag::O_CREAT),
             Call::OpenToRead => self.open(OFlag::O_RDONLY),
-            Call::Lock(mode) => self.lock(Some(mode), 0),
-            Call::LockToDelete => self.lock(Some(Mode::Exclusive), 1),
-            Call::Unlock => self.lock(None, 0),
+            Call::Lock(Mode::Shared) => self.lock_shared(),
+            Call::Lock(mode) => self.lock(Some(mode), ALL),
+            Call::LockToDelete => self.lock(Some(Mode::Exclusive), DELETION),
+            Call::Unlock => self.lock(None, ALL),
+            Call::LockTurn => self.open_file().lock_turn(),
+            Call::UnlockTurn => self.open_file().unlock_turn(),
+            Call::LockHeld => self.open_file().lock_held(),
+            Call::LockNumber(of) => self.open_file().lock_number(of),
+            Call::LockSlots(of, take) => self.open_file().lock_slots(of, take),
+            Call::UnlockSlots(first, count) => self.open_file().unlock_slots(first, count),
+            Call::Uses => self.open_file().uses(),
+            Call::Fence(mode) => {
+                let mark = &self.files.mark;
+                self.open_file().take_fence(mode, mark)
+            }
             Call::Check => self.check(),
             Call::Linked => self.linked(),
             Call::Held(mode) => self.held(mode),
@@ -149,15 +168,22 @@ impl<'a> Hand<'a> {
         answer
     }
 
-    fn lock(&mut self, mode: Option<Mode>, from: i64) -> Answer {
+    fn lock(&mut self, mode: Option<Mode>, range: Range) -> Answer {
         let file = self.open_file();
-        match fcntl(file.descriptor.as_fd(), FcntlArg::F_OFD_SETLK(&range(mode, from, 0))) {
-            Ok(_) => {
-                file.locked = mode;
-                Answer::Yes
-            }
-            Err(Errno::EAGAIN | Errno::EACCES) => Answer::No,
-            Err(errno) => failed("lock", &file.path, errno),
+        let answer = file.set(mode, range);
+        if answer == Answer::Yes {
+            file.locked = mode;
+            file.slots.clear();
+        }
+        answer
+    }
+
+    /// A shared lock leaves out what takes a fence, which an exclusive one may have had.
+    fn lock_shared(&mut self) -> Answer {
+        let exclusive = self.open_file().locked == Some(Mode::Exclusive);
+        match self.lock(Some(Mode::Shared), SHARED) {
+            Answer::Yes if exclusive => self.open_file().set(None, BEYOND_SHARED),
+            answer => answer,
         }
     }
 
@@ -190,12 +216,10 @@ impl<'a> Hand<'a> {
     }
 
     fn held(&mut self, mode: Mode) -> Answer {
-        let file = self.open_file();
-        let mut byte = range(Some(mode), 0, 1);
-        match fcntl(file.descriptor.as_fd(), FcntlArg::F_OFD_GETLK(&mut byte)) {
-            Ok(_) if i32::from(byte.l_type) == F_UNLCK => Answer::No,
-            Ok(_) => Answer::Yes,
-            Err(errno) => failed("lock", &file.path, errno),
+        match self.open_file().ask(mode, HELD) {
+            Ok(None) => Answer::No,
+            Ok(Some(_)) => Answer::Yes,
+            Err(answer) => answer,
         }
     }
 }
@@ -218,13 +242,40 @@ impl OpenFile {
             return (None, if reading { Answer::Gone } else { failed("open", &path, Errno::EINVAL) });
         }
         let identity = identity(&stat);
-        (Some(Self { descriptor, path, identity, locked: None, epoch: 0, lost: false }), Answer::Yes)
+        (Some(Self { descriptor, path, identity, locked: None, slots: Vec::new(), epoch: 0, lost: false }), Answer::Yes)
     }
 
     /// Its device and inode.
     #[must_use]
     pub fn identity(&self) -> (u64, u64) {
         self.identity
+    }
+
+    /// Its descriptor.
+    pub(super) fn descriptor(&self) -> &OwnedFd {
+        &self.descriptor
+    }
+
+    /// Locks or unlocks a range, if no other process is in the way.
+    pub(super) fn set(&self, mode: Option<Mode>, range: Range) -> Answer {
+        match fcntl(self.descriptor.as_fd(), FcntlArg::F_OFD_SETLK(&lock(mode, range))) {
+            Ok(_) => Answer::Yes,
+            Err(Errno::EAGAIN | Errno::EACCES) => Answer::No,
+            Err(errno) => self.failed("lock", errno),
+        }
+    }
+
+    /// A lock of another process that would be in the way, if there is one.
+    pub(super) fn ask(&self, mode: Mode, range: Range) -> Result<Option<flock>, Answer> {
+        let mut found = lock(Some(mode), range);
+        match fcntl(self.descriptor.as_fd(), FcntlArg::F_OFD_GETLK(&mut found)) {
+            Ok(_) => Ok((i32::from(found.l_type) != F_UNLCK).then_some(found)),
+            Err(errno) => Err(self.failed("lock", errno)),
+        }
+    }
+
+    pub(super) fn failed(&self, operation: &'static str, errno: Errno) -> Answer {
+        failed(operation, &self.path, errno)
     }
 
     /// Whether it has a lock, of whichever mode.
@@ -244,11 +295,11 @@ pub(super) fn identity(stat: &FileStat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }
 
-/// A range for fcntl(2), `F_OFD_SETLK`: `length` 0 is to the end of what a file can be, and `l_pid` has to be 0.
-pub(super) fn range(mode: Option<Mode>, start: i64, length: i64) -> flock {
+/// A lock on a range for fcntl(2), `F_OFD_SETLK`: `l_pid` has to be 0.
+pub(super) fn lock(mode: Option<Mode>, (start, length): Range) -> flock {
     let kind = match mode {
         Some(Mode::Exclusive) => F_WRLCK,
-        Some(Mode::Shared) => F_RDLCK,
+        Some(Mode::Shared | Mode::Slots(_)) => F_RDLCK,
         None => F_UNLCK,
     };
     flock {

@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::os::range;
+use super::os;
 use crate::engine::Mode;
 
 /// Makes the file, if there is none, and locks it; dropping what it returns unlocks it. `None`: somebody else locks it.
@@ -18,7 +18,7 @@ use crate::engine::Mode;
 pub fn lock(path: &Path, wait: bool) -> io::Result<Option<File>> {
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     let file = File::options().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(path)?;
-    let whole = range(Some(Mode::Exclusive), 0, 0);
+    let whole = os::lock(Some(Mode::Exclusive), (0, 0));
     let locked = fcntl(&file, if wait { FcntlArg::F_OFD_SETLKW(&whole) } else { FcntlArg::F_OFD_SETLK(&whole) });
     match locked {
         Ok(_) => Ok(Some(file)),

@@ -10,6 +10,7 @@ mod life;
 pub mod mailbox;
 mod storage;
 mod throttle;
+mod waits;
 mod workers;
 
 use std::cell::RefCell;
@@ -33,6 +34,7 @@ use hints::Hints;
 pub use life::{StartFault, run};
 use mailbox::{Letter, Mailbox, Mailboxes, TooMany};
 use throttle::Throttle;
+use waits::{Edge, Queue, Waits};
 use workers::{Task, Workers};
 
 type Shard = Engine<OpenFile>;
@@ -65,6 +67,7 @@ pub struct Core {
     shards: Box<[Mutex<Shard>]>,
     hash: RandomState,
     hints: Hints,
+    waits: Waits,
     faults: Throttle,
     exhausted: Throttle,
     too_many: Throttle,
@@ -102,6 +105,7 @@ impl Core {
             shards,
             hash: RandomState::new(),
             hints: Hints::default(),
+            waits: Waits::default(),
             faults: Throttle::default(),
             exhausted: Throttle::default(),
             too_many: Throttle::default(),
@@ -170,8 +174,9 @@ impl Core {
                     if let Some(workers) = &self.workers {
                         workers.forget(&name);
                     }
-                    // No lock, or a shared one in the place of an exclusive one.
-                    if file.as_ref().and_then(OpenFile::locked) < before {
+                    // No lock, or a shared one in the place of an exclusive one, or fewer slots.
+                    let gives = matches!(op, FileOp::Give { .. });
+                    if gives || file.as_ref().and_then(OpenFile::locked) < before {
                         self.hints.freed(&name);
                     }
                     self.input(shard, Input::Done { name, file, outcome }, mine, &mut effects, &mut due);
@@ -224,6 +229,39 @@ impl Core {
         }
         drop(engine);
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Notes that a session waits for a name.
+    pub fn wait_begins(&self, session: SessionId, name: &LockName) {
+        self.waits.begin(session, name);
+    }
+
+    /// The session waits for the name no more.
+    pub fn wait_ends(&self, session: SessionId, name: &LockName) {
+        self.waits.end(session, name);
+    }
+
+    /// Notes that a session waits for a name, unless that closes a cycle: then it tells which.
+    #[must_use]
+    pub fn cycle(&self, session: SessionId, name: &LockName) -> Option<String> {
+        let queue_of = |name: &LockName| {
+            let (holders, waiters) = self.shard(self.shard_of(name)).queue(name);
+            Queue { holders, waiters }
+        };
+        let cycle = self.waits.cycle(session, name, queue_of)?;
+        let links: Vec<String> = cycle.iter().take(limits::CYCLE_SHOWN_MAX).map(|edge| self.link(edge)).collect();
+        let more = if cycle.len() > links.len() { "; and so on" } else { "" };
+        Some(format!("it would wait for itself: {}{more}", links.join("; ")))
+    }
+
+    fn link(&self, edge: &Edge) -> String {
+        let called = |session: SessionId| match self.mailboxes.introduction(session).name {
+            Some(name) => format!("{name} (session {session})"),
+            None => format!("session {session}"),
+        };
+        let (waits, other) = (called(edge.waits), called(edge.because_of));
+        let how = if edge.holds { "holds" } else { "waited for before" };
+        format!("{waits} waits for {}, which {other} {how}", edge.name)
     }
 
     fn arm(self: &Arc<Self>, shard: usize, timer: Timer, after_ms: u64) {

@@ -105,6 +105,7 @@ impl Watch {
         for name in self.core.held(None, usize::MAX) {
             self.core.submit_unasked(&name, Input::Probe(name.clone()));
         }
+        self.look_around();
     }
 
     /// Until the server is to be heard next: proves held locks in turn, evenly spread.

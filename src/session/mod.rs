@@ -1,6 +1,7 @@
 //! One session: what it holds and asks, and the rules between a client's requests and the engine. It takes decoded messages and
 //! letters, and appends replies to a buffer; it knows no socket.
 
+mod several;
 mod v0;
 mod v1;
 
@@ -18,6 +19,7 @@ use crate::server::Core;
 use crate::server::mailbox::{Letter, Mailbox};
 use crate::wire::v1::{Event, Id, Refusal};
 use crate::wire::{Codec, Dialect, Form, Incoming, Violation};
+use several::{Releasing, Several};
 
 type LockInput = Input<OpenFile>;
 
@@ -36,7 +38,11 @@ pub struct Session {
     held: BTreeSet<LockName>,
     /// Requests that the engine has not answered.
     pending: Vec<Pending>,
+    several: Vec<Several>,
+    releasing: Vec<Releasing>,
     next_request: u64,
+    /// The cycle that a wait would have closed which is about to be refused.
+    cycle: Option<String>,
     /// The last request whose wait was cancelled.
     last_cancelled: Option<RequestId>,
     end: Option<End>,
@@ -53,6 +59,8 @@ struct Pending {
     to: To,
     /// When an acquire has waited for long enough.
     deadline: Option<Instant>,
+    /// Whether it is noted among those who wait for others.
+    noted: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +77,12 @@ enum Kind {
 enum To {
     V0(Form, u8),
     V1(Option<Id>),
-    /// To nobody: the session says goodbye.
-    Bye,
+    /// To nobody: the session says goodbye, or gives back what a request for several locks had.
+    Nobody,
+    /// It is part of a request for several locks.
+    Part(RequestId),
+    /// It is part of a release of several locks.
+    Released(RequestId),
 }
 
 /// Why a session ends.
@@ -90,8 +102,23 @@ impl Session {
     /// A session that has just connected.
     #[must_use]
     pub fn new(id: SessionId, core: Arc<Core>, mailbox: Arc<Mailbox>, codec: Codec) -> Self {
-        let (held, pending) = (BTreeSet::new(), Vec::new());
-        Self { id, core, mailbox, codec, held, pending, next_request: 0, last_cancelled: None, end: None, bye: None }
+        let (held, pending, several, releasing) = (BTreeSet::new(), Vec::new(), Vec::new(), Vec::new());
+        let (next_request, cycle, last_cancelled, end, bye) = (0, None, None, None, None);
+        Self {
+            id,
+            core,
+            mailbox,
+            codec,
+            held,
+            pending,
+            several,
+            releasing,
+            next_request,
+            cycle,
+            last_cancelled,
+            end,
+            bye,
+        }
     }
 
     /// Its identity.
@@ -185,8 +212,13 @@ impl Session {
 
     /// Gives everything back, unanswered. The session is not used after that.
     pub fn leave(&mut self) {
+        let gathered = self.drop_several();
+        for pending in self.pending.iter().filter(|pending| pending.noted) {
+            self.core.wait_ends(self.id, &pending.name);
+        }
         let asked = self.pending.drain(..).map(|pending| pending.name);
-        let names: BTreeSet<LockName> = std::mem::take(&mut self.held).into_iter().chain(asked).collect();
+        let names: BTreeSet<LockName> =
+            std::mem::take(&mut self.held).into_iter().chain(asked).chain(gathered).collect();
         for name in names {
             let input = Input::Leave { name: name.clone(), session: self.id };
             self.core.submit(&name, input, (self.id, &self.mailbox));
@@ -199,21 +231,34 @@ impl Session {
             Letter::Answer { name, request, answer } => {
                 if let Some(place) = self.pending.iter().position(|pending| pending.request == request) {
                     let pending = self.pending.swap_remove(place);
+                    if pending.noted {
+                        self.core.wait_ends(self.id, &name);
+                    }
                     self.note(&pending, &name, &answer);
+                    let granted = matches!(answer, Answer::Granted { already: false, .. });
                     if self.bye.is_some() && self.held.contains(&name) {
                         // It was granted while the session said goodbye.
-                        self.ask(&name, Kind::Release, To::Bye, out, Input::Release);
+                        self.ask(&name, Kind::Release, To::Nobody, out, Input::Release);
                     }
                     match &pending.to {
                         To::V0(form, command) => self.reply_v0(*form, *command, &name, answer, out),
                         To::V1(id) => self.reply_v1(id.as_ref(), &name, answer, out),
-                        To::Bye => {}
+                        To::Part(number) => self.part(*number, &name, answer, out),
+                        To::Released(number) => self.released(*number, out),
+                        To::Nobody => {}
+                    }
+                    if granted && self.pending.iter().any(|pending| pending.noted) {
+                        self.look_for_cycles(None, out);
                     }
                 }
             }
             Letter::Lost { name, reason } => {
                 self.held.remove(&name);
-                if self.codec.dialect() == Dialect::JsonV1 {
+                let gathered = self.gathers(&name);
+                self.lost_part(&name, reason, out);
+                if gathered {
+                    // The session was never told that it holds it: the refusal says it all.
+                } else if self.codec.dialect() == Dialect::JsonV1 {
                     self.codec.send_v1(&Event::Lost { lock: name.as_str(), reason }, out);
                 } else {
                     self.finish(End::LockLost, CloseCode::Error, &format!("the lock {name} is lost: {reason}"), out);
@@ -239,6 +284,7 @@ impl Session {
     /// Keeps the session's own list of what it holds.
     fn note(&mut self, pending: &Pending, name: &LockName, answer: &Answer) {
         match (pending.kind, answer) {
+            (Kind::Try | Kind::Wait, Answer::Granted { .. }) if matches!(pending.to, To::Part(_)) => {}
             (Kind::Try | Kind::Wait, Answer::Granted { already: false, .. }) => drop(self.held.insert(name.clone())),
             (Kind::Release, _) | (_, Answer::Lost(_)) => drop(self.held.remove(name)),
             (_, Answer::Cancelled) => self.last_cancelled = Some(pending.request),
@@ -259,13 +305,17 @@ impl Session {
     }
 
     fn pend(&mut self, name: &LockName, kind: Kind, to: To, deadline: Option<Instant>) -> Asked {
-        let request = RequestId(self.next_request);
-        self.next_request += 1;
+        let request = self.number();
         if self.pending.capacity() == 0 {
             self.pending.reserve_exact(1);
         }
-        self.pending.push(Pending { request, name: name.clone(), kind, to, deadline });
+        self.pending.push(Pending { request, name: name.clone(), kind, to, deadline, noted: false });
         Asked { name: name.clone(), session: self.id, request }
+    }
+
+    fn number(&mut self) -> RequestId {
+        self.next_request += 1;
+        RequestId(self.next_request - 1)
     }
 
     fn asked(&self, pending: &Pending) -> Asked {

@@ -26,7 +26,7 @@ impl Session {
         };
         let to = To::V0(form, command);
         match command {
-            v0::ACQUIRE if self.full(&name) => {
+            v0::ACQUIRE if self.full(usize::from(!self.held.contains(&name))) => {
                 let reason =
                     format!("this session has {} locks, as many as it may", self.core.settings.locks_per_session);
                 self.answer_v0(form, command, &request.name, Outcome::Failed, &reason, out);
@@ -35,9 +35,13 @@ impl Session {
             v0::ACQUIRE if self.waits_for(&name) => {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, v0::OTHER_SESSION, out);
             }
+            // The same, and it has this one already.
+            v0::RELEASE | v0::VERIFY if self.gathers(&name) => {
+                self.answer_v0(form, command, &request.name, Outcome::Failed, v0::NOT_FOUND, out);
+            }
             v0::ACQUIRE => self.ask(&name, Kind::Try, to, out, |asked| Input::Acquire {
                 asked,
-                mode: Mode::Exclusive,
+                want: Mode::Exclusive.into(),
                 wait: false,
             }),
             // The original deletes the file, and tells if somebody has done so before.
@@ -60,13 +64,14 @@ impl Session {
     pub(super) fn reply_v0(&mut self, form: Form, command: u8, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
         let (outcome, reason) = match answer {
             Answer::Granted { already: true, .. } => (Outcome::Success, v0::NO_OP.into()),
-            Answer::Granted { .. } | Answer::Released { file_gone: false } | Answer::Real => {
+            Answer::Granted { .. } | Answer::Released { file_gone: false } | Answer::Real | Answer::RealWith { .. } => {
                 (Outcome::Success, "".into())
             }
             Answer::Released { file_gone: true } => (Outcome::InternalError, self.removed(name)),
-            Answer::BusyHere(_) | Answer::NotHeld { by_another: true } | Answer::Mismatch => {
-                (Outcome::Failed, v0::OTHER_SESSION.into())
-            }
+            Answer::BusyHere(_)
+            | Answer::NotHeld { by_another: true }
+            | Answer::Mismatch
+            | Answer::Disagrees { .. } => (Outcome::Failed, v0::OTHER_SESSION.into()),
             Answer::BusyElsewhere => (Outcome::Failed, v0::OTHER_PROCESS.into()),
             Answer::NotHeld { by_another: false } | Answer::Lost(_) => (Outcome::Failed, v0::NOT_FOUND.into()),
             Answer::Peeked(view) => {
@@ -79,7 +84,9 @@ impl Session {
             Answer::Storage(fault) if fault.operation == "lock" => (Outcome::InternalError, fault.reason().into()),
             Answer::Storage(fault) => (Outcome::InternalError, fault.to_string().into()),
             // The session ends with this; version 0.1 has no waits that could be cancelled.
-            Answer::Closing | Answer::Cancelled | Answer::TimedOut => (Outcome::Failed, "the daemon stops".into()),
+            Answer::Closing | Answer::Cancelled | Answer::TimedOut | Answer::Deadlock => {
+                (Outcome::Failed, "the daemon stops".into())
+            }
         };
         self.answer_v0(form, command, name.as_str().as_bytes(), outcome, &reason, out);
     }

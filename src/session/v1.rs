@@ -4,13 +4,15 @@ use std::time::{Duration, Instant};
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::{End, Kind, Session, To};
+use super::{End, Kind, LockInput, Pending, Session, To};
 use crate::clock::now_ms;
-use crate::engine::{Answer, Input, Mode, View, ViewedSession, Withdrawal};
+use crate::engine::{Answer, Asked, Input, Mode, RequestId, View, ViewedSession, Want, Withdrawal};
 use crate::limits::{LIST_BYTES_ENOUGH, LIST_LOCKS_MAX};
 use crate::name::LockName;
 use crate::server::mailbox::Introduction;
-use crate::wire::v1::{Error, Id, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, word};
+use crate::wire::v1::{
+    Error, Id, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, slots, word,
+};
 
 impl Session {
     pub(super) fn request_v1(&mut self, request: Request, out: &mut Vec<u8>) {
@@ -21,7 +23,13 @@ impl Session {
         }
         match op {
             Op::Hello { name, note } => self.hello(id.as_ref(), Introduction { name, note }, out),
-            Op::Acquire { lock, mode, wait } => self.acquire(id, &lock, mode, wait, out),
+            Op::Acquire { lock, want, wait } => self.acquire(id, &lock, want, wait, out),
+            Op::AcquireAll { wants, wait } => self.acquire_all(id, wants, wait, out),
+            Op::ReleaseAll(locks) => self.release_all(id, locks, out),
+            // A request for several locks has it: the session does not.
+            Op::Release(lock) | Op::Verify(lock) if self.gathers(&lock) => {
+                self.reply_v1(id.as_ref(), &lock, Answer::NotHeld { by_another: false }, out);
+            }
             Op::Release(lock) => self.ask(&lock, Kind::Release, To::V1(id), out, Input::Release),
             Op::Verify(lock) => self.ask(&lock, Kind::Verify, To::V1(id), out, Input::Verify),
             Op::Peek(lock) => self.ask(&lock, Kind::Peek, To::V1(id), out, Input::Peek),
@@ -44,24 +52,45 @@ impl Session {
         self.codec.send_v1(&reply, out);
     }
 
-    fn acquire(&mut self, id: Option<Id>, lock: &LockName, mode: Mode, wait: Wait, out: &mut Vec<u8>) {
-        if let Some((error, message)) = self.refusal_of_acquire(lock, wait) {
+    fn acquire(&mut self, id: Option<Id>, lock: &LockName, want: Want, wait: Wait, out: &mut Vec<u8>) {
+        let new = usize::from(!self.held.contains(lock));
+        if let Some((error, message)) = self.refusal_of_acquire(lock, new, wait) {
             return self.refuse(id.as_ref(), error, &message, out);
         }
-        let (kind, deadline) = match wait {
-            Wait::No => (Kind::Try, None),
-            // A time beyond what the clock can tell is as good as no limit.
-            Wait::Millis(millis) => (Kind::Wait, Instant::now().checked_add(Duration::from_millis(millis))),
-            Wait::NoLimit => (Kind::Wait, None),
-        };
-        let asked = self.pend(lock, kind, To::V1(id), deadline);
-        self.submit(lock, Input::Acquire { asked, mode, wait: kind == Kind::Wait }, out);
+        let kind = if wait == Wait::No { Kind::Try } else { Kind::Wait };
+        let asked = self.pend(lock, kind, To::V1(id), deadline(wait));
+        self.submit_acquire(Input::Acquire { asked: asked.clone(), want, wait: kind == Kind::Wait }, &asked, out);
     }
 
-    fn refusal_of_acquire(&self, lock: &LockName, wait: Wait) -> Option<(Error, String)> {
+    pub(super) fn submit_acquire(&mut self, input: LockInput, asked: &Asked, out: &mut Vec<u8>) {
+        self.submit(&asked.name, input, out);
+        self.look_for_cycles(Some(asked.request), out);
+    }
+
+    /// A request may have begun to wait, or the session may hold more than before while others of its requests wait.
+    pub(super) fn look_for_cycles(&mut self, new: Option<RequestId>, out: &mut Vec<u8>) {
+        let waits = |it: &&Pending| it.kind == Kind::Wait && new.is_none_or(|new| it.request == new);
+        let waiting: Vec<Asked> = self.pending.iter().filter(waits).map(|pending| self.asked(pending)).collect();
+        for asked in waiting {
+            let Some(pending) = self.pending.iter_mut().find(|pending| pending.request == asked.request) else {
+                continue;
+            };
+            pending.noted = true;
+            if !self.holds_any() {
+                self.core.wait_begins(self.id, &asked.name);
+                continue;
+            }
+            self.cycle = self.core.cycle(self.id, &asked.name);
+            if self.cycle.is_some() {
+                self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Deadlock }, out);
+            }
+        }
+    }
+
+    pub(super) fn refusal_of_acquire(&self, lock: &LockName, new: usize, wait: Wait) -> Option<(Error, String)> {
         let settings = &self.core.settings;
         let waits = self.pending.iter().filter(|pending| pending.kind == Kind::Wait).count();
-        if self.full(lock) {
+        if self.full(new) {
             let message = format!(
                 "this session holds or is acquiring {} locks, as many as it may (--locks-per-session)",
                 settings.locks_per_session
@@ -78,23 +107,26 @@ impl Session {
         }
     }
 
-    /// Whether the session holds and acquires as many locks as it may, and this would be one more.
-    pub(super) fn full(&self, lock: &LockName) -> bool {
-        if self.held.contains(lock) {
-            return false;
-        }
-        let acquiring = self.pending.iter().filter(|pending| matches!(pending.kind, Kind::Try | Kind::Wait)).count();
-        self.held.len() + acquiring >= self.core.settings.locks_per_session
+    /// Whether the session would hold and acquire more locks than it may with so many new ones.
+    pub(super) fn full(&self, new: usize) -> bool {
+        let alone =
+            |pending: &&Pending| matches!(pending.kind, Kind::Try | Kind::Wait) && !matches!(pending.to, To::Part(_));
+        let acquiring = self.pending.iter().filter(alone).count() + self.parts();
+        new > 0 && self.held.len() + acquiring + new > self.core.settings.locks_per_session
     }
 
     /// Whether a request of the session is acquiring a lock.
     pub(super) fn waits_for(&self, lock: &LockName) -> bool {
         let acquires = |kind| matches!(kind, Kind::Try | Kind::Wait);
-        self.pending.iter().any(|pending| acquires(pending.kind) && pending.name == *lock)
+        self.is_part(lock) || self.pending.iter().any(|pending| acquires(pending.kind) && pending.name == *lock)
     }
 
     fn place_of(&self, id: &Id) -> Option<usize> {
-        self.pending.iter().position(|pending| matches!(&pending.to, To::V1(Some(used)) if used == id))
+        self.pending.iter().position(|pending| match &pending.to {
+            To::V1(used) => used.as_ref() == Some(id),
+            To::Part(number) => self.id_of_several(*number) == Some(id),
+            _ => false,
+        })
     }
 
     fn cancel(&mut self, id: Option<&Id>, request: &Id, out: &mut Vec<u8>) {
@@ -116,12 +148,12 @@ impl Session {
             self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
         }
         for name in self.held.clone() {
-            self.ask(&name, Kind::Release, To::Bye, out, Input::Release);
+            self.ask(&name, Kind::Release, To::Nobody, out, Input::Release);
         }
         // What the engine grants or answers from now on finds this (`letter`).
         self.bye = Some(id);
         for name in self.held.clone() {
-            self.ask(&name, Kind::Release, To::Bye, out, Input::Release);
+            self.ask(&name, Kind::Release, To::Nobody, out, Input::Release);
         }
         self.say_bye(out);
     }
@@ -171,28 +203,68 @@ impl Session {
     fn seen(&self, session: &ViewedSession) -> Seen {
         let Introduction { name, note } = self.core.mailboxes.introduction(session.session);
         let since_ms = now_ms().saturating_sub(session.since_ms);
-        Seen { session: session.session.to_string(), name, note, mode: word(session.mode), since_ms }
+        let slots = if let Mode::Slots(of) = session.mode { Some(of) } else { None };
+        let waits = slots.is_some() && session.slots.is_empty();
+        Seen {
+            session: session.session.to_string(),
+            name,
+            note,
+            mode: word(session.mode),
+            slots,
+            taken: session.slots.clone(),
+            take: waits.then_some(session.take),
+            fence: session.fence,
+            since_ms,
+        }
     }
 
     pub(super) fn reply_v1(&mut self, id: Option<&Id>, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
-        let (error, message) = match answer {
-            Answer::Granted { mode, already } => {
+        match answer {
+            Answer::Granted { mode, already, slots: has, fence } => {
                 let mode = (mode == Mode::Shared).then(|| word(mode));
                 let already = already.then_some(true);
-                let lock = Some(name.as_str());
+                let (lock, (slot, taken)) = (Some(name.as_str()), slots(&has));
                 let valid_ms = self.core.valid_ms();
-                let reply = Reply { id, ok: true, lock, mode, already, valid_ms, ..Reply::default() };
-                return self.codec.send_v1(&reply, out);
+                let reply =
+                    Reply { id, ok: true, lock, mode, already, slot, taken, fence, valid_ms, ..Reply::default() };
+                self.codec.send_v1(&reply, out);
             }
             Answer::Released { .. } | Answer::Real => {
                 let lock = Some(name.as_str());
-                return self.codec.send_v1(&Reply { id, ok: true, lock, ..Reply::default() }, out);
+                self.codec.send_v1(&Reply { id, ok: true, lock, ..Reply::default() }, out);
             }
-            Answer::Peeked(view) => return self.look(id, name, &view, out),
+            Answer::RealWith { slots: has, fence } => {
+                let (lock, (slot, taken)) = (Some(name.as_str()), slots(&has));
+                self.codec.send_v1(&Reply { id, ok: true, lock, slot, taken, fence, ..Reply::default() }, out);
+            }
+            Answer::Peeked(view) => self.look(id, name, &view, out),
+            answer => {
+                let (error, message) = self.refusal(name, &answer);
+                self.refuse(id, error, &message, out);
+            }
+        }
+    }
+
+    /// The word and the sentence of a refusal.
+    pub(super) fn refusal(&self, name: &LockName, answer: &Answer) -> (Error, String) {
+        match answer {
+            Answer::Granted { .. }
+            | Answer::Released { .. }
+            | Answer::Real
+            | Answer::RealWith { .. }
+            | Answer::Peeked(_) => {
+                unreachable!("{answer:?} is no refusal")
+            }
             Answer::BusyHere(holder) => (Error::Busy, self.busy(holder.as_ref())),
             Answer::BusyElsewhere => (Error::Busy, "held through another daemon or by another process".into()),
-            Answer::Mismatch => {
-                (Error::Mismatch, "this session holds the lock in the other mode; release it first".into())
+            Answer::Mismatch => (
+                Error::Mismatch,
+                "this session holds the lock in another mode, or other slots of it; release it first".into(),
+            ),
+            Answer::Disagrees { held, asked } => (Error::Mismatch, disagreement(*held, *asked)),
+            Answer::Deadlock => {
+                let cycle = self.cycle.as_deref().unwrap_or("it would wait for itself");
+                (Error::Deadlock, cycle.into())
             }
             Answer::Cancelled => (Error::Cancelled, "the wait was cancelled".into()),
             Answer::TimedOut => (Error::Timeout, "the lock did not become free in time".into()),
@@ -200,8 +272,7 @@ impl Session {
             Answer::NotHeld { .. } => (Error::NotHeld, format!("this session does not hold the lock {name}")),
             Answer::Lost(reason) => (Error::Lost, format!("the lock {name} is lost: {reason}")),
             Answer::Storage(fault) => (Error::Storage, format!("{fault}: {}", fault.remedy())),
-        };
-        self.refuse(id, error, &message, out);
+        }
     }
 
     fn busy(&self, holder: Option<&ViewedSession>) -> String {
@@ -225,5 +296,26 @@ impl Session {
     pub(super) fn refuse(&mut self, id: Option<&Id>, error: Error, message: &str, out: &mut Vec<u8>) {
         let (error, message) = (Some(error), Some(message));
         self.codec.send_v1(&Reply { id, ok: false, error, message, ..Reply::default() }, out);
+    }
+}
+
+/// When a request has waited for long enough.
+pub(super) fn deadline(wait: Wait) -> Option<Instant> {
+    match wait {
+        Wait::No | Wait::NoLimit => None,
+        // A time beyond what the clock can tell is as good as no limit.
+        Wait::Millis(millis) => Instant::now().checked_add(Duration::from_millis(millis)),
+    }
+}
+
+/// Names both sides of a mismatch.
+fn disagreement(held: Mode, asked: Mode) -> String {
+    let wanted = match asked {
+        Mode::Slots(of) => format!("as one with {of} slots"),
+        mode => format!("in {} mode", word(mode)),
+    };
+    match held {
+        Mode::Slots(of) => format!("the lock is held with {of} slots, and this request wants it {wanted}"),
+        mode => format!("the lock is held in {} mode, and this request wants it {wanted}", word(mode)),
     }
 }

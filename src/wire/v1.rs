@@ -2,6 +2,7 @@
 //! or a [`Refusal`] that names what is wrong with it; [`Reply`] and [`Event`] are what goes back.
 
 mod reply;
+mod wants;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,10 +10,11 @@ use std::fmt;
 use serde::de::{self, Deserializer, IgnoredAny, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Mode;
+use crate::engine::Want;
 use crate::limits::{HELLO_NAME_BYTES_MAX, HELLO_NOTE_BYTES_MAX, ID_BYTES_MAX, ID_NUMBER_MAX};
 use crate::name::LockName;
-pub use reply::{Event, Listed, Listing, Look, Reply, Seen, Welcome, word};
+pub use reply::{Event, Grant, Listed, Listing, Look, Reply, Seen, Welcome, slots, word};
+use wants::Entry;
 
 /// The version that this module speaks.
 pub const VERSION: u64 = 1;
@@ -51,12 +53,21 @@ pub enum Op {
         /// Which.
         lock: LockName,
         /// How.
-        mode: Mode,
+        want: Want,
         /// How long to wait for it.
+        wait: Wait,
+    },
+    /// Take several locks, or none.
+    AcquireAll {
+        /// Which, and how, in the order asked; none is there twice.
+        wants: Vec<(LockName, Want)>,
+        /// How long to wait for them.
         wait: Wait,
     },
     /// Give a lock back.
     Release(LockName),
+    /// Give several locks back.
+    ReleaseAll(Vec<LockName>),
     /// Is my lock real?
     Verify(LockName),
     /// Who holds a lock?
@@ -97,6 +108,7 @@ pub enum Error {
     UnknownOp,
     Limit,
     Mismatch,
+    Deadlock,
     Lost,
     Storage,
     Closing,
@@ -180,7 +192,11 @@ struct Members<'a> {
     op: Text<'a>,
     id: Option<Id>,
     lock: Option<Text<'a>>,
+    locks: Option<Vec<Entry<'a>>>,
     mode: Option<Text<'a>>,
+    slots: Option<u64>,
+    take: Option<u64>,
+    fence: Option<bool>,
     #[serde(default, deserialize_with = "present")]
     wait_ms: Option<Wait>,
     version: Option<u64>,
@@ -277,8 +293,13 @@ impl Members<'_> {
         let request = match &*op {
             "hello" => self.hello()?,
             "acquire" => {
-                Op::Acquire { lock: self.lock()?, mode: self.mode()?, wait: self.wait_ms.take().unwrap_or_default() }
+                let wait = self.wait_ms.take().unwrap_or_default();
+                match self.locks {
+                    Some(_) => Op::AcquireAll { wants: self.wants()?, wait },
+                    None => Op::Acquire { lock: self.lock()?, want: self.want()?, wait },
+                }
             }
+            "release" if self.locks.is_some() => Op::ReleaseAll(self.names()?),
             "release" => Op::Release(self.lock()?),
             "verify" => Op::Verify(self.lock()?),
             "peek" => Op::Peek(self.lock()?),
@@ -308,22 +329,15 @@ impl Members<'_> {
         name(&lock)
     }
 
-    fn mode(&mut self) -> Result<Mode, (Error, String)> {
-        match self.mode.take().as_ref().map(|Text(mode)| &**mode) {
-            None | Some("exclusive") => Ok(Mode::Exclusive),
-            Some("shared") => Ok(Mode::Shared),
-            Some(mode) => {
-                let mode = shortened(mode);
-                Err((Error::BadRequest, format!("\"mode\" is {mode:?}; it can be \"exclusive\" or \"shared\"")))
-            }
-        }
-    }
-
     /// A member that the op has no use for: refused, since ignoring it might not be what was meant.
     fn left_over(&self) -> Option<&'static str> {
         [
             ("lock", self.lock.is_some()),
+            ("locks", self.locks.is_some()),
             ("mode", self.mode.is_some()),
+            ("slots", self.slots.is_some()),
+            ("take", self.take.is_some()),
+            ("fence", self.fence.is_some()),
             ("wait_ms", self.wait_ms.is_some()),
             ("version", self.version.is_some()),
             ("name", self.name.is_some()),
@@ -360,6 +374,7 @@ fn limited(member: &str, text: Option<Text<'_>>, bytes_max: usize) -> Result<Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Mode;
 
     fn lock(text: &str) -> LockName {
         LockName::parse(text.as_bytes()).unwrap()
@@ -390,9 +405,25 @@ mod tests {
             (r#","wait_ms":null"#, Wait::NoLimit),
         ] {
             let text = format!(r#"{{"id":1,"op":"acquire","lock":"b","mode":"shared"{member}}}"#);
-            let op = Op::Acquire { lock: lock("b"), mode: Mode::Shared, wait };
+            let op = Op::Acquire { lock: lock("b"), want: Mode::Shared.into(), wait };
             assert_eq!(decode(text.as_bytes()), Ok(Request { id: number(1), op }), "{text}");
         }
+    }
+
+    /// Slots, fences, and several locks with what is for all of them and what is for one.
+    #[test]
+    fn wants_are_understood() {
+        let slots = |of, take| Want { mode: Mode::Slots(of), take, fence: true };
+        let text = br#"{"op":"acquire","lock":"g","slots":4,"take":2,"fence":true}"#;
+        let op = Op::Acquire { lock: lock("g"), want: slots(4, 2), wait: Wait::No };
+        assert_eq!(decode(text), Ok(Request { id: None, op }));
+        let text = br#"{"op":"acquire","locks":["b",{"lock":"a","mode":"exclusive"},{"lock":"g","slots":1}],"mode":"shared","fence":true}"#;
+        let plain = |mode| Want { mode, take: 0, fence: true };
+        let wants =
+            vec![(lock("b"), plain(Mode::Shared)), (lock("a"), plain(Mode::Exclusive)), (lock("g"), slots(1, 1))];
+        assert_eq!(decode(text), Ok(Request { id: None, op: Op::AcquireAll { wants, wait: Wait::No } }));
+        let op = Op::ReleaseAll(vec![lock("b"), lock("a")]);
+        assert_eq!(decode(br#"{"op":"release","locks":["b","a"]}"#), Ok(Request { id: None, op }));
     }
 
     /// Every refusal carries the id if it can be read, and names the member.
@@ -401,7 +432,18 @@ mod tests {
         let four = Some(Id::Number(4));
         for (text, error, part) in [
             (r#"{"id":4,"op":"acquire"}"#, Error::BadRequest, "\"lock\""),
-            (r#"{"id":4,"op":"acquire","lock":"a","slots":4}"#, Error::BadRequest, "slots"),
+            (r#"{"id":4,"op":"acquire","lock":"a","colour":4}"#, Error::BadRequest, "colour"),
+            (r#"{"id":4,"op":"acquire","lock":"a","slots":0}"#, Error::BadRequest, "\"slots\""),
+            (r#"{"id":4,"op":"acquire","lock":"a","slots":1025}"#, Error::BadRequest, "1024"),
+            (r#"{"id":4,"op":"acquire","lock":"a","slots":2,"take":3}"#, Error::BadRequest, "\"take\""),
+            (r#"{"id":4,"op":"acquire","lock":"a","take":1}"#, Error::BadRequest, "\"take\""),
+            (r#"{"id":4,"op":"acquire","lock":"a","slots":2,"mode":"shared"}"#, Error::BadRequest, "\"mode\""),
+            (r#"{"id":4,"op":"acquire","lock":"a","locks":["a","b"]}"#, Error::BadRequest, "\"lock\""),
+            (r#"{"id":4,"op":"acquire","locks":["a","b"],"slots":2}"#, Error::BadRequest, "\"slots\""),
+            (r#"{"id":4,"op":"acquire","locks":["a"]}"#, Error::BadRequest, "2 to 64"),
+            (r#"{"id":4,"op":"acquire","locks":["a","b","a"]}"#, Error::BadRequest, "a twice"),
+            (r#"{"id":4,"op":"acquire","locks":["a","b/"]}"#, Error::BadName, "'/'"),
+            (r#"{"id":4,"op":"release","locks":["a",{"lock":"b"}]}"#, Error::BadRequest, "names only"),
             (r#"{"id":4,"op":"ping","lock":"a"}"#, Error::BadRequest, "\"lock\""),
             (r#"{"id":4,"op":"acquire","lock":"a","mode":"x"}"#, Error::BadRequest, "\"x\""),
             (r#"{"id":4,"op":"acquire","lock":"a","wait_ms":-1}"#, Error::BadRequest, "-1"),
@@ -436,7 +478,8 @@ mod tests {
         #[test]
         fn round_trip(id in 0..=ID_NUMBER_MAX, name in "[A-Za-z0-9._-]{1,251}", wait in 1_u64..) {
             let text = serde_json::json!({"id": id, "op": "acquire", "lock": name, "wait_ms": wait}).to_string();
-            let op = Op::Acquire { lock: lock(&name), mode: Mode::Exclusive, wait: Wait::Millis(wait) };
+            let want = Mode::Exclusive.into();
+            let op = Op::Acquire { lock: lock(&name), want, wait: Wait::Millis(wait) };
             proptest::prop_assert_eq!(decode(text.as_bytes()), Ok(Request { id: Some(Id::Number(id)), op }));
         }
     }

@@ -132,7 +132,7 @@ impl Clockwork {
         let mut shard = Self { engine, now_ms: 0, timers: BTreeMap::new(), tries: 0, promises };
         for number in 0..names {
             let asked = Asked { name: name(&format!("n{number}")), ..asked(1) };
-            shard.input(Input::Acquire { asked, mode: Exclusive, wait: true });
+            shard.input(Input::Acquire { asked, want: Exclusive.into(), wait: true });
         }
         for end_ms in [10_000, 10_000 + seconds * 1000] {
             shard.tries = 0;

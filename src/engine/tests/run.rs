@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Answer, Asked, Config, Effect, Engine, Fault, FileOp, Input, LockName, Mode, Outcome, Pace, RequestId, SessionId,
-    Timer, Withdrawal,
+    Timer, Want, Withdrawal,
 };
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -17,10 +17,10 @@ const ROUNDS_MAX: usize = 200;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Question {
     /// Acquire, of a session that does not hold the name.
-    Enter(Mode, bool),
-    /// Acquire, of a session that holds it in the mode that is told second.
-    Again(Mode, Mode),
-    /// Release, of a session that holds it alone, beside others, or not at all.
+    Enter(Want, bool),
+    /// Acquire, of a session that holds it as is told second.
+    Again(Want, Want),
+    /// Release, of a session that holds it alone or has slots, that shares it with others, or that does not hold it at all.
     Release(Held),
     Verify,
     Peek,
@@ -28,7 +28,7 @@ enum Question {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Held {
-    Alone,
+    Itself,
     WithOthers,
     Not,
 }
@@ -37,7 +37,9 @@ enum Held {
 #[derive(Debug, Default)]
 struct Outside {
     /// Who was granted it and has not asked to release it.
-    holders: BTreeMap<SessionId, Mode>,
+    holders: BTreeMap<SessionId, (Want, Box<[u16]>)>,
+    /// Slots whose bytes are locked.
+    slots: BTreeSet<u16>,
     /// Who is to be granted it, first come first.
     queue: Vec<(SessionId, RequestId)>,
     /// Questions without an answer.
@@ -54,6 +56,9 @@ struct Run {
     next_file: u32,
     next_request: u64,
     draining: bool,
+    /// Fences that were taken so far, which are numbers from 1 on, and those of them that were granted.
+    fences: u64,
+    granted: BTreeSet<u64>,
     /// What the last input showed: a name whose file is locked in a mode (I3).
     shown: Option<(LockName, Mode)>,
     /// The name of the last input, if it was a completion (I9).
@@ -75,6 +80,8 @@ pub(super) fn run(linger: bool, steps: impl IntoIterator<Item = [u8; 3]>) {
         next_file: 0,
         next_request: 0,
         draining: false,
+        fences: 0,
+        granted: BTreeSet::new(),
         shown: None,
         completed: None,
     };
@@ -84,13 +91,23 @@ pub(super) fn run(linger: bool, steps: impl IntoIterator<Item = [u8; 3]>) {
     run.end();
 }
 
+/// What an acquire wants, by the bits of a byte.
+fn want(how: u8) -> Want {
+    let fence = how & 32 != 0;
+    match (how >> 2) % 4 {
+        1 => Want { mode: Mode::Slots(2), take: 1 + u16::from(how & 1), fence },
+        2 => Want { mode: Mode::Slots(2 + u16::from(how & 1)), take: 1, fence },
+        _ if how & 1 == 0 => Want { mode: Mode::Shared, take: 0, fence },
+        _ => Want { mode: Mode::Exclusive, take: 0, fence },
+    }
+}
+
 impl Run {
     fn step(&mut self, [what, who, how]: [u8; 3]) {
         let name = self.name(who / SESSIONS);
         let session = SessionId(u64::from(who % SESSIONS));
-        let mode = if how & 1 == 0 { Mode::Shared } else { Mode::Exclusive };
         match what % 16 {
-            0..4 => self.acquire(name, session, mode, how & 2 == 0),
+            0..4 => self.acquire(name, session, want(how), how & 2 == 0),
             4 | 5 => self.release(name, session),
             6 => self.ask(name, session, Question::Verify, Input::Verify),
             7 => self.ask(name, session, Question::Peek, Input::Peek),
@@ -138,7 +155,7 @@ impl Run {
     }
 
     /// The session layer lets a session have one acquire of a name at a time (I8).
-    fn acquire(&mut self, name: LockName, session: SessionId, mode: Mode, wait: bool) {
+    fn acquire(&mut self, name: LockName, session: SessionId, want: Want, wait: bool) {
         let outside = self.outside(&name);
         let acquires = |question: &Question| matches!(question, Question::Enter(..) | Question::Again(..));
         if outside.questions.iter().any(|((asking, _), question)| *asking == session && acquires(question)) {
@@ -147,21 +164,21 @@ impl Run {
         let request = RequestId(self.next_request);
         let outside = self.outside(&name);
         let question = match outside.holders.get(&session) {
-            Some(held) => Question::Again(mode, *held),
-            None => Question::Enter(mode, wait),
+            Some((held, _)) => Question::Again(want, *held),
+            None => Question::Enter(want, wait),
         };
         if let Question::Enter(..) = question {
             outside.queue.push((session, request));
         }
-        self.ask(name, session, question, |asked| Input::Acquire { asked, mode, wait });
+        self.ask(name, session, question, |asked| Input::Acquire { asked, want, wait });
     }
 
     fn release(&mut self, name: LockName, session: SessionId) {
         let outside = self.outside(&name);
         let held = match (outside.holders.remove(&session), outside.holders.len()) {
             (None, _) => Held::Not,
-            (Some(_), 0) => Held::Alone,
-            (Some(_), _) => Held::WithOthers,
+            (Some((Want { mode: Mode::Shared, .. }, _)), 1..) => Held::WithOthers,
+            (Some(_), _) => Held::Itself,
         };
         self.ask(name, session, Question::Release(held), Input::Release);
     }
@@ -186,22 +203,18 @@ impl Run {
     /// The operation in flight ends in one of the ways that the file system can make it end; 0 is the one without a surprise.
     fn complete(&mut self, name: &LockName, how: u8) {
         let Some((op, file)) = self.outside(name).in_flight.take() else { return };
-        let fault = || Fault { operation: "fcntl", path: name.as_str().into(), errno: 5 };
         let (kept, surprise) = (how & 1 == 0, how >> 1);
-        let outcome = match (op, surprise % 6) {
-            (FileOp::Try(_) | FileOp::Retry(_), 0..3) => Outcome::Locked,
-            (FileOp::Try(_) | FileOp::Retry(_), 3) => Outcome::Refused,
-            (FileOp::Try(_) | FileOp::Retry(_), 4) => Outcome::Disturbed,
-            (FileOp::Probe(_), 0..4) => Outcome::Real,
-            (FileOp::Probe(_), 4) => Outcome::Lost("deleted"),
-            (FileOp::Peek, 0..5) => Outcome::Peeked { locked: surprise > 10 },
-            (FileOp::Try(_) | FileOp::Retry(_) | FileOp::Probe(_) | FileOp::Peek, _) => Outcome::Failed(fault()),
-            (FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire, how) => Outcome::Unlocked { file_gone: how > 3 },
-        };
-        let needs_file = matches!(op, FileOp::Probe(_)) || outcome == Outcome::Locked;
+        let outcome = self.outcome(name, op, surprise);
+        let locked = matches!(outcome, Outcome::Locked | Outcome::Fenced(_) | Outcome::Taken { .. });
+        let stays = matches!(
+            op,
+            FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Give { .. } | FileOp::Take { joins: true, .. }
+        );
+        let needs_file = stays || locked;
+        let tries = matches!(op, FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) | FileOp::Take { .. });
         let file = match file {
             Some(file) if needs_file || (kept && op != FileOp::Retire) => Some(file),
-            None if outcome == Outcome::Locked || (kept && matches!(op, FileOp::Try(_) | FileOp::Retry(_))) => {
+            None if locked || (kept && tries) => {
                 self.next_file += 1;
                 self.open.insert(self.next_file);
                 Some(self.next_file)
@@ -212,14 +225,68 @@ impl Run {
             }
         };
         self.shown = match (op, &outcome) {
-            (FileOp::Try(mode) | FileOp::Retry(mode), Outcome::Locked) | (FileOp::Probe(mode), Outcome::Real) => {
-                Some((name.clone(), mode))
-            }
+            (FileOp::Try(mode) | FileOp::Retry(mode), Outcome::Locked)
+            | (FileOp::Probe(mode), Outcome::Real)
+            | (FileOp::TryFence(mode) | FileOp::ProbeFence(mode), Outcome::Fenced(_)) => Some((name.clone(), mode)),
+            (FileOp::Take { of, .. }, Outcome::Taken { .. }) => Some((name.clone(), Mode::Slots(of))),
             _ => None,
         };
         self.completed = Some(name.clone());
         self.input(Input::Done { name: name.clone(), file, outcome });
         (self.shown, self.completed) = (None, None);
+    }
+
+    fn outcome(&mut self, name: &LockName, op: FileOp, surprise: u8) -> Outcome {
+        let fault = Fault { operation: "fcntl", path: name.as_str().into(), errno: 5 };
+        let (kind, more) = (surprise % 6, surprise / 6 % 3);
+        match op {
+            FileOp::Give { first, count, .. } => {
+                let slots = &mut self.outside(name).slots;
+                (first..first + count).for_each(|slot| assert!(slots.remove(&slot), "{name}: {slot} was not locked"));
+            }
+            FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Peek | FileOp::Take { joins: true, .. } => {}
+            _ => self.outside(name).slots.clear(),
+        }
+        match (op, kind) {
+            (FileOp::Try(_) | FileOp::Retry(_), 0..3) => Outcome::Locked,
+            (FileOp::TryFence(_), 0..3) | (FileOp::ProbeFence(_), 0..4) => Outcome::Fenced(Ok(self.take_fence())),
+            (FileOp::Take { of, take, fence, .. }, 0..3) => {
+                let slots = &mut self.outside(name).slots;
+                let taken: Box<[u16]> = (0..of).filter(|slot| !slots.contains(slot)).take(take.into()).collect();
+                if taken.len() < take.into() {
+                    return Outcome::Refused;
+                }
+                slots.extend(&taken);
+                let fence = fence.then(|| if more == 0 { Ok(self.take_fence()) } else { Err(fault) });
+                Outcome::Taken { slots: taken, fence }
+            }
+            (FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) | FileOp::Take { .. }, 3) => Outcome::Refused,
+            (FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) | FileOp::Take { .. }, 4) => Outcome::Disturbed,
+            (FileOp::Try(Mode::Shared) | FileOp::TryFence(Mode::Shared) | FileOp::Take { .. }, 5) if more == 0 => {
+                Outcome::Disagrees(Mode::Slots(1))
+            }
+            (FileOp::TryFence(_) | FileOp::ProbeFence(_), 5) if more == 1 => Outcome::Fenced(Err(fault)),
+            (FileOp::Take { joins: true, .. }, 5) if more == 1 => Outcome::Lost("deleted"),
+            (FileOp::Probe(_), 0..4) => Outcome::Real,
+            (FileOp::Probe(_) | FileOp::ProbeFence(_), 4) => Outcome::Lost("deleted"),
+            (FileOp::Peek, 0..5) => Outcome::Peeked { locked: surprise > 10 },
+            (FileOp::Give { .. }, _) => Outcome::Given,
+            (FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire, how) => Outcome::Unlocked { file_gone: how > 3 },
+            _ => Outcome::Failed(fault),
+        }
+    }
+
+    fn take_fence(&mut self) -> u64 {
+        self.fences += 1;
+        self.fences
+    }
+
+    /// A fence is granted to one session at most.
+    fn fence_granted(&mut self, want: Want, fence: Option<u64>) {
+        assert!(fence.is_some() || !want.fence, "{want:?}: no fence");
+        if let Some(fence) = fence.filter(|_| want.fence) {
+            assert!(self.granted.insert(fence), "the fence {fence} is granted twice");
+        }
     }
 
     /// A timer runs out: one that is armed, or one that is stale.
@@ -265,7 +332,9 @@ impl Run {
                 }
                 Effect::Contended(name) => {
                     let outside = self.outside(&name);
-                    let waits = !outside.queue.is_empty() && outside.holders.is_empty();
+                    // Beside sessions with slots one waits for more of them.
+                    let slots = |(want, _): &(Want, _)| matches!(want.mode, Mode::Slots(_));
+                    let waits = !outside.queue.is_empty() && outside.holders.values().all(slots);
                     assert!(waits, "{name}: nobody waits for another process");
                 }
             }
@@ -280,14 +349,18 @@ impl Run {
         let question = outside.questions.remove(&(session, request));
         let question = question.unwrap_or_else(|| panic!("I6: {name}: {answer:?} answers nothing"));
         match (question, answer) {
-            (Question::Enter(mode, _), Answer::Granted { mode: granted, already: false }) => {
-                assert_eq!(granted, mode, "{name}: granted in another mode");
+            (Question::Enter(want, _), Answer::Granted { mode, already: false, slots, fence }) => {
+                assert_eq!((mode, slots.len()), (want.mode, want.take.into()), "{name}: granted in another way");
                 assert_eq!(shown, Some((name.clone(), mode)), "I3: {name}");
                 assert_eq!(outside.queue.first(), Some(&(session, request)), "I5: {name}");
                 outside.queue.remove(0);
-                outside.holders.insert(session, mode);
+                outside.holders.insert(session, (want, slots));
                 let alone = outside.holders.len() == 1;
-                assert!(alone || outside.holders.values().all(|held| *held == Mode::Shared), "I1: {name}");
+                let same = outside.holders.values().all(|(held, _)| held.mode == mode) && mode != Mode::Exclusive;
+                assert!(alone || same, "I1: {name}");
+                let held: Vec<u16> = outside.holders.values().flat_map(|(_, slots)| slots.iter().copied()).collect();
+                assert_eq!(held.len(), BTreeSet::from_iter(&held).len(), "I1: {name}: a slot is held twice");
+                self.fence_granted(want, fence);
             }
             (Question::Enter(_, wait), answer) => {
                 outside.queue.retain(|waiting| *waiting != (session, request));
@@ -295,24 +368,31 @@ impl Run {
                     Answer::Storage(_) | Answer::Cancelled | Answer::TimedOut => {}
                     Answer::BusyHere(_) | Answer::BusyElsewhere => assert!(!wait, "{name}: a waiter is refused"),
                     Answer::Closing => assert!(draining, "{name}: closing"),
+                    Answer::Disagrees { held, asked } => {
+                        assert!(held.disagrees_with(asked), "{name}: {held:?} {asked:?}")
+                    }
                     answer => panic!("{name}: {answer:?} answers no acquire"),
                 }
             }
-            (Question::Again(mode, held), Answer::Granted { mode: granted, already: true }) => {
-                assert!(mode == granted && mode == held, "{name}: granted in another mode");
+            (Question::Again(want, held), Answer::Granted { mode, already: true, fence, .. }) => {
+                assert!((want.mode, want.take) == (held.mode, held.take) && mode == held.mode, "{name}: another mode");
+                assert!(!want.fence || fence.is_some(), "{name}: no fence");
+                self.granted.extend(fence);
             }
-            (Question::Again(mode, held), Answer::Mismatch) => assert_ne!(mode, held, "{name}"),
+            (Question::Again(want, held), Answer::Mismatch | Answer::Disagrees { .. }) => {
+                assert_ne!((want.mode, want.take), (held.mode, held.take), "{name}");
+            }
             (Question::Again(..), Answer::Closing) => assert!(draining, "{name}: closing"),
             (Question::Again(..) | Question::Verify, Answer::Lost(_) | Answer::Storage(_) | Answer::NotHeld { .. }) => {
             }
-            (Question::Release(Held::Alone), Answer::Released { .. }) => {
+            (Question::Release(Held::Itself), Answer::Released { .. }) => {
                 assert_eq!(completed.as_ref(), Some(name), "I9: {name}");
             }
             // The unlock does not come back: nobody may be told that it is done.
-            (Question::Release(Held::Alone), Answer::Storage(_)) => {}
+            (Question::Release(Held::Itself), Answer::Storage(_)) => {}
             (Question::Release(Held::WithOthers), Answer::Released { .. })
             | (Question::Release(Held::Not), Answer::NotHeld { .. })
-            | (Question::Verify, Answer::Real)
+            | (Question::Verify, Answer::Real | Answer::RealWith { .. })
             | (Question::Peek, Answer::Peeked(_) | Answer::Storage(_)) => {}
             (question, answer) => panic!("{name}: {answer:?} answers no {question:?}"),
         }
@@ -361,8 +441,14 @@ impl Run {
             assert!(outside.questions.values().all(waits), "I6: {name}: {:?}", outside.questions);
             if let Some(head) = outside.queue.first() {
                 let wants = outside.questions[head];
-                let shares = wants == Question::Enter(Mode::Shared, true)
-                    && outside.holders.values().all(|held| *held == Mode::Shared);
+                let Question::Enter(wants, _) = wants else { panic!("{name}: {wants:?} in the queue") };
+                let same = outside.holders.values().all(|(held, _)| held.mode == wants.mode);
+                let slots: usize = outside.holders.values().map(|(_, slots)| slots.len()).sum();
+                let shares = match wants.mode {
+                    Mode::Exclusive => false,
+                    Mode::Shared => same,
+                    Mode::Slots(of) => same && slots + usize::from(wants.take) <= of.into(),
+                };
                 assert!(!outside.holders.is_empty() && !shares, "I7: {name}: {head:?} waits for nothing");
             }
         }

@@ -1,10 +1,7 @@
 //! The system calls behind [`nfs4`](super).
 
-use std::os::fd::AsFd;
-
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::libc::F_UNLCK;
+use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode as Permissions, lstat};
 use nix::sys::uio::pread;
 use nix::unistd::ftruncate;
@@ -14,11 +11,21 @@ use super::{Answer, Call, FileOp, Next, Outcome, Start, Steps, mortal};
 use crate::clock::now_ms;
 use crate::engine::Mode;
 use crate::files::network::Network;
-use crate::files::os::{Files, OpenFile, failed, identity, range};
+use crate::files::os::{Files, OpenFile, failed, identity};
+use crate::files::ranges::{ALL, DELETION, FENCE, HELD, Range, TURN};
 use crate::name::LockName;
 
 /// Where the anchor is; the lock itself ends before it.
-pub(crate) const ANCHOR: i64 = 1 << 61;
+const ANCHOR: i64 = 1 << 61;
+
+/// What a holder locks.
+const MAIN: Range = (0, ANCHOR);
+
+/// What shared holders lock as well, so that nobody takes slots beside them.
+const BESIDE: Range = (TURN.0, FENCE.0 - TURN.0);
+
+/// Where all that lies which is locked for slots.
+const BEYOND_ANCHOR: Range = (ANCHOR + 1, 0);
 
 /// The size of a dead file: no daemon writes so much into a lock file, and hardly anybody else just this.
 const DEAD_BYTES: i64 = 57_005;
@@ -33,6 +40,8 @@ pub(in crate::files) struct Hand<'a> {
     proven_ms: u64,
     /// In which epoch the gate was locked: a deletion relies on it as well.
     gated_in: u64,
+    /// Whether slots are being taken, so that more than [0, 2^61) may be locked.
+    takes: bool,
 }
 
 impl<'a> Hand<'a> {
@@ -42,7 +51,7 @@ impl<'a> Hand<'a> {
         name: &'a LockName,
         file: Option<OpenFile>,
     ) -> Self {
-        Self { files, network, name, file, proven_ms: 0, gated_in: 0 }
+        Self { files, network, name, file, proven_ms: 0, gated_in: 0, takes: false }
     }
 
     pub(in crate::files) fn perform(mut self, op: FileOp) -> (Option<OpenFile>, Outcome) {
@@ -84,9 +93,9 @@ impl<'a> Hand<'a> {
                 self.refresh();
                 self.open_with(OFlag::O_RDONLY)
             }
-            Call::Anchor => self.lock(Some(Mode::Shared), ANCHOR, 1),
+            Call::Anchor => self.set(Some(Mode::Shared), (ANCHOR, 1)),
             Call::Alive => self.alive(),
-            Call::Lock(mode) => self.lock(Some(mode), 0, ANCHOR),
+            Call::Lock(mode) => self.lock(mode),
             Call::Recent => self.recent(),
             Call::Prove => self.proving(Self::prove),
             Call::Check => self.check(),
@@ -95,13 +104,39 @@ impl<'a> Hand<'a> {
                 std::thread::yield_now();
                 Answer::Yes
             }
-            Call::LockToDelete => self.proving(|hand| hand.lock(Some(Mode::Exclusive), 1, 0)),
+            Call::LockToDelete => self.proving(|hand| hand.set(Some(Mode::Exclusive), DELETION)),
             Call::Named => self.named(),
             Call::MarkDead => self.proving(Self::mark_dead),
             Call::Unlink => mortal::unlink(&self.files.c_path(self.name), self.proven_ms + self.network.unlink_ms()),
-            Call::Unlock => self.lock(None, 0, ANCHOR),
+            Call::Unlock => self.unlock(),
+            Call::Uses => stale_is_gone(self.file().uses()),
+            Call::Fence(mode) => {
+                let mark = &self.files.mark;
+                self.file().take_fence(mode, mark)
+            }
+            Call::LockTurn
+            | Call::UnlockTurn
+            | Call::LockHeld
+            | Call::LockNumber(_)
+            | Call::LockSlots(..)
+            | Call::UnlockSlots(..) => self.slots(call),
             Call::Close => self.close(),
         }
+    }
+
+    /// Makes a call that takes slots or gives them back.
+    fn slots(&mut self, call: Call) -> Answer {
+        self.takes = true;
+        let file = self.file();
+        stale_is_gone(match call {
+            Call::LockTurn => file.lock_turn(),
+            Call::UnlockTurn => file.unlock_turn(),
+            Call::LockHeld => file.lock_held(),
+            Call::LockNumber(of) => file.lock_number(of),
+            Call::LockSlots(of, take) => file.lock_slots(of, take),
+            Call::UnlockSlots(first, count) => file.unlock_slots(first, count),
+            call => unreachable!("{call:?} has nothing to do with slots"),
+        })
     }
 
     /// Makes a call that the server grants only to who has its locks.
@@ -141,20 +176,42 @@ impl<'a> Hand<'a> {
         stale_is_gone(answer)
     }
 
-    fn lock(&mut self, mode: Option<Mode>, start: i64, length: i64) -> Answer {
-        let file = self.file();
-        match fcntl(file.descriptor.as_fd(), FcntlArg::F_OFD_SETLK(&range(mode, start, length))) {
-            Ok(_) => {
-                if start == 0 {
-                    file.locked = mode;
-                }
-                Answer::Yes
-            }
-            Err(Errno::EAGAIN | Errno::EACCES) => Answer::No,
-            // The server has forgotten the file, or this descriptor's locks.
-            Err(Errno::ESTALE | Errno::EIO | Errno::EBADF) => Answer::Gone,
-            Err(errno) => failed("lock", &file.path, errno),
+    /// Locks or unlocks a range.
+    fn set(&mut self, mode: Option<Mode>, range: Range) -> Answer {
+        stale_is_gone(self.file().set(mode, range))
+    }
+
+    fn lock(&mut self, mode: Mode) -> Answer {
+        let before = self.file().locked;
+        match self.set(Some(mode), MAIN) {
+            Answer::Yes => {}
+            answer => return answer,
         }
+        // What keeps shared holders and holders of slots apart.
+        let beside = match (before, mode) {
+            (Some(Mode::Shared), Mode::Shared) => Answer::Yes,
+            (_, Mode::Shared) => self.set(Some(Mode::Shared), BESIDE),
+            (Some(Mode::Shared), _) => self.set(None, BESIDE),
+            _ => Answer::Yes,
+        };
+        if beside == Answer::Yes {
+            self.file().locked = Some(mode);
+        } else if before.is_none() {
+            self.set(None, MAIN);
+        }
+        beside
+    }
+
+    fn unlock(&mut self) -> Answer {
+        let exclusive = matches!(self.file().locked, Some(Mode::Exclusive)) && !self.takes;
+        let beyond = if exclusive { Answer::Yes } else { self.set(None, BEYOND_ANCHOR) };
+        let main = self.set(None, MAIN);
+        if main == Answer::Yes {
+            let file = self.file();
+            file.locked = None;
+            file.slots.clear();
+        }
+        if main == Answer::Yes { beyond } else { main }
     }
 
     fn alive(&mut self) -> Answer {
@@ -227,29 +284,27 @@ impl<'a> Hand<'a> {
     }
 
     fn held(&mut self, mode: Mode) -> Answer {
-        let file = self.file();
-        let mut byte = range(Some(mode), 0, 1);
-        match fcntl(file.descriptor.as_fd(), FcntlArg::F_OFD_GETLK(&mut byte)) {
-            Ok(_) if i32::from(byte.l_type) == F_UNLCK => Answer::No,
-            Ok(_) => Answer::Yes,
-            Err(Errno::ESTALE | Errno::EIO | Errno::EBADF) => Answer::Gone,
-            Err(errno) => failed("lock", &file.path, errno),
+        match self.file().ask(mode, HELD) {
+            Ok(None) => Answer::No,
+            Ok(Some(_)) => Answer::Yes,
+            Err(answer) => stale_is_gone(answer),
         }
     }
 
     fn close(&mut self) -> Answer {
         if let Some(file) = self.file.take() {
             // A descriptor whose locks were lost refuses everything until it is unlocked; close would drop them as well.
-            let _ = fcntl(file.descriptor.as_fd(), FcntlArg::F_OFD_SETLK(&range(None, 0, 0)));
+            file.set(None, ALL);
         }
         Answer::Yes
     }
 }
 
-/// A file that the caches still know, and the server does not.
+/// The server has forgotten the file, or this descriptor's locks.
 fn stale_is_gone(answer: Answer) -> Answer {
+    let stale = |errno| [Errno::ESTALE, Errno::EIO, Errno::EBADF].contains(&Errno::from_raw(errno));
     match answer {
-        Answer::Failed(fault) if fault.errno == Errno::ESTALE as i32 => Answer::Gone,
+        Answer::Failed(fault) if stale(fault.errno) => Answer::Gone,
         answer => answer,
     }
 }

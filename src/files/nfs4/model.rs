@@ -251,7 +251,19 @@ impl World {
         let file = self.hosts[n].file.clone().expect("the steps use a file only while it is open");
         let named = self.server.named == Some(file.inode);
         match call {
-            Call::Gate(_) | Call::Unlink | Call::Open { .. } | Call::OpenOld | Call::OpenToRead | Call::Check => {
+            Call::LockTurn
+            | Call::UnlockTurn
+            | Call::LockHeld
+            | Call::LockNumber(_)
+            | Call::LockSlots(..)
+            | Call::UnlockSlots(..)
+            | Call::Fence(_)
+            | Call::Gate(_)
+            | Call::Unlink
+            | Call::Open { .. }
+            | Call::OpenOld
+            | Call::OpenToRead
+            | Call::Check => {
                 unreachable!("{call:?} is not part of the model")
             }
             Call::Anchor => return self.lock(n, &[ANCHOR], Mode::Shared),
@@ -275,6 +287,8 @@ impl World {
                 }));
             }
             Call::Yield => {}
+            // Nobody takes slots here.
+            Call::Uses => return Answer::No,
             Call::LockToDelete => return self.lock(n, &PARTS[1..], Mode::Exclusive),
             Call::Named => return yes(named),
             Call::MarkDead if file.dropped => return Answer::No,

@@ -23,9 +23,40 @@ pub struct Reply<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub already: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub taken: Option<&'a [u16]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fence: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locks: Option<Vec<Grant<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cancelled: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_ms: Option<u64>,
+}
+
+/// A lock among several that a request acquired or released.
+#[derive(Debug, Default, Serialize)]
+#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
+pub struct Grant<'a> {
+    pub lock: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub already: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub taken: Option<&'a [u16]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fence: Option<u64>,
+}
+
+/// Which slots a grant has: the first one, and all of them where there are several.
+#[must_use]
+pub fn slots(slots: &[u16]) -> (Option<u16>, Option<&[u16]>) {
+    (slots.first().copied(), (slots.len() > 1).then_some(slots))
 }
 
 /// The reply to a hello.
@@ -92,9 +123,11 @@ impl Listed {
     #[must_use]
     pub fn bytes(&self) -> usize {
         const ROW: usize = 100;
+        const SLOT: usize = 5;
         let length = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
         let seen = self.holders.iter().chain(&self.waiters);
-        ROW + self.lock.len() + seen.map(|seen| ROW + length(&seen.name) + length(&seen.note)).sum::<usize>()
+        ROW + self.lock.len()
+            + seen.map(|it| ROW + length(&it.name) + length(&it.note) + SLOT * it.taken.len()).sum::<usize>()
     }
 }
 
@@ -108,6 +141,17 @@ pub struct Seen {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<Box<str>>,
     pub mode: &'static str,
+    /// How many slots the lock has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u16>,
+    /// Which of them a holder has.
+    #[serde(skip_serializing_if = "<[u16]>::is_empty")]
+    pub taken: Box<[u16]>,
+    /// How many of them a waiter wants.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub take: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fence: Option<u64>,
     pub since_ms: u64,
 }
 
@@ -141,6 +185,7 @@ pub enum Event<'a> {
 pub fn word(mode: Mode) -> &'static str {
     match mode {
         Mode::Shared => "shared",
+        Mode::Slots(_) => "slots",
         Mode::Exclusive => "exclusive",
     }
 }
