@@ -24,6 +24,10 @@ pub(crate) const LEASE_SECONDS: u64 = 10;
 /// What every daemon of the lab is told: timing that fits the lease.
 const TIMING: &[&str] = &[];
 
+/// IFF_MULTICAST and IFF_BROADCAST (netdevice(7)), without and with IFF_UP.
+const LINK_DOWN: &str = "0x1002";
+const LINK_UP: &str = "0x1003";
+
 const SCRATCH: &str = "/run/lab";
 
 /// A version of NFS.
@@ -204,7 +208,11 @@ impl Host {
 
     /// From now on no packet passes, in either direction, nor do those that are on their way.
     pub(crate) fn cut(&self) {
+        // At once, without another program; then for good.
+        let flags = format!("/sys/class/net/v{}/flags", self.index);
+        fs::write(&flags, LINK_DOWN).expect("sys is mounted");
         self.link("replace", "blackhole");
+        fs::write(&flags, LINK_UP).expect("sys is mounted");
     }
 
     /// Every packet to the server takes so much longer from now on; those from it do not.

@@ -115,15 +115,18 @@ pub(crate) fn owners(server: &Server, report: &Report) {
 
 /// Two hosts with one name are one NFSv4 client to the server, and wipe each other's locks: the daemons and the doctor say so.
 pub(crate) fn twins(server: &Server, report: &Report) {
+    const WORDS: [&str; 2] = ["client identifier", "somebody else uses its name"];
     let hosts = server.hosts("twins", ["twin", "twin"]);
     let nodes = hosts.each_ref().map(|host| host.spawn(report, None, "/mnt", &[]));
     let start = Instant::now();
-    let warned = || nodes.iter().any(|node| node.said().to_lowercase().contains("identifier"));
-    while !warned() && start.elapsed() < Duration::from_secs(20) {
+    let warning = || {
+        let said = nodes.iter().map(|node| node.said()).collect::<String>();
+        said.lines().find(|line| WORDS.iter().any(|word| line.contains(word))).map(str::to_owned)
+    };
+    while warning().is_none() && start.elapsed() < Duration::from_secs(20) {
         thread::sleep(Duration::from_millis(50));
     }
-    let line = nodes.iter().map(|node| node.said()).collect::<String>();
-    let line = line.lines().find(|line| line.to_lowercase().contains("identifier")).unwrap_or_default().to_owned();
-    report.check("two hosts with one client identifier are warned about", warned(), line);
+    let line = warning();
+    report.check("two hosts with one client identifier are warned about", line.is_some(), line.unwrap_or_default());
     doctor(&hosts[0], report, "two hosts with one client identifier", 2);
 }

@@ -114,7 +114,7 @@ impl Rival {
             }
             (session, reply, granted)
         });
-        waits(node, lock);
+        waits(node, lock, || thread.is_finished());
         Self(thread)
     }
 

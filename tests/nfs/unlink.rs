@@ -19,7 +19,7 @@ use crate::witness::{ANCHOR, Witness, anchored, try_lock};
 const DELAY_MS: u32 = 300;
 
 /// An unlink reaches the server before the cut now and then; so often another one is tried.
-const TRIES_MAX: u32 = 6;
+const TRIES_MAX: u32 = 10;
 
 /// A plain unlink shows that the lab can do it; then the daemon's, and the collector's.
 pub(crate) fn in_flight(server: &Server, report: &Report) {
@@ -60,7 +60,7 @@ fn plain_unlink(hosts: &[Host; 3], report: &Report, folder: &str, opened: bool, 
     let trap = anchored(&a.path("/mnt/trap.lck")).expect("a lock file");
     assert!(try_lock(&trap, 0, ANCHOR).expect("the server answers"), "nobody has it");
     let mut known = None;
-    let caught = Caught::cut(a, folder, |lock| {
+    let caught = Caught::cut(a, folder, false, |lock| {
         fs::write(format!("/export/{folder}/{lock}.lck"), "").expect("a lock file");
         let file = anchored(&a.path(&format!("/mnt/{lock}.lck"))).expect("a lock file");
         known = opened.then_some(file);
@@ -103,6 +103,10 @@ fn inode(folder: &str, lock: &str) -> Option<u64> {
     fs::metadata(format!("/export/{folder}/{lock}.lck")).map(|file| file.ino()).ok()
 }
 
+fn size(folder: &str, lock: &str) -> Option<u64> {
+    fs::metadata(format!("/export/{folder}/{lock}.lck")).map(|file| file.len()).ok()
+}
+
 /// Whose unlink it is: of a process of our own, or of a child of a daemon.
 enum Unlinker {
     Own(Child),
@@ -138,12 +142,15 @@ struct Caught {
 }
 
 impl Caught {
-    /// Starts unlinks, each of another lock's file, until one is caught.
-    fn cut(host: &Host, folder: &str, mut unlink: impl FnMut(&str) -> Unlinker) -> Option<Self> {
+    /// Starts unlinks, each of another lock's file, until one is caught, of a file that has been marked dead if it is to be.
+    fn cut(host: &Host, folder: &str, marked: bool, mut unlink: impl FnMut(&str) -> Unlinker) -> Option<Self> {
         for n in 0..TRIES_MAX {
             let lock = format!("name{n}");
             let process = unlink(&lock);
-            let seen = eventually_in_flight(process.id());
+            let seen = eventually_in_flight(process.id(), || {
+                let size = size(folder, &lock)?;
+                Some(!marked || size != 0)
+            });
             host.cut();
             match inode(folder, &lock) {
                 Some(inode) if seen => return Some(Self { process, lock, inode }),
@@ -154,14 +161,15 @@ impl Caught {
     }
 }
 
-/// Whether a process, or a child of it, is in unlink(2) within a moment.
-fn eventually_in_flight(process: u32) -> bool {
-    let end = Instant::now() + Duration::from_secs(5);
+/// Whether a process, or a child of it, is in unlink(2) within a moment in which the file is ready; not if that has gone.
+fn eventually_in_flight(process: u32, ready: impl Fn() -> Option<bool>) -> bool {
+    let end = Instant::now() + Duration::from_secs(20);
     while Instant::now() < end {
-        if is_unlinking(process) {
-            return true;
+        match ready() {
+            Some(true) if is_unlinking(process) => return true,
+            Some(_) => thread::sleep(Duration::from_millis(2)),
+            None => return false,
         }
-        thread::sleep(Duration::from_millis(2));
     }
     false
 }
@@ -213,13 +221,12 @@ fn cut_during(server: &Server, report: &Report, folder: &str, hosts: &[Host; 3],
     let [a, b, c] = hosts;
     let (right, third) = (b.daemon(report, &[]), c.daemon(report, &[]));
     let witness = Witness::default();
-    let caught = Caught::cut(a, folder, unlink);
+    let caught = Caught::cut(a, folder, true, unlink);
     let cut = Instant::now();
     let what = format!("the unlink is under way ({folder})");
     let Some(caught) = caught else { return report.check(&what, false, "never caught") };
     let name = &*caught.lock;
-    let size = fs::metadata(format!("/export/{folder}/{name}.lck")).map(|file| file.len());
-    report.check(&what, true, format!("{name}, whose size is {size:?}"));
+    report.check(&what, true, format!("{name}, whose size is {:?}", size(folder, name)));
     let (mut keeper, granted) = Rival::start(&right, name, true).granted();
     witness.enter(name, &b.name, "rival");
     let detail = format!("{:.2} s after the cut", (granted - cut).as_secs_f64());
