@@ -34,7 +34,7 @@ impl Fighter<'_> {
         let home = usize::try_from(self.seed / 2).expect("it is small") % self.names.len();
         while !stop() {
             // Every other one stays with one name, so that a daemon has several sessions for it.
-            let roams = self.seed % 2 == 0;
+            let roams = self.seed.is_multiple_of(2);
             let chosen = if roams { pick(&mut dice, self.names.len()) } else { home };
             let lock = self.names[chosen];
             // Mostly in the queue: that is where grants are quick, and where a lost notice would be seen.
