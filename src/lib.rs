@@ -1,7 +1,7 @@
 //! distrilock: named, distributed locks for every host that can mount a directory.
 //!
 //! A connection is a session, a session holds named locks, and each lock is an fcntl lock on one file in a directory. This crate
-//! is the daemon, `distrilockd`, cut so that what decides knows nothing of what acts:
+//! is the library for clients, [`client`], and the daemon, `distrilockd`, cut so that what decides knows nothing of what acts:
 //!
 //! ```text
 //! bytes -> front -> wire -> session -> engine shard -> effects
@@ -17,12 +17,16 @@
 //! - [`server`] starts, serves and stops; its `Core` is what all sessions share.
 //! - [`systemd`] takes passed sockets, notifies, and logs to the journal.
 //! - [`doctor`] examines a lock directory; [`timing`] has the times on which exclusion over NFS rests.
+//! - [`client`] is the other end of the protocol, and knows the daemon by it alone.
+//! - [`command`] is the other program, `distrilock`: it runs commands under a lock, and shows who holds and who waits.
 //! - [`clock`], [`limits`], [`name`], [`fault`] and [`settings`] are what the others speak of.
 //!
 //! Deliberately absent: leases, since a lock lives as long as its connection; a quorum, since the file system decides; any state
 //! of its own beside the lock files.
 
+pub mod client;
 pub mod clock;
+pub mod command;
 pub mod doctor;
 pub mod engine;
 pub mod fault;

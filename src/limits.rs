@@ -28,6 +28,15 @@ pub const HELLO_NAME_BYTES_MAX: usize = 128;
 /// The longest `note` of a hello.
 pub const HELLO_NOTE_BYTES_MAX: usize = 256;
 
+/// The longest `host` of a hello: Linux allows a host name of 64 bytes (gethostname(2)).
+pub const HELLO_HOST_BYTES_MAX: usize = 64;
+
+/// The longest `command` of a hello: enough to tell one job from another; what is longer is for its client to shorten.
+pub const HELLO_COMMAND_BYTES_MAX: usize = 256;
+
+/// The longest `user` of a hello: useradd(8) takes names of up to 32 bytes, directories of users longer ones.
+pub const HELLO_USER_BYTES_MAX: usize = 64;
+
 /// Default of `--locks-per-session`: each costs a descriptor of the daemon.
 pub const LOCKS_PER_SESSION_MAX: usize = 1024;
 

@@ -137,6 +137,12 @@ impl std::fmt::Display for Address {
 }
 
 impl Settings {
+    /// The defaults, with this lock directory.
+    #[must_use]
+    pub fn for_directory(directory: Option<PathBuf>) -> Self {
+        Self { directory, ..Self::parse_from(["distrilockd"]) }
+    }
+
     /// How many threads serve sessions: half of the processors unless told otherwise, since one thread serves what most
     /// hosts ask for, and the rest of a host has work to do, too.
     #[must_use]

@@ -18,7 +18,8 @@ fn main() -> ExitCode {
     if settings.check {
         let findings = doctor::examine(&settings, None);
         let directory = settings.directory.as_deref();
-        return doctor::tell(directory, &findings, false, &mut io::stdout()).unwrap_or(ExitCode::FAILURE);
+        let told = doctor::tell(directory, &findings, false, &mut io::stdout());
+        return told.map_or(ExitCode::FAILURE, ExitCode::from);
     }
     match server::run(settings) {
         Ok(()) => ExitCode::SUCCESS,

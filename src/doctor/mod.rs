@@ -6,7 +6,6 @@ mod storage;
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::ExitCode;
 
 use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
@@ -93,7 +92,7 @@ fn descriptors() -> Finding {
 ///
 /// # Errors
 /// If `out` does not take them.
-pub fn tell(directory: Option<&Path>, findings: &[Finding], json: bool, out: &mut impl Write) -> io::Result<ExitCode> {
+pub fn tell(directory: Option<&Path>, findings: &[Finding], json: bool, out: &mut impl Write) -> io::Result<u8> {
     let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
     if json {
         let directory = directory.map(|path| path.to_string_lossy());
@@ -113,9 +112,9 @@ pub fn tell(directory: Option<&Path>, findings: &[Finding], json: bool, out: &mu
         }
     }
     Ok(match worst {
-        Level::Ok => ExitCode::SUCCESS,
-        Level::Warning => ExitCode::from(1),
-        Level::Wrong => ExitCode::from(2),
+        Level::Ok => 0,
+        Level::Warning => 1,
+        Level::Wrong => 2,
     })
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use crate::engine::{Answer, RequestId, SessionId};
 use crate::limits::SHARDS;
 use crate::name::LockName;
+use crate::wire::v1::Introduction;
 
 /// What a session is told by others.
 #[derive(Debug)]
@@ -40,15 +41,6 @@ pub enum Letter {
     },
     /// The daemon stops.
     Stop,
-}
-
-/// What a session says of itself in a hello.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Introduction {
-    /// Its name.
-    pub name: Option<Box<str>>,
-    /// What it does.
-    pub note: Option<Box<str>>,
 }
 
 /// One session's mailbox.
@@ -99,8 +91,8 @@ impl Mailbox {
     }
 
     /// Keeps what the session says of itself.
-    pub fn introduce(&self, introduction: Introduction) {
-        self.post().introduction = Some(Box::new(introduction));
+    pub fn introduce(&self, introduction: Box<Introduction>) {
+        self.post().introduction = Some(introduction);
     }
 }
 

@@ -9,9 +9,8 @@ use crate::clock::now_ms;
 use crate::engine::{Answer, Asked, Input, Mode, RequestId, View, ViewedSession, Want, Withdrawal};
 use crate::limits::{LIST_BYTES_ENOUGH, LIST_LOCKS_MAX};
 use crate::name::LockName;
-use crate::server::mailbox::Introduction;
 use crate::wire::v1::{
-    Error, Id, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, slots, word,
+    Error, Id, Introduction, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, slots, word,
 };
 
 impl Session {
@@ -22,7 +21,7 @@ impl Session {
             return self.refuse(Some(used), Error::BadRequest, message, out);
         }
         match op {
-            Op::Hello { name, note } => self.hello(id.as_ref(), Introduction { name, note }, out),
+            Op::Hello(introduction) => self.hello(id.as_ref(), introduction, out),
             Op::Acquire { lock, want, wait } => self.acquire(id, &lock, want, wait, out),
             Op::AcquireAll { wants, wait } => self.acquire_all(id, wants, wait, out),
             Op::ReleaseAll(locks) => self.release_all(id, locks, out),
@@ -43,7 +42,7 @@ impl Session {
         }
     }
 
-    fn hello(&mut self, id: Option<&Id>, introduction: Introduction, out: &mut Vec<u8>) {
+    fn hello(&mut self, id: Option<&Id>, introduction: Box<Introduction>, out: &mut Vec<u8>) {
         self.mailbox.introduce(introduction);
         let session = self.id.to_string();
         let dead_after_ms = u64::try_from(self.core.settings.dead_after.as_millis()).unwrap_or(u64::MAX);
@@ -201,14 +200,13 @@ impl Session {
     }
 
     fn seen(&self, session: &ViewedSession) -> Seen {
-        let Introduction { name, note } = self.core.mailboxes.introduction(session.session);
+        let introduction = self.core.mailboxes.introduction(session.session);
         let since_ms = now_ms().saturating_sub(session.since_ms);
         let slots = if let Mode::Slots(of) = session.mode { Some(of) } else { None };
         let waits = slots.is_some() && session.slots.is_empty();
         Seen {
             session: session.session.to_string(),
-            name,
-            note,
+            introduction,
             mode: word(session.mode),
             slots,
             taken: session.slots.clone(),
@@ -277,8 +275,8 @@ impl Session {
 
     fn busy(&self, holder: Option<&ViewedSession>) -> String {
         let Some(holder) = holder else { return "others wait for the lock".into() };
-        let Seen { session, name, since_ms, .. } = self.seen(holder);
-        match name {
+        let Seen { session, introduction, since_ms, .. } = self.seen(holder);
+        match introduction.name {
             Some(name) => format!("held by {name} (session {session}) for {since_ms} ms"),
             None => format!("held by session {session} for {since_ms} ms"),
         }

@@ -1,6 +1,7 @@
 //! Version 1 of the protocol: JSON objects (docs/protocol.md, chapters 2 to 7). [`decode`] makes a [`Request`] of an object,
 //! or a [`Refusal`] that names what is wrong with it; [`Reply`] and [`Event`] are what goes back.
 
+mod hello;
 mod reply;
 mod wants;
 
@@ -11,8 +12,9 @@ use serde::de::{self, Deserializer, IgnoredAny, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Want;
-use crate::limits::{HELLO_NAME_BYTES_MAX, HELLO_NOTE_BYTES_MAX, ID_BYTES_MAX, ID_NUMBER_MAX};
+use crate::limits::{ID_BYTES_MAX, ID_NUMBER_MAX};
 use crate::name::LockName;
+pub use hello::Introduction;
 pub use reply::{Event, Grant, Listed, Listing, Look, Reply, Seen, Welcome, slots, word};
 use wants::Entry;
 
@@ -42,12 +44,7 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Introduce the session.
-    Hello {
-        /// Its name for others to see.
-        name: Option<Box<str>>,
-        /// What it does.
-        note: Option<Box<str>>,
-    },
+    Hello(Box<Introduction>),
     /// Take a lock.
     Acquire {
         /// Which.
@@ -202,6 +199,10 @@ struct Members<'a> {
     version: Option<u64>,
     name: Option<Text<'a>>,
     note: Option<Text<'a>>,
+    host: Option<Text<'a>>,
+    pid: Option<u32>,
+    command: Option<Text<'a>>,
+    user: Option<Text<'a>>,
     request: Option<Id>,
     after: Option<Text<'a>>,
 }
@@ -315,15 +316,6 @@ impl Members<'_> {
         }
     }
 
-    fn hello(&mut self) -> Result<Op, (Error, String)> {
-        if self.version.take() == Some(0) {
-            return Err((Error::BadRequest, format!("\"version\" is 0; this daemon speaks version {VERSION}")));
-        }
-        let name = limited("name", self.name.take(), HELLO_NAME_BYTES_MAX)?;
-        let note = limited("note", self.note.take(), HELLO_NOTE_BYTES_MAX)?;
-        Ok(Op::Hello { name, note })
-    }
-
     fn lock(&mut self) -> Result<LockName, (Error, String)> {
         let Text(lock) = self.lock.take().ok_or_else(|| missing("lock"))?;
         name(&lock)
@@ -342,6 +334,10 @@ impl Members<'_> {
             ("version", self.version.is_some()),
             ("name", self.name.is_some()),
             ("note", self.note.is_some()),
+            ("host", self.host.is_some()),
+            ("pid", self.pid.is_some()),
+            ("command", self.command.is_some()),
+            ("user", self.user.is_some()),
             ("request", self.request.is_some()),
             ("after", self.after.is_some()),
         ]
@@ -452,6 +448,9 @@ mod tests {
             (r#"{"id":4,"op":"acquire","lock":"a/b"}"#, Error::BadName, "'/'"),
             (r#"{"id":4,"op":"fly","wings":2}"#, Error::UnknownOp, "fly"),
             (r#"{"id":4,"op":"hello","version":0}"#, Error::BadRequest, "version"),
+            (r#"{"id":4,"op":"hello","pid":-1}"#, Error::BadRequest, "-1"),
+            (r#"{"id":4,"op":"hello","host":"a\u0007b"}"#, Error::BadRequest, "\"host\""),
+            (r#"{"id":4,"op":"ping","user":"joe"}"#, Error::BadRequest, "\"user\""),
         ] {
             let (id, word, message) = refused(text);
             assert_eq!((id, word), (four.clone(), error), "{text}");

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Error, Id};
+use super::{Error, Id, Introduction};
 use crate::engine::Mode;
 
 /// The reply to most requests; what is absent is left out.
@@ -124,10 +124,8 @@ impl Listed {
     pub fn bytes(&self) -> usize {
         const ROW: usize = 100;
         const SLOT: usize = 5;
-        let length = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
         let seen = self.holders.iter().chain(&self.waiters);
-        ROW + self.lock.len()
-            + seen.map(|it| ROW + length(&it.name) + length(&it.note) + SLOT * it.taken.len()).sum::<usize>()
+        ROW + self.lock.len() + seen.map(|it| ROW + it.introduction.bytes() + SLOT * it.taken.len()).sum::<usize>()
     }
 }
 
@@ -136,10 +134,8 @@ impl Listed {
 #[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
 pub struct Seen {
     pub session: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<Box<str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub note: Option<Box<str>>,
+    #[serde(flatten)]
+    pub introduction: Introduction,
     pub mode: &'static str,
     /// How many slots the lock has.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,0 +1,47 @@
+//! The task that drives a connection: bytes between the socket and the session, and the session's clock.
+
+use std::sync::Arc;
+
+use super::boot::Alarm;
+use super::error::Disconnected;
+use super::link::{Link, Turn};
+use super::shared::Shared;
+
+/// Ends the session when the task ends, also if its runtime drops it.
+struct End<'a>(&'a Arc<Shared>);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.with(|session, _| session.end(&Disconnected::Dropped));
+    }
+}
+
+/// Drives the connection until its session has ended; then it is closed, and the daemon releases what is left.
+pub(super) async fn drive(shared: Arc<Shared>, mut link: Link, alarm: Alarm) {
+    let _end = End(&shared);
+    if let Err(why) = run(&shared, &mut link, &alarm).await {
+        shared.with(|session, _| session.end(&why));
+    }
+}
+
+async fn run(shared: &Arc<Shared>, link: &mut Link, alarm: &Alarm) -> Result<(), Disconnected> {
+    loop {
+        let next = shared.with(|session, now| {
+            session.tick(now);
+            let pushed = link.push(&mut session.outbox);
+            let open = session.ended().is_none();
+            pushed.map(|()| open.then(|| session.next_tick()))
+        })?;
+        let Some(next) = next else { return Ok(()) };
+        tokio::select! {
+            () = shared.wake.notified() => {}
+            rung = alarm.wait_until(next) => rung?,
+            ready = link.ready() => {
+                let turn = link.turn(ready?, &mut |message| shared.with(|session, now| session.receive(now, message)))?;
+                if turn == Turn::Closed {
+                    return Err(Disconnected::Closed);
+                }
+            }
+        }
+    }
+}

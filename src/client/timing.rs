@@ -1,0 +1,67 @@
+//! How long a client trusts its locks without hearing from the daemon.
+
+use std::time::Duration;
+
+/// By how much the rates of two hosts' clocks may differ: one in so many.
+const CLOCK_RATE: u32 = 1000;
+
+/// Less silence than this cannot be told from a busy machine.
+pub(super) const SILENCE_MIN: Duration = Duration::from_millis(100);
+
+/// More heartbeats than this cost more than they tell.
+pub(super) const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
+
+/// The times of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Timing {
+    /// After how long without an answer, counted from when the answered request was sent, the locks are given up.
+    pub(super) silence_max: Duration,
+    /// How long the program needs to stop its work after that.
+    pub(super) stop_within: Duration,
+    /// How often a heartbeat is sent.
+    pub(super) heartbeat: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        let second = Duration::from_secs(1);
+        Self { silence_max: 20 * second, stop_within: 10 * second, heartbeat: 5 * second }
+    }
+}
+
+impl Timing {
+    /// Fits the times to a daemon that gives a silent client up after `dead_after`: with rho for what the rates of clocks may
+    /// differ by, (silence_max + stop_within)(1 + rho) < dead_after (1 - rho). At least three heartbeats fit into the silence.
+    /// None if there is no time to notice anything.
+    pub(super) fn fit(self, dead_after: Duration) -> Option<Self> {
+        let usable = dead_after.saturating_mul(CLOCK_RATE - 1) / (CLOCK_RATE + 1);
+        let silence_max = usable.checked_sub(self.stop_within + Duration::from_millis(1))?.min(self.silence_max);
+        let heartbeat = self.heartbeat.min(silence_max / 4);
+        (silence_max >= SILENCE_MIN).then_some(Self { silence_max, heartbeat, ..self })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The inequality holds for every daemon, the defaults need no fitting, and where nothing fits it is said.
+    #[test]
+    fn the_silence_fits_the_daemon() {
+        let second = Duration::from_secs(1);
+        let timing = Timing::default();
+        assert_eq!(timing.fit(45 * second), Some(timing));
+        assert_eq!(timing.fit(10 * second), None);
+        for dead_after in (1..3600).map(|tenths| Duration::from_millis(100) * tenths) {
+            for stop_within in [0, 1, 10, 60].map(Duration::from_secs) {
+                let Some(fit) = (Timing { stop_within, ..timing }).fit(dead_after) else {
+                    assert!(dead_after < stop_within + 2 * SILENCE_MIN + stop_within / 400);
+                    continue;
+                };
+                let here = (fit.silence_max + fit.stop_within) * 1001;
+                assert!(here < dead_after * 999, "{fit:?} {dead_after:?}");
+                assert!(fit.heartbeat * 3 < fit.silence_max && fit.silence_max <= timing.silence_max);
+            }
+        }
+    }
+}

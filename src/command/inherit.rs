@@ -1,0 +1,11 @@
+//! Descriptors that the next program gets: every one that we open ourselves is closed at execve(2) unless it is made to stay.
+
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+/// Leaves a descriptor open for the programs that this process starts or becomes.
+pub(super) fn leave_open(descriptor: impl AsFd) -> Result<(), Errno> {
+    fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty())).map(drop)
+}

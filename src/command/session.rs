@@ -1,0 +1,161 @@
+//! From options to the client library: which servers, what is said of us, and which locks are asked for.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::time::Duration;
+
+use nix::unistd::{Uid, User, gethostname};
+
+use super::options::Asking;
+use super::say::{self, Passing};
+use super::trouble::Trouble;
+use super::values::Names;
+use crate::client::{Acquire, Builder, Client, ConnectError, Failure, Held, Introduction, Seen, Server, Wanted};
+use crate::limits::HELLO_NAME_BYTES_MAX;
+
+/// How long a wait has to take before people are told about it, and how often they are told again.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+
+/// The longest command in a hello, and the longest host and user (docs/protocol.md, chapter 7).
+const COMMAND_BYTES_MAX: usize = 256;
+const WHO_BYTES_MAX: usize = 64;
+
+/// Runs one future on a runtime of this thread.
+pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Trouble::system("start"))?.block_on(work)
+}
+
+/// The servers that were named, or those that stand for none.
+pub(super) fn servers(named: &[Server]) -> Result<Vec<Server>, Trouble> {
+    if named.is_empty() { Ok(Server::defaults()?) } else { Ok(named.to_vec()) }
+}
+
+/// Who we are, and what we do if that may be told.
+pub(super) fn introduction(note: Option<&str>, command: Option<&str>) -> Introduction {
+    let host = host();
+    let user = User::from_uid(Uid::effective()).ok().flatten().map(|user| user.name);
+    let name = format!("{}@{host}", user.clone().unwrap_or_else(|| Uid::effective().to_string()));
+    Introduction {
+        name: Some(cut(&name, HELLO_NAME_BYTES_MAX)),
+        note: note.map(str::to_owned),
+        host: Some(cut(&host, WHO_BYTES_MAX)),
+        pid: Some(std::process::id()),
+        command: command.map(|command| cut(command, COMMAND_BYTES_MAX)),
+        user: user.map(|user| cut(&user, WHO_BYTES_MAX)),
+    }
+}
+
+/// The name of this host.
+pub(super) fn host() -> String {
+    gethostname().map_or_else(|_| "unknown".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// At most so many bytes of a text, on one line.
+fn cut(text: &str, bytes_max: usize) -> String {
+    let mut cut: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    while cut.len() > bytes_max {
+        cut.pop();
+    }
+    cut
+}
+
+/// A command as one line.
+pub(super) fn line_of(words: &[OsString]) -> String {
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    words.join(" ")
+}
+
+/// A random time of at most this. The standard library seeds its hash maps from the kernel's random numbers.
+pub(super) fn random_part(whole: Duration) -> Duration {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    const PARTS: u32 = 1 << 20;
+    let roll = RandomState::new().build_hasher().finish() % u64::from(PARTS);
+    whole.mul_f64(f64::from(u32::try_from(roll).expect("it is below 2^20")) / f64::from(PARTS))
+}
+
+/// Connects. A daemon that is older than this command, and does not know all that it says of itself, hears less.
+pub(super) async fn connect(builder: Builder, who: &Introduction, named: &[Server]) -> Result<Client, Trouble> {
+    let servers = servers(named)?;
+    let refused = match builder.clone().introduction(who.clone()).connect(&servers).await {
+        Err(ConnectError::Unreachable(attempts)) if attempts.iter().any(|one| is_older(&one.failure)) => attempts,
+        connected => return connected.map_err(|error| Trouble::Connect { error }),
+    };
+    let less = Introduction { name: who.name.clone(), note: who.note.clone(), ..Introduction::default() };
+    let older: Vec<Server> = refused.into_iter().filter(|one| is_older(&one.failure)).map(|one| one.server).collect();
+    builder.introduction(less).connect(&older).await.map_err(|error| Trouble::Connect { error })
+}
+
+fn is_older(failure: &Failure) -> bool {
+    matches!(failure, Failure::Refused { word, .. } if word == "bad_request")
+}
+
+/// The acquire that the options ask for.
+fn acquire_of(client: &Client, asking: &Asking, names: &Names) -> Acquire {
+    let named = names.0.iter().map(|name| {
+        let wanted = Wanted::new(name.as_str());
+        match asking.slots {
+            Some(slots) => wanted.slots(slots.into()),
+            None if asking.shared => wanted.shared(),
+            None => wanted,
+        }
+    });
+    let leased = asking
+        .leases
+        .iter()
+        .map(|lease| Wanted::new(lease.name.as_str()).slots(lease.slots.into()).take(lease.take.into()));
+    let mut acquire = client.locks(named.chain(leased));
+    if asking.fence {
+        acquire = acquire.fence();
+    }
+    match asking.wait {
+        _ if !asking.waits() => acquire,
+        Some(time) => acquire.wait_at_most(time),
+        None => acquire.wait(),
+    }
+}
+
+/// Acquires what the options ask for. A wait longer than a second is told about on a terminal, by a line that goes away.
+pub(super) async fn acquire(client: &Client, asking: &Asking, names: &Names) -> Result<Held, Trouble> {
+    let began = std::time::Instant::now();
+    let acquired = acquire_of(client, asking, names).acquire();
+    let held = tokio::select! {
+        held = acquired => held,
+        never = tell_while_waiting(client, names) => match never {},
+    };
+    let held = held.map_err(|error| Trouble::Acquire { server: client.server().clone(), error })?;
+    if asking.verbose {
+        say::error(&format!("the lock was granted after {:.3} s", began.elapsed().as_secs_f64()));
+    }
+    Ok(held)
+}
+
+/// Shows who holds what we wait for, and for how long, until it is dropped.
+async fn tell_while_waiting(client: &Client, names: &Names) -> std::convert::Infallible {
+    let Some(mut line) = Passing::new() else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(TELL_AGAIN).await;
+        for name in &names.0 {
+            // It is a courtesy: whatever is wrong, the acquire says it.
+            let Ok(peeked) = client.peek(name.as_str()).await else { continue };
+            let holder = match peeked.holders.first() {
+                Some(holder) => who(holder),
+                None if peeked.contender => "another process of the daemon's host, or another daemon".to_owned(),
+                None => continue,
+            };
+            line.show(&format!("waiting for {name}: held by {holder}"));
+            break;
+        }
+    }
+}
+
+/// A session as people see it: its name, and what is known beside it.
+pub(super) fn who(seen: &Seen) -> String {
+    let mut who = seen.name.clone().unwrap_or_else(|| seen.session.clone());
+    let pid = seen.pid.map(|pid| format!("pid {pid}"));
+    let beside: Vec<String> = pid.into_iter().chain(seen.command.clone()).chain(seen.note.clone()).collect();
+    if !beside.is_empty() {
+        who.push_str(&format!(" ({})", beside.join(", ")));
+    }
+    format!("{who} for {}", say::span(seen.since_ms))
+}

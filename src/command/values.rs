@@ -1,0 +1,267 @@
+//! What stands behind an option: times, leases, signals, and names as people write them. Each can only be built valid.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::name::{BadName, LockName};
+
+/// The longest time that an option takes: a year.
+const SECONDS_MAX: f64 = 365.0 * 86_400.0;
+
+/// The most slots that a name can have.
+const SLOTS_MAX: u16 = 1024;
+
+/// The most names that one request takes.
+pub(super) const NAMES_MAX: usize = 64;
+
+/// Why the text behind an option is not what it has to be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadValue {
+    #[error(
+        "it has to be a time from 0 to a year: seconds, as in 90 or 0.5, or with a unit, as in 500ms, 10s, 5m, 2h, 1d"
+    )]
+    Time,
+    #[error(
+        "it has to be RES=COUNT:TOTAL with COUNT from 1 to TOTAL, and TOTAL at most {SLOTS_MAX}, as in licence=1:4"
+    )]
+    Lease,
+    #[error("{0}")]
+    Name(#[from] BadName),
+    #[error("\"{}\" stands for a path, and makes a lock name of {bytes} bytes, 251 at most: use a shorter one", .shown.escape_debug())]
+    LongPath { shown: String, bytes: usize },
+    #[error("a relative path needs the current directory, which cannot be read")]
+    NoDirectory,
+    #[error("a name stands there twice: {0}")]
+    Twice(LockName),
+    #[error("there are {0} names; {NAMES_MAX} are the most that can be taken at once")]
+    TooMany(usize),
+    #[error("it has to be the name of a signal, as in TERM, or its number from 1 to 31")]
+    Signal,
+    #[error("it has to be kill, signal:SIG or warn")]
+    OnLost,
+}
+
+/// A time: seconds, or a number with a unit.
+pub(super) fn time(text: &str) -> Result<Duration, BadValue> {
+    const UNITS: [(&str, f64); 5] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86_400.0)];
+    let unit = UNITS.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, *seconds)));
+    let (number, seconds) = unit.unwrap_or((text, 1.0));
+    // The parser of numbers knows words as well, as in "inf".
+    let plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let seconds = number.parse::<f64>().ok().filter(|_| plain).map(|number| number * seconds);
+    match seconds {
+        Some(seconds) if (0.0..=SECONDS_MAX).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(BadValue::Time),
+    }
+}
+
+/// So many of a number of things that a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Lease {
+    pub(super) name: LockName,
+    pub(super) take: u16,
+    pub(super) slots: u16,
+}
+
+impl FromStr for Lease {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        let (name, numbers) = text.split_once('=').ok_or(BadValue::Lease)?;
+        let (take, slots) = numbers.split_once(':').ok_or(BadValue::Lease)?;
+        let number = |text: &str| text.parse::<u16>().ok().filter(|number| (1..=SLOTS_MAX).contains(number));
+        let (take, slots) = (number(take).ok_or(BadValue::Lease)?, number(slots).ok_or(BadValue::Lease)?);
+        if take > slots {
+            return Err(BadValue::Lease);
+        }
+        Ok(Self { name: LockName::parse(name.as_bytes())?, take, slots })
+    }
+}
+
+/// A signal by its name, with or without SIG, or by its number.
+pub(super) fn signal(text: &str) -> Result<Signal, BadValue> {
+    if let Ok(number) = text.parse::<i32>() {
+        return Signal::try_from(number).map_err(|_| BadValue::Signal);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    format!("SIG{name}").parse().map_err(|_| BadValue::Signal)
+}
+
+/// What happens to CMD when the lock is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OnLost {
+    /// Everything that CMD started is ended.
+    Kill,
+    /// CMD's process group gets this signal, and goes on.
+    Signal(Signal),
+    /// Nothing but a message.
+    Warn,
+}
+
+impl FromStr for OnLost {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        match text.split_once(':') {
+            None if text == "kill" => Ok(Self::Kill),
+            None if text == "warn" => Ok(Self::Warn),
+            Some(("signal", name)) => signal(name).map(Self::Signal),
+            _ => Err(BadValue::OnLost),
+        }
+    }
+}
+
+/// The names in `NAME[,NAME...]`. A name with a slash in it is a path, as flock(1) takes it, and stands for the lock name
+/// that [`of_path`] makes of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Names(pub(super) Vec<LockName>);
+
+impl Names {
+    pub(super) fn parse(text: &OsStr) -> Result<Self, BadValue> {
+        let mut names = Vec::new();
+        for part in text.as_bytes().split(|byte| *byte == b',') {
+            let name = if part.contains(&b'/') {
+                of_path(Path::new(OsStr::from_bytes(part)))?
+            } else {
+                LockName::parse(part)?
+            };
+            if names.contains(&name) {
+                return Err(BadValue::Twice(name));
+            }
+            names.push(name);
+        }
+        if names.len() > NAMES_MAX {
+            return Err(BadValue::TooMany(names.len()));
+        }
+        Ok(Self(names))
+    }
+}
+
+/// Makes a lock name of a path: of the absolute path without `.`, `..` and doubled slashes, each `/` becomes `__`, and
+/// each byte that no lock name has, and `_` itself, becomes `_` and its two hexadecimal digits. Different paths have
+/// different names, and one path has the same name in every directory and on every host.
+pub(super) fn of_path(path: &Path) -> Result<LockName, BadValue> {
+    let mut name = String::new();
+    for byte in absolute(path)?.into_os_string().as_bytes() {
+        match byte {
+            b'/' => name.push_str("__"),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' => name.push(char::from(*byte)),
+            other => name.push_str(&format!("_{other:02x}")),
+        }
+    }
+    LockName::parse(name.as_bytes())
+        .map_err(|_| BadValue::LongPath { shown: path.to_string_lossy().chars().take(80).collect(), bytes: name.len() })
+}
+
+/// The path from the root, by its text alone: what does not exist has a name, too.
+fn absolute(path: &Path) -> Result<PathBuf, BadValue> {
+    let from_root = std::path::absolute(path).map_err(|_| BadValue::NoDirectory)?;
+    let mut parts: Vec<OsString> = Vec::new();
+    for part in from_root.components() {
+        match part {
+            Component::Normal(part) => parts.push(part.to_owned()),
+            Component::ParentDir => drop(parts.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    Ok(Path::new("/").join(parts.iter().collect::<PathBuf>()))
+}
+
+/// Whether a host goes by one of these names: the whole name or its part before the first dot, with `*` for any
+/// characters and `?` for one.
+pub(super) fn is_one_of(host: &str, patterns: &[String]) -> bool {
+    let short = host.split('.').next().unwrap_or(host);
+    patterns
+        .iter()
+        .any(|pattern| matches(pattern.as_bytes(), host.as_bytes()) || matches(pattern.as_bytes(), short.as_bytes()))
+}
+
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern.split_first(), text.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) => (0..=text.len()).any(|skipped| matches(rest, &text[skipped..])),
+        (Some((b'?', rest)), Some((_, more))) => matches(rest, more),
+        (Some((wanted, rest)), Some((byte, more))) => wanted.eq_ignore_ascii_case(byte) && matches(rest, more),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Times have units or are seconds, as flock(1) takes them.
+    #[test]
+    fn times() {
+        for (text, ms) in [("0", 0), ("1.5", 1500), ("500ms", 500), ("10s", 10_000), ("5m", 300_000), ("2h", 7_200_000)]
+        {
+            assert_eq!(time(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        assert_eq!(time("365d").unwrap().as_secs(), 365 * 86_400);
+        for bad in ["", "s", "-1", "1w", "inf", "nan", "1e3", "366d", "1 s", "0x1"] {
+            assert_eq!(time(bad), Err(BadValue::Time), "{bad}");
+        }
+    }
+
+    /// A lease has both numbers, in their range and in their order.
+    #[test]
+    fn leases() {
+        let lease: Lease = "cpu=2:8".parse().unwrap();
+        assert_eq!((lease.name.as_str(), lease.take, lease.slots), ("cpu", 2, 8));
+        for bad in ["cpu", "cpu=2", "cpu=0:4", "cpu=5:4", "cpu=1:1025", "cpu=1:x", "cpu=-1:4"] {
+            assert_eq!(bad.parse::<Lease>(), Err(BadValue::Lease), "{bad}");
+        }
+        assert!(matches!("a b=1:2".parse::<Lease>(), Err(BadValue::Name(_))));
+    }
+
+    /// Signals go by the names that kill(1) knows.
+    #[test]
+    fn signals() {
+        for text in ["TERM", "SIGTERM", "term", "15"] {
+            assert_eq!(signal(text), Ok(Signal::SIGTERM), "{text}");
+        }
+        assert_eq!("signal:usr1".parse(), Ok(OnLost::Signal(Signal::SIGUSR1)));
+        for bad in ["", "0", "99", "NONE", "SIG"] {
+            assert_eq!(signal(bad), Err(BadValue::Signal), "{bad}");
+        }
+        assert_eq!("signal".parse::<OnLost>(), Err(BadValue::OnLost));
+    }
+
+    /// A path means the same lock from wherever it is written, and no other path means it.
+    #[test]
+    fn paths_are_names() {
+        let name = |path: &str| of_path(Path::new(path)).unwrap().to_string();
+        assert_eq!(name("/tmp"), "__tmp");
+        assert_eq!(name("/tmp/./x/../a_b c.lock"), "__tmp__a_5fb_20c.lock");
+        assert_eq!(name("//tmp//"), "__tmp");
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(name("./x"), name(&here.join("x").display().to_string()));
+        assert_ne!(name("/a_b"), name("/a/b"));
+        assert!(matches!(of_path(Path::new(&format!("/{}", "x".repeat(250)))), Err(BadValue::LongPath { .. })));
+    }
+
+    /// Names are checked one by one.
+    #[test]
+    fn names() {
+        let parse = |text: &str| Names::parse(OsStr::new(text));
+        assert_eq!(parse("a,b").unwrap().0.len(), 2);
+        assert!(matches!(parse("a,,b"), Err(BadValue::Name(BadName::Empty))));
+        assert!(matches!(parse("a,b,a"), Err(BadValue::Twice(_))));
+        let many: Vec<String> = (0..65).map(|n| n.to_string()).collect();
+        assert_eq!(parse(&many.join(",")), Err(BadValue::TooMany(65)));
+    }
+
+    /// Hosts match by their whole or their short name.
+    #[test]
+    fn hosts() {
+        let one_of = |host: &str, pattern: &str| is_one_of(host, &[pattern.to_owned()]);
+        assert!(one_of("db1.example.org", "db1") && one_of("db1.example.org", "DB?") && one_of("db1", "*"));
+        assert!(one_of("db1.example.org", "*.example.org") && !one_of("web1", "db*") && !one_of("db12", "db?"));
+    }
+}

@@ -1,0 +1,386 @@
+//! The command against real daemons: what `run` does with processes, and how everything ends. What goes wrong on purpose is in
+//! `command/faults.rs`, after the issue's list of bad input and faults.
+
+#[path = "command/faults.rs"]
+mod faults;
+#[path = "command/pages.rs"]
+mod pages;
+#[path = "command/scripts.rs"]
+mod scripts;
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use support::{Daemon, PATIENCE, Running, V1, command, ended, eventually, files};
+
+/// CMD runs while the lock is held, its status is the command's, and the lock is free afterwards.
+#[test]
+fn a_command_under_a_lock() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let run =
+        ended(command(&server, &["run", "nightly", "sh", "-c", "echo \"$DISTRILOCK_LOCK $DISTRILOCK_HELD\"; exit 7"]));
+    assert_eq!((run.code(), run.out.as_str(), run.err.as_str()), (7, "nightly 1\n", ""));
+    assert!(V1::connect(&server).gets("nightly"));
+
+    let mut running = Running::start(command(&server, &["run", "nightly", "sleep", "1000"]));
+    running.tree.waits_for("sleep 1000");
+    let other = ended(command(&server, &["run", "-n", "nightly", "true"]));
+    assert_eq!((other.code(), other.err.as_str()), (1, ""), "like flock(1): it says nothing");
+    let other = ended(command(&server, &["run", "-w", "0.1", "-E", "75", "--verbose", "nightly", "true"]));
+    assert_eq!(other.code(), 75);
+    assert!(other.err.contains(&server) && other.err.contains("distrilock peek"), "{}", other.err);
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.end().code(), 143);
+    running.tree.assert_gone();
+    assert!(V1::connect(&server).gets("nightly"));
+}
+
+/// A status, a signal and a string for the shell come through; what comes after NAME is CMD's.
+#[test]
+fn words_and_statuses() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    for (arguments, code, out) in [
+        (&["run", "x", "--", "printf", "%s.", "--", "-n", "a b"][..], 0, "--.-n.a b."),
+        (&["run", "x", "printf", "%s.", "-n", "--", "-c"], 0, "-n.--.-c."),
+        (&["run", "x", "-c", "echo $((6*7)); exit 3"], 3, "42\n"),
+        (&["run", "-c", "echo $((6*7))", "x"], 0, "42\n"),
+        (&["run", "x", "sh", "-c", "kill -KILL $$"], 137, ""),
+        (&["run", "x", "sh", "-c", "kill -TERM $$"], 143, ""),
+        (&["run", "-s", "x", "true"], 0, ""),
+        (&["run", "-o", "-x", "-w", "5", "x", "true"], 0, ""),
+    ] {
+        let run = ended(command(&server, arguments));
+        assert_eq!((run.code(), run.out.as_str(), run.err.as_str()), (code, out, ""), "{arguments:?}");
+    }
+    // Who is killed by a signal that was not passed on is told about by a status, as under flock(1).
+    assert_eq!(ended(command(&server, &["run", "x", "sh", "-c", "kill -TERM $$"])).status.code(), Some(143));
+}
+
+/// CMD reads the input that it would have read without us, unless it is to have none.
+#[test]
+fn the_input_is_cmds() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("input");
+    fs::write(&input, "from above").unwrap();
+    for (arguments, out) in [(&["run", "x", "cat"][..], "from above"), (&["run", "--no-stdin", "x", "cat"], "")] {
+        let mut cat = command(&server, arguments);
+        cat.stdin(fs::File::open(&input).unwrap());
+        assert_eq!(ended(cat).out, out);
+    }
+}
+
+/// An inner `distrilock run` tells CMD of its own lock, and leaves nothing of the outer one.
+#[test]
+fn inner_values_win() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let mut outer = command(&server, &["run", "outer", support::DISTRILOCK, "run", "inner", "sh", "-c"]);
+    outer.arg("echo $DISTRILOCK_LOCK $DISTRILOCK_SLOT $DISTRILOCK_FENCE").env("DISTRILOCK_SLOT", "9");
+    outer.env("DISTRILOCK_FENCE", "9");
+    let outer = ended(outer);
+    assert_eq!((outer.code(), outer.out.as_str()), (0, "inner\n"), "{}", outer.err);
+}
+
+/// Ten at once, on two daemons of one directory, run one after the other: each makes a file that must not be there.
+#[test]
+fn ten_at_once_on_two_daemons() {
+    let one = Daemon::start();
+    let other = Daemon::setup().directory(one.directory()).start();
+    let folder = tempfile::tempdir().unwrap();
+    let witness = folder.path().join("witness");
+    let script = format!(
+        "set -C; echo $$ > '{0}' || exit 99; sleep 0.02; rm '{0}'; set +C; echo ran >> '{0}.log'",
+        witness.display()
+    );
+    let servers = [one.tcp(), other.tcp()];
+    let runs: Vec<Running> =
+        (0..10).map(|n| Running::start(command(&servers[n % 2], &["run", "-w", "60", "one", "-c", &script]))).collect();
+    for mut run in runs {
+        let ended = run.end();
+        assert_eq!(ended.code(), 0, "{}", ended.err);
+        run.tree.assert_gone();
+    }
+    let log = fs::read_to_string(folder.path().join("witness.log")).unwrap();
+    assert_eq!(log.lines().count(), 10);
+    assert!(V1::connect(&servers[0]).gets("one"));
+}
+
+/// `--max-hold` ends everything that CMD started, by SIGKILL if need be.
+#[test]
+fn max_hold() {
+    let daemon = Daemon::start();
+    let script = "trap '' TERM; setsid sleep 1001 & sleep 1002";
+    let run = ended(command(&daemon.tcp(), &["run", "--max-hold", "0.3", "--kill-after", "0.2", "x", "-c", script]));
+    assert_eq!(run.code(), 124, "{}", run.err);
+    assert!(run.err.contains("--max-hold"), "{}", run.err);
+    assert!(V1::connect(&daemon.tcp()).gets("x"));
+}
+
+/// `--term-signal` is the first signal, and who obeys is not killed.
+#[test]
+fn term_signal() {
+    let daemon = Daemon::start();
+    let script = "trap 'echo cleaned up; exit 0' USR1; while :; do sleep 0.05; done";
+    let run = ended(command(&daemon.tcp(), &["run", "--max-hold", "0.3", "--term-signal", "usr1", "x", "-c", script]));
+    assert_eq!((run.code(), run.out.as_str()), (124, "cleaned up\n"), "{}", run.err);
+}
+
+/// `--min-hold` keeps the lock, and us, beyond CMD's end; a signal is enough to end that.
+#[test]
+fn min_hold() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let began = Instant::now();
+    let run = ended(command(&server, &["run", "--min-hold", "0.5", "x", "true"]));
+    assert_eq!(run.code(), 0);
+    assert!(began.elapsed() >= Duration::from_millis(500));
+
+    let mut running =
+        Running::start(command(&server, &["run", "--min-hold", "1h", "x", "sh", "-c", "echo done; exit 5"]));
+    running.says("done");
+    let guard = running.tree.guard();
+    eventually("CMD has ended", || running.tree.processes().len() == 2);
+    assert_ne!(guard, running.pid());
+    assert!(!V1::connect(&server).gets("x"));
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.end().code(), 5);
+    assert!(V1::connect(&server).gets("x"));
+}
+
+/// `--once-per`: of several hosts' cron jobs one runs; the others do nothing, with status 0, until the time is over.
+#[test]
+fn once_per() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let mut first = Running::start(command(&server, &["run", "--once-per", "1.5", "x", "echo", "ran"]));
+    let run = first.end();
+    assert_eq!((run.code(), run.out.as_str()), (0, "ran\n"), "{}", run.err);
+    let second = ended(command(&server, &["run", "--once-per", "1.5", "x", "echo", "ran"]));
+    assert_eq!((second.code(), second.out.as_str(), second.err.as_str()), (0, "", ""));
+    let third = ended(command(&server, &["run", "--once-per", "1.5", "-E", "9", "x", "echo", "ran"]));
+    assert_eq!(third.code(), 9);
+    // What keeps the lock has no stream of the user's open.
+    let guard = first.tree.guard();
+    for descriptor in 0..3 {
+        let target = fs::read_link(format!("/proc/{guard}/fd/{descriptor}")).unwrap();
+        assert_eq!(target.to_str(), Some("/dev/null"));
+    }
+    first.tree.goes();
+    let fourth = ended(command(&server, &["run", "-n", "x", "echo", "ran"]));
+    assert_eq!((fourth.code(), fourth.out.as_str()), (0, "ran\n"));
+}
+
+/// The helpers for cron: another host, a busy lock that is no failure, and a random wait.
+#[test]
+fn cron_helpers() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let elsewhere = ended(command(&server, &["run", "--only-on", "no-such-host,*.invalid", "x", "echo", "ran"]));
+    assert_eq!((elsewhere.code(), elsewhere.out.as_str()), (0, ""));
+    let here = ended(command(&server, &["run", "--only-on", "no-such-host,*", "--jitter", "50ms", "x", "echo", "ran"]));
+    assert_eq!((here.code(), here.out.as_str()), (0, "ran\n"));
+
+    let mut holder = V1::connect(&server);
+    holder.acquire("x");
+    let busy = ended(command(&server, &["run", "-n", "--ok-if-busy", "x", "echo", "ran"]));
+    assert_eq!((busy.code(), busy.out.as_str()), (0, ""));
+    let anyway = ended(command(&server, &["run", "-n", "--run-anyway", "x", "sh", "-c", "echo $DISTRILOCK_HELD"]));
+    assert_eq!((anyway.code(), anyway.out.as_str()), (0, "0\n"));
+    assert!(anyway.err.contains("without the lock"), "{}", anyway.err);
+}
+
+/// The whole table of statuses for a lost lock: `--on-lost` and `--lost-exit-code`.
+#[test]
+fn what_to_do_about_a_loss() {
+    for (options, code, out) in [
+        (&["--lost-exit-code", "9"][..], 9, ""),
+        (&["--on-lost", "warn"], 3, "went on\n"),
+        (&["--on-lost", "signal:USR1"], 4, "told\n"),
+    ] {
+        let mut daemon = Daemon::start();
+        let server = daemon.tcp();
+        let script = "trap 'echo told; exit 4' USR1; echo $$ > /dev/null; n=0
+            while [ $n -lt 40 ]; do sleep 0.05; n=$((n+1)); done; echo went on; exit 3";
+        let arguments = [&["run"], options, &["x", "sh", "-c", script]].concat();
+        let mut running = Running::start(command(&server, &arguments));
+        running.tree.waits_for("sleep 0.05");
+        daemon.kill();
+        let run = running.end();
+        assert_eq!((run.code(), run.out.as_str()), (code, out), "{options:?}: {}", run.err);
+        assert!(run.err.contains("lost"), "{}", run.err);
+        running.tree.goes();
+    }
+}
+
+/// `-F`: there is no process of ours, and the lock lives as long as the last one that has inherited the connection.
+#[test]
+fn no_fork() {
+    let daemon = Daemon::start();
+    for server in [daemon.tcp(), format!("ws://{}", daemon.ws())] {
+        let script = "echo \"$DISTRILOCK_LOCK\"; sleep 1003 & exit 3";
+        let mut running = Running::start(command(&server, &["run", "-F", "x", "sh", "-c", script]));
+        let run = running.end();
+        assert_eq!((run.code(), run.out.as_str()), (3, "x\n"), "{}", run.err);
+        let sleep = running.tree.waits_for("sleep 1003");
+        assert_eq!(running.tree.processes().len(), 1, "{:?}", running.tree.processes());
+        assert!(!V1::connect(&daemon.tcp()).gets("x"));
+        kill(sleep, Signal::SIGKILL).unwrap();
+        eventually("the lock is free", || V1::connect(&daemon.tcp()).gets("x"));
+    }
+}
+
+/// `lock` holds until the end of its input, answers verify, and is seen by peek, ls and wait.
+#[test]
+fn lock_and_who_looks() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let server = server.as_str();
+    let mut lock = command(server, &["lock", "--note", "by hand", "x"]);
+    let (input, output) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    lock.stdin(input);
+    let input = output;
+    let mut lock = Running::start(lock);
+    lock.says("\"held\":true");
+    nix::unistd::write(&input, b"verify\n").unwrap();
+    lock.says("{\"held\":true}\n");
+    let peek = ended(command(server, &["peek", "x"]));
+    assert_eq!(peek.code(), 1);
+    assert!(peek.out.starts_with("x is held by ") && peek.out.contains("by hand"), "{}", peek.out);
+    let json = ended(command(server, &["peek", "--json", "x"]));
+    let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((&json["locked"], &json["holders"][0]["note"]), (&true.into(), &"by hand".into()));
+    let ls = ended(command(server, &["ls"]));
+    assert!(ls.out.starts_with("LOCK") && ls.out.contains("by hand"), "{}", ls.out);
+    let ls = ended(command(server, &["ls", "--json"]));
+    let first: serde_json::Value = serde_json::from_str(ls.out.lines().next().unwrap()).unwrap();
+    assert_eq!(first["lock"], "x");
+    let refused = ended(command(server, &["try", "x"]));
+    assert_eq!((refused.code(), refused.out.as_str()), (1, ""));
+    let waited = ended(command(server, &["wait", "-w", "0.2", "-E", "8", "x"]));
+    assert_eq!(waited.code(), 8);
+
+    let mut waiting = Running::start(command(server, &["wait", "x"]));
+    drop(input);
+    assert_eq!(lock.end().code(), 0);
+    assert_eq!(waiting.end().code(), 0);
+    assert_eq!(ended(command(server, &["peek", "x"])).code(), 0);
+    // An input that has ended: it is taken, and given back.
+    let tried = ended(command(server, &["try", "x"]));
+    assert_eq!(tried.code(), 0);
+    assert!(tried.out.contains("\"lock\":\"x\""), "{}", tried.out);
+}
+
+/// A signal ends `lock`, with the status that a shell gives for it when it still waited, and leaves no lock.
+#[test]
+fn lock_and_signals() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let endless = || fs::File::open("/dev/zero").unwrap();
+    let mut lock = command(&server, &["lock", "x"]);
+    lock.stdin(endless());
+    let mut lock = Running::start(lock);
+    lock.says("held");
+    let mut waiting = command(&server, &["lock", "x"]);
+    waiting.stdin(endless());
+    let mut waiting = Running::start(waiting);
+    let mut looks = V1::connect(&server);
+    eventually("it waits", || looks.request(serde_json::json!({"op": "peek", "lock": "x"}))["waiters"] == 1);
+    waiting.signal(Signal::SIGINT);
+    assert_eq!(waiting.end().code(), 130);
+    lock.signal(Signal::SIGTERM);
+    assert_eq!(lock.end().code(), 0);
+    assert!(V1::connect(&server).gets("x"));
+}
+
+/// ping and bench say what they measured, and leave no lock.
+#[test]
+fn ping_and_bench() {
+    let daemon = Daemon::setup().flag("--linger", "0").start();
+    let server = daemon.tcp();
+    let ping = ended(command(&server, &["ping"]));
+    assert_eq!(ping.code(), 0);
+    assert!(ping.out.starts_with(&format!("tcp://{server} answers after ")), "{}", ping.out);
+    for more in [&[][..], &["--contended"]] {
+        let bench = ended(command(&server, &[&["bench", "--connections", "3", "--seconds", "0.3"], more].concat()));
+        assert_eq!(bench.code(), 0, "{}", bench.err);
+        let pairs = bench.out.split(" s: ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        assert!(pairs.parse::<u32>().unwrap() > 10, "{}", bench.out);
+    }
+    eventually("no lock file is left", || files(daemon.directory()).is_empty());
+}
+
+/// Several fences of one file at once: the highest is what is kept, and none lower is accepted after it.
+#[test]
+fn fences() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("data");
+    let file = file.to_str().unwrap();
+    let runs: Vec<(u32, Running)> = (1..=8)
+        .map(|n| {
+            (
+                n,
+                Running::start(command(
+                    "",
+                    &["fence", file, &n.to_string(), "--", "sh", "-c", "echo $0 >> \"$1\"", &n.to_string(), file],
+                )),
+            )
+        })
+        .collect();
+    for (n, mut run) in runs {
+        let ended = run.end();
+        assert!(matches!(ended.code(), 0 | 1), "{n}: {}", ended.err);
+    }
+    let written: Vec<u32> = fs::read_to_string(file).unwrap().lines().map(|line| line.parse().unwrap()).collect();
+    assert!(written.is_sorted() && written.last() == Some(&8), "{written:?}");
+    let late = ended(command("", &["fence", file, "7"]));
+    assert_eq!(late.code(), 1);
+    assert!(late.err.contains("8 was seen"), "{}", late.err);
+    assert_eq!(ended(command("", &["fence", file, "8"])).code(), 0);
+    assert_eq!(ended(command("", &["fence", "-E", "9", file, "0"])).code(), 9);
+    assert_eq!(ended(command("", &["fence", "/nonexistent/data", "1"])).code(), 71);
+}
+
+/// How long tests wait is not how long anything took.
+#[test]
+fn a_wait_ends_when_the_lock_is_free() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let mut holder = V1::connect(&server);
+    holder.acquire("x");
+    let mut waiting = Running::start(command(&server, &["run", "--verbose", "x", "echo", "ran"]));
+    let mut looks = V1::connect(&server);
+    eventually("it waits", || looks.request(serde_json::json!({"op": "peek", "lock": "x"}))["waiters"] == 1);
+    holder.release("x");
+    let began = Instant::now();
+    let run = waiting.end();
+    assert_eq!((run.code(), run.out.as_str()), (0, "ran\n"));
+    assert!(run.err.contains("granted after") && began.elapsed() < PATIENCE, "{}", run.err);
+}
+
+/// `ls` and `peek` tell of a holder who, where and what it is.
+#[test]
+fn who_holds() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let mut running = Running::start(command(&server, &["run", "x", "sleep", "1001"]));
+    running.tree.waits_for("sleep 1001");
+    let listed = ended(command(&server, &["ls", "--json"]));
+    let lock: serde_json::Value = serde_json::from_str(listed.out.lines().next().unwrap()).unwrap();
+    let holder = &lock["holders"][0];
+    assert_eq!(holder["command"], "sleep 1001");
+    assert_eq!(holder["pid"], u64::from(running.tree.guard().as_raw().unsigned_abs()));
+    assert!(holder["host"].is_string() && holder["user"].is_string(), "{holder}");
+    let table = ended(command(&server, &["ls"])).out;
+    assert!(table.contains("sleep 1001"), "{table}");
+    let waiting = Running::start(command(&server, &["run", "x", "true"]));
+    eventually("the waiter is listed", || ended(command(&server, &["ls"])).out.contains("waits"));
+    drop(waiting);
+    running.signal(Signal::SIGTERM);
+    running.end();
+}
