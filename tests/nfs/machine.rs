@@ -1,0 +1,165 @@
+//! The host's side: builds the machine, puts this program and the two that are tested on a disk, boots one machine for each
+//! version, and shows what comes out.
+
+use std::collections::HashSet;
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use crate::chosen;
+use crate::hosts::Version;
+
+/// After so long a machine is switched off, whatever it does.
+const MACHINE_SECONDS_MAX: u32 = 2400;
+
+const MEMORY_MIB: u32 = 768;
+
+/// Machines at the same time; each mostly waits for leases to run out.
+const MACHINES_MAX: usize = 2;
+
+/// The command `distrilock`, if this tree has it.
+pub(crate) const COMMAND: Option<&str> = option_env!("CARGO_BIN_EXE_distrilock");
+
+/// What the machines said, counted.
+#[derive(Default)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+}
+
+/// Runs the scenarios that words choose; true if everything holds.
+pub(crate) fn run(words: &[String]) -> bool {
+    let start = Instant::now();
+    let versions: Vec<Version> = words.iter().filter_map(|word| word.parse().ok()).collect();
+    let wanted = |version: &Version| versions.is_empty() || versions.contains(version);
+    // The longest first.
+    let versions: Vec<Version> = [Version::V41, Version::V42, Version::V40].into_iter().filter(wanted).collect();
+    let image = image();
+    let scratch = TempDir::with_prefix_in("nfs-", env!("CARGO_TARGET_TMPDIR")).expect("a place for disks");
+    payload(scratch.path());
+    if COMMAND.is_none() {
+        println!("there is no command distrilock: the collector is the library's, and the doctor the daemon's alone");
+    }
+    let tally = Mutex::new(Tally::default());
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..MACHINES_MAX.min(versions.len()) {
+            scope.spawn(|| {
+                while let Some(version) = versions.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    boot(*version, words, &image, scratch.path(), &tally);
+                }
+            });
+        }
+    });
+    let Tally { passed, failed } = *tally.lock().expect("no machine panics");
+    println!("NFS lab: {passed} checks passed, {failed} failed, {:.0} s", start.elapsed().as_secs_f64());
+    passed > 0 && failed == 0
+}
+
+/// The image, built if need be.
+fn image() -> PathBuf {
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/nfs/build");
+    let output = Command::new(program).stderr(Stdio::inherit()).output().expect("the recipe runs");
+    assert!(output.status.success(), "the virtual machine could not be built (it needs root)");
+    String::from_utf8(output.stdout).expect("a path is text").trim().into()
+}
+
+/// A disk that is a tar archive.
+fn payload(scratch: &Path) {
+    let folder = scratch.join("payload");
+    fs::create_dir(&folder).expect("a fresh folder");
+    let itself = env::current_exe().expect("this program");
+    let programs = [
+        (itself.as_path(), "payload"),
+        (Path::new(env!("CARGO_BIN_EXE_distrilockd")), "distrilockd"),
+        (Path::new(COMMAND.unwrap_or("/bin/false")), "distrilock"),
+    ];
+    for (program, name) in programs {
+        fs::copy(program, folder.join(name)).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    }
+    // Symbols are most of it.
+    let stripped = Command::new("strip").args(programs.map(|(_, name)| folder.join(name))).status();
+    assert!(stripped.is_ok_and(|status| status.success()), "binutils are there");
+    let disk = scratch.join("payload.tar");
+    let packed = Command::new("tar").arg("cf").arg(&disk).arg("-C").arg(&folder).arg(".").status();
+    assert!(packed.is_ok_and(|status| status.success()), "the programs are packed");
+    let length = fs::metadata(&disk).expect("it is there").len().next_multiple_of(1 << 20);
+    fs::File::options().write(true).open(&disk).and_then(|file| file.set_len(length)).expect("there is room");
+}
+
+/// Boots one machine and waits for its end.
+fn boot(version: Version, words: &[String], image: &Path, scratch: &Path, tally: &Mutex<Tally>) {
+    let console = scratch.join(format!("console-{version}"));
+    let drive = |file: &Path, rest: &str| format!("file={},if=virtio,format=raw,{rest}", file.display());
+    let append = format!(
+        "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off tsc=reliable random.trust_cpu=on audit=0 apparmor=0 \
+         lab.version={version} lab.words={}",
+        words.join(",")
+    );
+    let mut child = Command::new("timeout")
+        .args(["-k", "5", &MACHINE_SECONDS_MAX.to_string(), "qemu-system-x86_64"])
+        .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
+        .args(["-m", &MEMORY_MIB.to_string(), "-nodefaults", "-display", "none", "-no-reboot", "-nic", "none"])
+        .arg("-kernel")
+        .arg(image.join("vmlinuz"))
+        .arg("-initrd")
+        .arg(image.join("initramfs.gz"))
+        .args(["-append", &append])
+        .args(["-drive", &drive(&image.join("disk"), "snapshot=on,cache=unsafe")])
+        .args(["-drive", &drive(&scratch.join("payload.tar"), "readonly=on")])
+        .args(["-device", "virtio-rng-pci", "-serial", &format!("file:{}", console.display())])
+        .args(["-chardev", "stdio,id=out,signal=off", "-serial", "chardev:out"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("timeout(1) runs");
+    let output = BufReader::new(child.stdout.take().expect("it is a pipe"));
+    let mut missing: HashSet<&str> = chosen(version, words).iter().map(|scenario| scenario.name).collect();
+    let mut ended = false;
+    for line in output.split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        ended |= line.starts_with("LAB-END");
+        show(version, line.trim_end(), &mut missing, tally);
+    }
+    let _ = child.wait();
+    if !ended || !missing.is_empty() {
+        tally.lock().expect("no machine panics").failed += 1;
+        println!("{version} FAILED   the machine ended before {missing:?}");
+        let text = fs::read(&console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].iter().for_each(|line| println!("{version} console  {line}"));
+    }
+}
+
+/// Shows a line and counts it. A scenario that checks nothing is as good as missing.
+fn show(version: Version, line: &str, missing: &mut HashSet<&str>, tally: &Mutex<Tally>) {
+    let parts: Vec<&str> = line.split('\t').collect();
+    let [kind, scenario, what, detail, seconds] = parts[..] else {
+        if !line.is_empty() {
+            println!("{version} says     {line}");
+        }
+        return;
+    };
+    match kind {
+        "ok" => tally.lock().expect("no machine panics").passed += 1,
+        "FAILED" => tally.lock().expect("no machine panics").failed += 1,
+        "done" => {
+            if what != "0" {
+                missing.remove(scenario);
+            }
+            println!("{version} done     {scenario}: {what} checks, {detail}, {seconds} s");
+            return;
+        }
+        _ => {}
+    }
+    println!("{version} {kind:<8} {scenario}: {what}: {detail}");
+}

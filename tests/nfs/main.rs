@@ -1,0 +1,143 @@
+//! The NFS lab: a virtual machine with a real NFS server and real NFS clients, each a host of its own with its own
+//! distrilockd, for the versions 4.0, 4.1 and 4.2. Hosts are cut off, killed and healed, the server is restarted, and a
+//! witness outside of the daemons watches that no two are in one lock at once. README.md beside this file tells more.
+//!
+//! Arguments choose versions (`4.1`) and scenarios by parts of their names. On the host this program builds and boots the
+//! machine (`machine`); inside, as `payload guest`, it is the lab itself. The test has no harness for that reason.
+
+mod contention;
+mod hosts;
+mod loss;
+mod machine;
+mod mounts;
+mod partition;
+mod relock;
+mod report;
+#[path = "../support/mod.rs"]
+mod support;
+mod unlink;
+mod witness;
+
+use std::env;
+use std::iter;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use clap::Parser;
+use distrilock::files::nfs4;
+use distrilock::server::directory::Directory;
+use distrilock::settings::Settings;
+use hosts::{Server, Version};
+use report::Report;
+
+/// So many scenarios at the same time: more, and the machine is too slow to measure times.
+const TOGETHER_MAX: usize = 3;
+
+/// What is shown, and how.
+struct Scenario {
+    name: &'static str,
+    /// Whether others may run at the same time: what mainly waits may, what counts or disturbs the server may not.
+    together: bool,
+    versions: &'static [Version],
+    run: fn(&Server, &Report),
+}
+
+const ALL: &[Version] = &[Version::V40, Version::V41, Version::V42];
+const WITH_SESSIONS: &[Version] = &[Version::V41, Version::V42];
+
+const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "witness", together: false, versions: ALL, run: witness::catches_overlaps },
+    Scenario { name: "contention", together: false, versions: ALL, run: contention::many_sessions },
+    Scenario { name: "cost", together: false, versions: ALL, run: contention::cost },
+    Scenario { name: "waiting", together: false, versions: ALL, run: contention::waiting },
+    Scenario { name: "relock", together: false, versions: ALL, run: relock::tight },
+    Scenario { name: "unlink", together: true, versions: WITH_SESSIONS, run: unlink::in_flight },
+    Scenario { name: "partition", together: true, versions: ALL, run: partition::longer_than_the_lease },
+    Scenario { name: "gone", together: true, versions: ALL, run: loss::gone },
+    Scenario { name: "hung", together: true, versions: ALL, run: loss::hung_server },
+    Scenario { name: "mounts", together: true, versions: ALL, run: mounts::refused },
+    Scenario { name: "owners", together: true, versions: ALL, run: mounts::owners },
+    Scenario { name: "twins", together: true, versions: ALL, run: mounts::twins },
+    Scenario { name: "blink", together: true, versions: ALL, run: partition::shorter_than_the_lease },
+    Scenario { name: "collector", together: false, versions: ALL, run: contention::collector },
+    Scenario { name: "restart", together: false, versions: ALL, run: partition::server_restart },
+];
+
+/// The scenarios of a version that words choose; no word, or only versions: all.
+fn chosen(version: Version, words: &[String]) -> Vec<&'static Scenario> {
+    let names: Vec<&String> = words.iter().filter(|word| word.parse::<Version>().is_err()).collect();
+    let matches = |name: &str| names.is_empty() || names.iter().any(|word| name.contains(word.as_str()));
+    let all = SCENARIOS.iter();
+    all.filter(|scenario| scenario.versions.contains(&version) && matches(scenario.name)).collect()
+}
+
+fn main() -> ExitCode {
+    // As a collector, this program is started by itself for each deletion.
+    if let Some(status) = nfs4::take_over() {
+        return status;
+    }
+    let words: Vec<String> = env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    if env::args().any(|word| word == "--list") {
+        SCENARIOS.iter().for_each(|scenario| println!("{}: test", scenario.name));
+        return ExitCode::SUCCESS;
+    }
+    let holds = match words.first().map(String::as_str) {
+        Some("guest") => guest(),
+        Some("gc") => sweep(&words[1]),
+        _ => machine::run(&words),
+    };
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The collector of the library, for a tree whose command has none: deletes what nobody uses.
+fn sweep(directory: &str) -> bool {
+    let settings = Settings::parse_from(["distrilockd", "-d", directory]);
+    let files = Directory::find(&settings).expect("a healthy mount").files().expect("a healthy mount");
+    let swept = files.sweep(Duration::ZERO, false, |name, what| println!("{name}: {what:?}"));
+    swept.inspect_err(|fault| println!("{fault}")).is_ok()
+}
+
+/// Inside of the machine: the kernel's command line has the version and the words.
+fn guest() -> bool {
+    let line = std::fs::read_to_string("/proc/cmdline").expect("proc is mounted");
+    let setting = |name: &str| {
+        let mut values = line.split_whitespace().filter_map(|word| word.strip_prefix("lab.")?.strip_prefix(name));
+        values.next().and_then(|value| value.strip_prefix('=')).unwrap_or_default().to_owned()
+    };
+    let version = setting("version").parse().expect("the machine says the version");
+    let words: Vec<String> = setting("words").split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect();
+    let server = Server::start(version);
+    let (together, alone): (Vec<_>, Vec<_>) = chosen(version, &words).into_iter().partition(|one| one.together);
+    let is_last = |one: &Scenario| one.name == "restart";
+    let mut failures = 0;
+    for scenario in alone.iter().filter(|one| !is_last(one)) {
+        failures += perform(&server, scenario);
+    }
+    let next = AtomicUsize::new(0);
+    failures += thread::scope(|scope| {
+        let work = || {
+            let turns = iter::from_fn(|| together.get(next.fetch_add(1, Ordering::Relaxed)));
+            turns.map(|scenario| perform(&server, scenario)).sum::<u32>()
+        };
+        let threads: Vec<_> = (0..TOGETHER_MAX).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("panics are caught")).sum::<u32>()
+    });
+    for scenario in alone.iter().filter(|one| is_last(one)) {
+        failures += perform(&server, scenario);
+    }
+    failures == 0
+}
+
+/// Runs one scenario and gives its failures. A panic is one.
+fn perform(server: &Server, scenario: &Scenario) -> u32 {
+    let report = Report::new(scenario.name);
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (scenario.run)(server, &report))) {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        report.check("goes through", false, text.unwrap_or_default());
+    }
+    report.end()
+}

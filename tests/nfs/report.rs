@@ -1,0 +1,64 @@
+//! What a scenario finds out, as lines that leave the machine: tab-separated, one for each check or figure.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Instant;
+
+/// What one scenario says.
+pub(crate) struct Report {
+    scenario: &'static str,
+    start: Instant,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    checks: u32,
+    failures: u32,
+    logs: Vec<PathBuf>,
+}
+
+impl Report {
+    pub(crate) fn new(scenario: &'static str) -> Self {
+        Self { scenario, start: Instant::now(), counts: Mutex::default() }
+    }
+
+    /// Something that must be so, and whether it is.
+    pub(crate) fn check(&self, what: &str, holds: bool, detail: impl Display) {
+        let mut counts = self.counts.lock().expect("no report panics");
+        counts.checks += 1;
+        counts.failures += u32::from(!holds);
+        self.line(if holds { "ok" } else { "FAILED" }, what, &detail);
+    }
+
+    /// Something that was measured, and can be neither right nor wrong.
+    pub(crate) fn figure(&self, what: &str, detail: impl Display) {
+        self.line("figure", what, &detail);
+    }
+
+    fn line(&self, kind: &str, what: &str, detail: &dyn Display) {
+        let detail = detail.to_string().replace(['\n', '\t'], " / ");
+        println!("{kind}\t{}\t{what}\t{detail}\t{:.1}", self.scenario, self.start.elapsed().as_secs_f64());
+    }
+
+    /// The log of a daemon, which is shown if the scenario fails.
+    pub(crate) fn show_if_failed(&self, log: PathBuf) {
+        self.counts.lock().expect("no report panics").logs.push(log);
+    }
+
+    /// The failures, after what the daemons said if there are any.
+    pub(crate) fn end(&self) -> u32 {
+        let counts = self.counts.lock().expect("no report panics");
+        if counts.failures > 0 {
+            for log in &counts.logs {
+                let text = std::fs::read(log).unwrap_or_default();
+                for line in String::from_utf8_lossy(&text).lines() {
+                    println!("log\t{}\t{}\t{line}\t", self.scenario, log.display());
+                }
+            }
+        }
+        self.line("done", &counts.checks.to_string(), &format!("{} failed", counts.failures));
+        counts.failures
+    }
+}
