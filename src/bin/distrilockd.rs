@@ -5,13 +5,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use distrilock::doctor;
-use distrilock::files::nfs4;
 use distrilock::server;
 use distrilock::settings::Settings;
 
 fn main() -> ExitCode {
     // This program may have been started by itself, for one deletion or one lock.
-    if let Some(status) = nfs4::take_over().or_else(doctor::take_over) {
+    if let Some(status) = doctor::take_over() {
         return status;
     }
     let settings = Settings::parse();

@@ -27,7 +27,6 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::doctor;
-use crate::files::nfs4;
 use options::{CommandLine, Verb};
 use trouble::Trouble;
 
@@ -38,7 +37,7 @@ const OWN_PROGRAM: &str = "/proc/self/exe";
 #[must_use]
 pub fn main() -> ExitCode {
     // The doctor and the collector start this program again, for one lock or one deletion.
-    if let Some(status) = nfs4::take_over().or_else(doctor::take_over) {
+    if let Some(status) = doctor::take_over() {
         return status;
     }
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -72,7 +71,7 @@ fn done(line: CommandLine, arguments: &[OsString]) -> ExitCode {
         Verb::Fence(options) => fence::main(&options),
         Verb::Bench(options) => bench::main(&options, servers),
         Verb::Doctor(options) => storage::doctor(&options),
-        Verb::Gc(options) => storage::gc(&options),
+        Verb::Gc(options) => storage::gc(options),
         Verb::Completions { shell } => pages::completions(shell),
         Verb::Man { directory } => pages::man(&directory),
     };

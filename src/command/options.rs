@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::contradiction::Contradiction;
 use super::status;
+use super::storage::{Doctor, Gc};
 use super::values::{self, BadValue, Lease, Names, OnLost};
 use crate::client::Server;
 use crate::limits::HELLO_NOTE_BYTES_MAX;
@@ -67,38 +68,6 @@ pub(super) enum Verb {
         /// The folder
         directory: PathBuf,
     },
-}
-
-/// A lock directory to be examined.
-#[derive(Args, Debug)]
-pub(super) struct Doctor {
-    /// The lock directory. Default: that of a daemon which is told none
-    #[arg(value_name = "DIR")]
-    pub(super) directory: Option<PathBuf>,
-
-    /// Find out whether this host and the daemon of another one exclude each other, as in host2:40800
-    #[arg(long, value_name = "ADDR")]
-    pub(super) peer: Option<String>,
-
-    /// Print one JSON object
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-/// A lock directory to be cleaned.
-#[derive(Args, Debug)]
-pub(super) struct Gc {
-    /// The lock directory
-    #[arg(value_name = "DIR")]
-    pub(super) directory: PathBuf,
-
-    /// Leave files that were made, or marked for deletion, less than this time ago
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::time)]
-    pub(super) idle: Duration,
-
-    /// Delete nothing: tell what would be tried
-    #[arg(short = 'n', long)]
-    pub(super) dry_run: bool,
 }
 
 /// Which locks, how, and for how long to wait for them.

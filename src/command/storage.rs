@@ -1,17 +1,46 @@
 //! What looks at a lock directory instead of a daemon: the doctor and the collector.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use nix::sys::stat::{Mode, umask};
+use clap::Args;
 
-use super::options::{Doctor, Gc};
 use super::trouble::Trouble;
-use super::{say, status};
+use super::{say, status, values};
 use crate::doctor;
-use crate::files::Collected;
-use crate::files::mount::Mount;
-use crate::server::directory::Directory;
 use crate::settings::Settings;
+
+/// A lock directory to be examined.
+#[derive(Args, Debug)]
+pub(super) struct Doctor {
+    /// The lock directory. Default: that of a daemon which is told none
+    #[arg(value_name = "DIR")]
+    directory: Option<PathBuf>,
+
+    /// Find out whether this host and the daemon of another one exclude each other, as in host2:40800
+    #[arg(long, value_name = "ADDR")]
+    peer: Option<String>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// A lock directory to be cleaned.
+#[derive(Args, Debug)]
+pub(super) struct Gc {
+    /// The lock directory
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+
+    /// Leave files that were made, or marked for deletion, less than this time ago
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::time)]
+    idle: Duration,
+
+    /// Delete nothing: tell what would be tried
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
 
 /// Examines a lock directory.
 pub(super) fn doctor(options: &Doctor) -> Result<u8, Trouble> {
@@ -26,39 +55,8 @@ pub(super) fn doctor(options: &Doctor) -> Result<u8, Trouble> {
 }
 
 /// Deletes lock files that nobody uses.
-pub(super) fn gc(options: &Gc) -> Result<u8, Trouble> {
-    let settings = Settings::for_directory(Some(options.directory.clone()));
-    let directory = Directory::find(&settings).map_err(Trouble::Directory)?;
-    if let Mount::Nfs4(nfs) = &directory.mount
-        && nfs.minor == 0
-    {
-        return Err(Trouble::OldMount { directory: directory.path });
-    }
-    let files = directory.files().map_err(Trouble::system("read the directory's mode"))?;
-    if files.network().is_some() {
-        // What is made there has to open for the daemons of every host.
-        umask(Mode::empty());
-    }
-    let (mut deleted, mut idle, mut used) = (0_u64, 0_u64, 0_u64);
-    let mut lines = String::new();
-    let swept = files.sweep(options.idle, options.dry_run, |name, collected| match collected {
-        Collected::Deleted => deleted += 1,
-        Collected::Idle => {
-            idle += 1;
-            lines.push_str(&format!("{}\n", file(&directory.path, name.as_str()).display()));
-        }
-        Collected::Used => used += 1,
-    });
-    swept.map_err(|fault| Trouble::Storage { fault })?;
-    let summary = if options.dry_run {
-        format!("{idle} idle, {used} in use or young\n")
-    } else {
-        format!("{deleted} deleted, {used} left\n")
-    };
-    say::out(&(lines + &summary)).map_err(Trouble::system("write to stdout"))?;
+pub(super) fn gc(options: Gc) -> Result<u8, Trouble> {
+    let told = doctor::collect(options.directory, options.idle, options.dry_run)?;
+    say::out(&told).map_err(Trouble::system("write to stdout"))?;
     Ok(status::DONE)
-}
-
-fn file(directory: &Path, name: &str) -> PathBuf {
-    directory.join(format!("{name}.lck"))
 }

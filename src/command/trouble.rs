@@ -1,13 +1,11 @@
 //! What ends the command before its work is done, with the exit status of each.
 
 use std::io;
-use std::path::PathBuf;
 
 use super::contradiction::Contradiction;
 use super::{say, status};
 use crate::client::{AcquireError, BadServer, ConnectError, Disconnected, Failure, Lost, RequestError, Server};
-use crate::fault::Fault;
-use crate::server::directory::DirectoryFault;
+use crate::doctor::CollectFault;
 
 /// Why the command ends without having done what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -25,14 +23,7 @@ pub(super) enum Trouble {
     #[error("{server}: {lost}; stop the work that it guards")]
     Lost { server: Server, lost: Lost },
     #[error(transparent)]
-    Directory(DirectoryFault),
-    #[error(
-        "{} is mounted as NFS 4.0, where deleting a lock file is not safe from here: run this on the file server, or mount it \
-         with vers=4.2", directory.display()
-    )]
-    OldMount { directory: PathBuf },
-    #[error("{fault}: {}", .fault.remedy())]
-    Storage { fault: Fault },
+    Collect(#[from] CollectFault),
     #[error("cannot {what}: {error}")]
     System { what: &'static str, error: io::Error },
     #[error("cannot {what} {path}: {error}")]
@@ -53,8 +44,8 @@ impl Trouble {
             Self::Acquire { error, .. } => of_acquire(error, busy),
             Self::Request { error, .. } => of_request(error),
             Self::Lost { .. } => status::LOST,
-            Self::OldMount { .. } => status::REFUSED,
-            Self::Directory(_) | Self::Storage { .. } | Self::System { .. } | Self::File { .. } => status::SYSTEM,
+            Self::Collect(CollectFault::OldMount { .. }) => status::REFUSED,
+            Self::Collect(_) | Self::System { .. } | Self::File { .. } => status::SYSTEM,
         }
     }
 

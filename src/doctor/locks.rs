@@ -27,8 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const WAKE_SLOW: Duration = Duration::from_secs(1);
 
 /// If this process was started by the doctor to be the other one, does that.
-#[must_use]
-pub fn take_over() -> Option<ExitCode> {
+pub(super) fn take_over() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next()? != WORD {
         return None;

@@ -1,20 +1,24 @@
 //! The doctor: examines a lock directory as a daemon would use it, and says what is right, what is doubtful and what is wrong,
-//! why it matters, and what to do. `distrilock doctor` and `distrilockd --check` are its callers.
+//! why it matters, and what to do. `distrilock doctor` and `distrilockd --check` are its callers. Beside it is the collector, which
+//! cleans a directory.
 
+mod collector;
 mod locks;
 mod storage;
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
 
 use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
 
+use crate::files::nfs4;
 use crate::limits::DESCRIPTORS_LOW;
 use crate::server::directory::Directory;
 use crate::settings::Settings;
 
-pub use locks::take_over;
+pub use collector::{CollectFault, collect};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -56,6 +60,13 @@ impl Finding {
     fn wrong(check: &'static str, why: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { check, level: Level::Wrong, found: found.into(), why, remedy: Some(remedy.into()) }
     }
+}
+
+/// If this process was started by a daemon, a doctor or a collector, to be another process for one lock or one deletion, does that
+/// and tells with what status to exit. Programs that use lock files call it first of all.
+#[must_use]
+pub fn take_over() -> Option<ExitCode> {
+    nfs4::take_over().or_else(locks::take_over)
 }
 
 /// Examines the lock directory that the settings mean; `peer` is the address of another host's daemon on the same directory.

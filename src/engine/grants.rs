@@ -1,7 +1,8 @@
 //! Grants, which may carry a fence, and probes, which may bring one.
 
-use super::message::{Answer, Effect, FileOp, Mode, Outcome, ViewedSession};
+use super::message::{Answer, Effect, FileOp, Mode, Outcome};
 use super::record::{File, Query, Question, Record};
+use super::seen::ViewedSession;
 use crate::fault::Fault;
 use crate::name::LockName;
 

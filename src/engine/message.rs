@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::seen::{View, ViewedSession};
 use crate::fault::Fault;
 use crate::name::LockName;
 
@@ -382,44 +383,4 @@ pub enum Answer {
     Peeked(View),
     /// The system failed the operation.
     Storage(Fault),
-}
-
-/// A look at one name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct View {
-    /// The sessions of this daemon that hold it, as many as a reply shows.
-    pub holders: Vec<ViewedSession>,
-    /// How many hold it.
-    pub holders_total: usize,
-    /// The sessions of this daemon that wait for it, first come first, as many as a reply shows.
-    pub waiters: Vec<ViewedSession>,
-    /// How many wait for it.
-    pub waiters_total: usize,
-    /// Whether another process holds it; when a name is only listed, whether the last try found it so.
-    pub contender: bool,
-}
-
-/// A holder or a waiter in a [`View`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ViewedSession {
-    /// The session.
-    pub session: SessionId,
-    /// How it holds the lock or wants it.
-    pub mode: Mode,
-    /// What [`Input::Now`] last said when the lock was granted, or the request came.
-    pub since_ms: u64,
-    /// How many slots it holds or wants.
-    pub take: u16,
-    /// Which slots it holds.
-    pub slots: Box<[u16]>,
-    /// The fence of its grant.
-    pub fence: Option<u64>,
-}
-
-impl ViewedSession {
-    /// A session that holds the lock or wants it.
-    #[must_use]
-    pub fn new(session: SessionId, want: Want, since_ms: u64) -> Self {
-        Self { session, mode: want.mode, since_ms, take: want.take, slots: Box::default(), fence: None }
-    }
 }

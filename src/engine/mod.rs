@@ -27,6 +27,7 @@ mod message;
 #[cfg(test)]
 pub(crate) mod model;
 mod record;
+mod seen;
 mod slots;
 mod storage;
 #[cfg(test)]
@@ -35,10 +36,8 @@ mod view;
 
 use std::collections::{BTreeMap, VecDeque};
 
-pub use message::{
-    Answer, Asked, Effect, FileOp, Input, Mode, Outcome, RequestId, SessionId, Timer, View, ViewedSession, Want,
-    Withdrawal,
-};
+pub use message::{Answer, Asked, Effect, FileOp, Input, Mode, Outcome, RequestId, SessionId, Timer, Want, Withdrawal};
+pub use seen::{View, ViewedSession};
 
 use crate::fault::Fault;
 use crate::name::LockName;

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::message::{Answer, Asked, Effect, FileOp, Mode, Outcome, RequestId, SessionId, Timer, ViewedSession};
+use super::message::{Answer, Asked, Effect, FileOp, Mode, Outcome, RequestId, SessionId, Timer};
+use super::seen::ViewedSession;
 use crate::fault::Fault;
 use crate::limits::{TURN_MS, YIELD_MS};
 use crate::name::LockName;

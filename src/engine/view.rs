@@ -3,8 +3,8 @@
 use std::ops::Bound;
 
 use super::Engine;
-use super::message::{View, ViewedSession};
 use super::record::Record;
+use super::seen::{View, ViewedSession};
 use crate::limits::LIST_SESSIONS_MAX;
 use crate::name::LockName;
 

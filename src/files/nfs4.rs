@@ -15,7 +15,9 @@
 //! **gate** keeps it so: a byte for each name in a file that is never deleted, locked shared by who opens the name's file, until
 //! it has anchored it, and exclusively by who deletes it.
 
+mod delete;
 mod hand;
+mod look;
 #[cfg(test)]
 mod model;
 mod mortal;
@@ -356,76 +358,6 @@ impl Steps {
     fn prove(&mut self) -> Next {
         self.proofs += 1;
         if self.proofs <= PROOFS_MAX { self.ask(Call::Prove) } else { self.finish(Outcome::Failed(too_slow())) }
-    }
-
-    fn probe_step(&mut self, answer: Answer) -> Next {
-        Next::End(match (self.asked, answer) {
-            (Call::Lock(_), Answer::No) => Outcome::Lost("the server gave it to another host"),
-            // What a lock that is gone says to being locked again means nothing.
-            (Call::Lock(_), _) => return self.ask(Call::Prove),
-            (Call::Prove, Answer::Yes) => return self.ask(Call::Check),
-            (Call::Prove, Answer::No | Answer::Gone) => Outcome::Lost("the server has dropped it"),
-            (Call::Check, Answer::No) => Outcome::Lost("its lock file was replaced by another one"),
-            (Call::Check, Answer::Gone) => Outcome::Lost("its lock file was deleted"),
-            (Call::Check, Answer::Yes) if let FileOp::ProbeFence(mode) = self.op => return self.ask(Call::Fence(mode)),
-            (Call::Fence(_), answer) => with_fence(Outcome::Real, answer),
-            (_, Answer::Failed(fault)) => Outcome::Failed(fault),
-            (_, Answer::Yes) => Outcome::Real,
-            (call, answer) => unreachable!("{answer:?} is no answer to {call:?} in a probe"),
-        })
-    }
-
-    /// Begins to delete the file: one that retires, or a dead one that is in the way of a try.
-    fn delete(&mut self) -> Next {
-        self.deleting = true;
-        self.ask(Call::Gate(Some(Mode::Exclusive)))
-    }
-
-    fn delete_step(&mut self, answer: &Answer) -> Next {
-        match (self.asked, answer) {
-            (Call::Gate(_), Answer::Yes) if !self.open => self.ask(Call::OpenOld),
-            (Call::Gate(_) | Call::OpenOld, Answer::Yes) => self.ask(Call::LockToDelete),
-            (Call::LockToDelete, Answer::Yes) => self.ask(Call::Prove),
-            (Call::Prove, Answer::Yes) => self.ask(Call::Alive),
-            // Left by a process that was killed on this way.
-            (Call::Alive, Answer::No) => {
-                self.dead = true;
-                self.ask(Call::Named)
-            }
-            (Call::Alive, Answer::Yes) if self.op == FileOp::Retire => self.ask(Call::Named),
-            (Call::Named, Answer::Yes) if !self.dead => self.ask(Call::MarkDead),
-            (Call::Named | Call::MarkDead, Answer::Yes) => self.ask(Call::Close),
-            (Call::Close, _) => self.ask(Call::Unlink),
-            (Call::Unlink, Answer::Failed(_)) | (Call::Gate(_) | Call::LockToDelete, _) => self.left(),
-            // It is gone, or was not what it seemed.
-            _ => self.let_go(if self.op == FileOp::Retire { Then::End } else { Then::StartOver }),
-        }
-    }
-
-    /// The file stays: somebody else uses it, or the server did not answer in time.
-    fn left(&mut self) -> Next {
-        if self.op != FileOp::Retire {
-            self.end = Outcome::Disturbed;
-        }
-        self.let_go(Then::End)
-    }
-
-    fn peek_step(&mut self, answer: Answer) -> Next {
-        match (self.asked, answer) {
-            (Call::Gate(Some(_)), Answer::Yes) => self.ask(Call::OpenToRead),
-            // Who deletes it holds nothing.
-            (Call::Gate(Some(_)), Answer::No | Answer::Gone) => Next::End(Outcome::Peeked { locked: false }),
-            (Call::OpenToRead | Call::Prove | Call::Recent, Answer::Yes) => self.ask(Call::Held(Mode::Exclusive)),
-            (Call::Recent, _) => self.ask(Call::Prove),
-            (Call::Prove, Answer::No | Answer::Gone) => self.start_over(),
-            (_, Answer::Failed(fault)) => self.finish(Outcome::Failed(fault)),
-            (Call::Held(_), answer) => {
-                self.end = Outcome::Peeked { locked: answer == Answer::Yes };
-                // An anchored file stays; one that was opened to be looked at is closed.
-                if self.gated { self.let_go(Then::End) } else { Next::End(self.end.clone()) }
-            }
-            _ => self.finish(Outcome::Peeked { locked: false }),
-        }
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod directory;
 mod hints;
 mod life;
+mod logs;
 pub mod mailbox;
 mod storage;
 mod throttle;
@@ -23,7 +24,6 @@ use nix::libc::{EMFILE, ENFILE};
 
 use crate::clock;
 use crate::engine::{Config, Effect, Engine, FileOp, Input, Outcome, Pace, SessionId, Timer, View};
-use crate::fault::Fault;
 use crate::files::network::Network;
 use crate::files::{Files, OpenFile};
 use crate::limits;
@@ -32,7 +32,8 @@ use crate::settings::{OnSilence, Settings};
 use crate::systemd::ids;
 use hints::Hints;
 pub use life::{StartFault, run};
-use mailbox::{Letter, Mailbox, Mailboxes, TooMany};
+use logs::log_deleted;
+use mailbox::{Letter, Mailbox, Mailboxes};
 use throttle::Throttle;
 use waits::{Edge, Queue, Waits};
 use workers::{Task, Workers};
@@ -299,46 +300,6 @@ impl Core {
         }
     }
 
-    fn log_fault(&self, name: &LockName, fault: &Fault) {
-        if let Some(more) = self.faults.pass() {
-            tracing::error!(
-                MESSAGE_ID = ids::STORAGE_FAULT, LOCK = %name,
-                "{fault}: {} ({more} more failures since this was last said)", fault.remedy()
-            );
-        }
-    }
-
-    /// Says that a connection has to wait for a descriptor.
-    pub fn log_exhausted(&self, error: &std::io::Error) {
-        if let Some(more) = self.exhausted.pass() {
-            tracing::error!(
-                MESSAGE_ID = ids::DESCRIPTORS_EXHAUSTED,
-                "out of file descriptors, new connections wait: {error}; raise LimitNOFILE= of the service, or ulimit -n \
-                 ({more} more attempts since this was last said)"
-            );
-        }
-    }
-
-    /// Says that a connection was turned away.
-    pub fn log_too_many(&self, too_many: TooMany) {
-        if let Some(more) = self.too_many.pass() {
-            tracing::warn!(
-                MESSAGE_ID = ids::SESSION_LIMIT,
-                LIMIT = too_many.sessions_max,
-                "a connection was turned away: {too_many} ({more} more since this was last said)"
-            );
-        }
-    }
-
-    /// Says that a listener fails.
-    pub fn log_accept(&self, error: &std::io::Error) {
-        if let Some(more) = self.exhausted.pass() {
-            tracing::error!(
-                "a listening socket fails: {error}; restart its unit ({more} more since this was last said)"
-            );
-        }
-    }
-
     /// Whether every shard can be reached: nobody keeps one locked.
     fn turn_shards(&self) {
         for shard in 0..limits::SHARDS {
@@ -395,11 +356,4 @@ impl Core {
     pub fn view(&self, name: &LockName) -> Option<View> {
         self.shard(self.shard_of(name)).view(name)
     }
-}
-
-fn log_deleted(name: &LockName) {
-    tracing::warn!(
-        MESSAGE_ID = ids::LOCK_LOST, LOCK = %name,
-        "the file of the lock {name} was deleted while it was held: another daemon may have granted it"
-    );
 }

@@ -10,9 +10,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
 
-use super::support::{DISTRILOCK, Daemon, Running, Scripted, V1, command, ended, eventually, number_of};
+use super::support::{DISTRILOCK, Daemon, Running, Scripted, V1, command, ended, eventually};
 
 /// A tree that does not want to end: one that ignores TERM, one in a session of its own whose parent has gone, one in another group.
 const STUBBORN: &str =
@@ -385,6 +384,9 @@ fn a_stop_that_takes_too_long() {
 #[cfg(feature = "system-tests")]
 #[test]
 fn strangers_are_told_about() {
+    use crate::support::number_of;
+    use nix::unistd::Pid;
+
     if !nix::unistd::Uid::effective().is_root() {
         panic!("the test needs a process that its own command may not kill: run it as root");
     }
