@@ -766,6 +766,7 @@ fn the_runtime_ends() -> Outcome {
     drop(runtime);
     assert!(held.is_lost());
     assert_eq!(client.ended(), Some(Disconnected::Dropped));
+    drop((held, client));
     blocking::Client::connect(&servers)?.lock("a").wait().acquire()?;
     Ok(())
 }
