@@ -57,6 +57,9 @@ impl Waits {
     ) -> Option<Vec<Edge>> {
         let mut notes = self.notes();
         notes.entry(session).or_default().insert(name.clone());
+        if !leads_back(session, name, &notes, &queue_of) {
+            return None;
+        }
         let mut graph = Graph::default();
         graph.look(session, &notes, queue_of);
         graph.free_those_who_get_on();
@@ -72,6 +75,32 @@ impl Waits {
         // A panic aborts the daemon, so that a poisoned mutex is never met outside of tests.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the waits that follow from this one lead back to its session, over whoever stands in the same queues: seldom, and only
+/// then a closer look is worth its price, which grows with all that the session waits for.
+fn leads_back(
+    session: SessionId,
+    name: &LockName,
+    notes: &BTreeMap<SessionId, BTreeSet<LockName>>,
+    queue_of: impl Fn(&LockName) -> Queue,
+) -> bool {
+    let (mut names, mut sessions) = (BTreeSet::from([name.clone()]), BTreeSet::from([session]));
+    let mut next = VecDeque::from([name.clone()]);
+    while let Some(at) = next.pop_front() {
+        let queue = queue_of(&at);
+        for other in queue.holders.iter().chain(&queue.waiters).map(|seen| seen.session) {
+            // It stands in the queue that it has just come to, which says nothing.
+            if other == session && at != *name {
+                return true;
+            }
+            if sessions.insert(other) {
+                let waits = notes.get(&other).into_iter().flatten();
+                next.extend(waits.filter(|name| names.insert((*name).clone())).cloned());
+            }
+        }
+    }
+    false
 }
 
 fn forget(notes: &mut BTreeMap<SessionId, BTreeSet<LockName>>, session: SessionId, name: &LockName) {
