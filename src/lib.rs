@@ -22,7 +22,7 @@
 //! - [`clock`], [`limits`], [`name`], [`fault`] and [`settings`] are what the others speak of.
 //!
 //! Deliberately absent: leases, since a lock lives as long as its connection; a quorum, since the file system decides; any state
-//! of its own beside the lock files.
+//! of its own beside the lock files and what `.distrilock/` has, of which nothing has to be kept but the mark of fences.
 
 pub mod client;
 pub mod clock;

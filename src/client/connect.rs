@@ -261,7 +261,10 @@ impl Builder {
             .map_err(|error| Failure::Stranger { what: format!("its reply to hello: {error}") })?;
         let dead_after = Duration::from_millis(welcome.dead_after_ms);
         let stop_within = self.timing.stop_within;
-        let timing = self.timing.fit(dead_after).ok_or(Failure::NoTime { dead_after, stop_within })?;
+        let timing = self
+            .timing
+            .fit(dead_after, welcome.stop_ms.map(Duration::from_millis))
+            .ok_or(Failure::NoTime { dead_after, stop_within })?;
         shared.with(|session, _| session.set_timing(timing));
         let about = Arc::new(About { server: server.clone(), welcome });
         Ok((Client { handle, about }, driver))

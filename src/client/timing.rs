@@ -20,24 +20,33 @@ pub(super) struct Timing {
     pub(super) stop_within: Duration,
     /// How often a heartbeat is sent.
     pub(super) heartbeat: Duration,
+    /// By how much the program stops more slowly than the daemon reckons with: its locks count as held for so much less.
+    pub(super) slower: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
         let second = Duration::from_secs(1);
-        Self { silence_max: 20 * second, stop_within: 10 * second, heartbeat: 5 * second }
+        Self { silence_max: 20 * second, stop_within: 10 * second, heartbeat: 5 * second, slower: Duration::ZERO }
     }
 }
 
 impl Timing {
     /// Fits the times to a daemon that gives a silent client up after `dead_after`: with rho for what the rates of clocks may
     /// differ by, (silence_max + stop_within)(1 + rho) < dead_after (1 - rho). At least three heartbeats fit into the silence.
+    /// `stop` is what the daemon reckons with for stopping, where a file server may give locks away.
     /// None if there is no time to notice anything.
-    pub(super) fn fit(self, dead_after: Duration) -> Option<Self> {
+    pub(super) fn fit(self, dead_after: Duration, stop: Option<Duration>) -> Option<Self> {
         let usable = dead_after.saturating_mul(CLOCK_RATE - 1) / (CLOCK_RATE + 1);
         let silence_max = usable.checked_sub(self.stop_within + Duration::from_millis(1))?.min(self.silence_max);
         let heartbeat = self.heartbeat.min(silence_max / 4);
-        (silence_max >= SILENCE_MIN).then_some(Self { silence_max, heartbeat, ..self })
+        let slower = stop.map_or(Duration::ZERO, |stop| self.stop_within.saturating_sub(stop));
+        (silence_max >= SILENCE_MIN).then_some(Self { silence_max, heartbeat, slower, ..self })
+    }
+
+    /// For how long a lock counts as held of which the daemon says that it is for so many milliseconds.
+    pub(super) fn valid(&self, valid_ms: u64) -> Duration {
+        Duration::from_millis(valid_ms).saturating_sub(self.slower)
     }
 }
 
@@ -50,11 +59,11 @@ mod tests {
     fn the_silence_fits_the_daemon() {
         let second = Duration::from_secs(1);
         let timing = Timing::default();
-        assert_eq!(timing.fit(45 * second), Some(timing));
-        assert_eq!(timing.fit(10 * second), None);
+        assert_eq!(timing.fit(45 * second, None), Some(timing));
+        assert_eq!(timing.fit(10 * second, None), None);
         for dead_after in (1..3600).map(|tenths| Duration::from_millis(100) * tenths) {
             for stop_within in [0, 1, 10, 60].map(Duration::from_secs) {
-                let Some(fit) = (Timing { stop_within, ..timing }).fit(dead_after) else {
+                let Some(fit) = (Timing { stop_within, ..timing }).fit(dead_after, None) else {
                     assert!(dead_after < stop_within + 2 * SILENCE_MIN + stop_within / 400);
                     continue;
                 };
@@ -63,5 +72,16 @@ mod tests {
                 assert!(fit.heartbeat * 3 < fit.silence_max && fit.silence_max <= timing.silence_max);
             }
         }
+    }
+
+    /// A program that needs longer to stop than the daemon reckons with gives its locks up earlier by the difference.
+    #[test]
+    fn who_stops_slowly_stops_earlier() {
+        let second = Duration::from_secs(1);
+        let timing = |stop| Timing::default().fit(45 * second, stop).unwrap();
+        assert_eq!(timing(None).valid(20_000), 20 * second);
+        assert_eq!(timing(Some(15 * second)).valid(20_000), 20 * second);
+        assert_eq!(timing(Some(4 * second)).valid(20_000), 14 * second);
+        assert_eq!(timing(Some(4 * second)).valid(5000), Duration::ZERO);
     }
 }

@@ -28,6 +28,9 @@ pub struct Welcome {
     pub directory: String,
     /// After how long a silent peer counts as dead, in milliseconds.
     pub dead_after_ms: u64,
+    /// Where a file server may give locks away: how long the daemon reckons that a program takes to stop, in milliseconds.
+    #[serde(default)]
+    pub stop_ms: Option<u64>,
 }
 
 /// What is known of a name, through any daemon.

@@ -83,7 +83,8 @@ pub fn run(settings: Settings) -> Result<(), StartFault> {
     let workers = (0..settings.threads()).map(worker).collect::<io::Result<Vec<_>>>()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let node = nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
-    let files = (files, directory.mount.word());
+    let stop_ms = directory.timing.map(|timing| u64::try_from(timing.stop.as_millis()).unwrap_or(u64::MAX));
+    let files = (files, directory.mount.word(), stop_ms);
     let core = Arc::new(Core::new(settings, files, node, descriptors, runtime.handle().clone()));
     runtime.block_on(serve(core, workers.into(), fronts, directory))
 }

@@ -61,6 +61,8 @@ pub struct Core {
     files: Files,
     /// What is under the lock directory: the word for it.
     storage: &'static str,
+    /// How long a holder may take to stop, where a file server may give its lock away.
+    stop_ms: Option<u64>,
     /// Threads for the file calls, where these may take long.
     workers: Option<Workers>,
     /// The held lock that was proven last.
@@ -79,7 +81,7 @@ pub struct Core {
 impl Core {
     fn new(
         settings: Settings,
-        (files, storage): (Files, &'static str),
+        (files, storage, stop_ms): (Files, &'static str, Option<u64>),
         node: String,
         descriptors: u64,
         timers: tokio::runtime::Handle,
@@ -101,6 +103,7 @@ impl Core {
             mailboxes,
             files,
             storage,
+            stop_ms,
             workers: network.then(Workers::default),
             proven: Mutex::default(),
             shards,
@@ -118,6 +121,12 @@ impl Core {
     #[must_use]
     pub fn storage(&self) -> &'static str {
         self.storage
+    }
+
+    /// How long a holder may take to stop when its lock is lost, in milliseconds; `None` where locks are not lost by silence.
+    #[must_use]
+    pub fn stop_ms(&self) -> Option<u64> {
+        self.stop_ms
     }
 
     /// For how many milliseconds from now all locks are surely held, unless a session is told otherwise; `None`: for as long as

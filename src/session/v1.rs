@@ -47,7 +47,9 @@ impl Session {
         let session = self.id.to_string();
         let dead_after_ms = u64::try_from(self.core.settings.dead_after.as_millis()).unwrap_or(u64::MAX);
         let (node, directory) = (&*self.core.node, self.core.storage());
-        let reply = Welcome { id, ok: true, version: VERSION, session: &session, node, directory, dead_after_ms };
+        let stop_ms = self.core.stop_ms();
+        let reply =
+            Welcome { id, ok: true, version: VERSION, session: &session, node, directory, dead_after_ms, stop_ms };
         self.codec.send_v1(&reply, out);
     }
 

@@ -1,7 +1,6 @@
 //! What comes from the daemon, and what it means for the session.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
@@ -44,6 +43,7 @@ impl Session {
 
     fn event(&mut self, now: BootTime, event: &str, head: &Head) {
         let Some(lock) = head.lock() else { return };
+        let timing = self.timing;
         for held in self.held.values_mut().filter(|held| held.names.contains(&lock)) {
             match (event, head.valid_ms) {
                 ("lost", _) => {
@@ -53,7 +53,7 @@ impl Session {
                 }
                 ("suspect", valid_ms) => {
                     // Without a time there is none left.
-                    let until = now + Duration::from_millis(valid_ms.unwrap_or(0));
+                    let until = now + timing.valid(valid_ms.unwrap_or(0));
                     held.suspects.insert(lock.clone(), until);
                     held.stand();
                 }
@@ -71,7 +71,7 @@ impl Session {
     fn reply(&mut self, now: BootTime, pending: Pending, ok: bool, head: &Head, text: &[u8]) {
         let Pending { sent, kind } = pending;
         self.proof = self.proof.max(sent);
-        let valid_until = head.valid_ms.map(|valid| sent + Duration::from_millis(valid));
+        let valid_until = head.valid_ms.map(|valid_ms| sent + self.timing.valid(valid_ms));
         match kind {
             Kind::Ping => {
                 self.pinging = false;

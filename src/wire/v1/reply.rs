@@ -71,6 +71,8 @@ pub struct Welcome<'a> {
     pub node: &'a str,
     pub directory: &'a str,
     pub dead_after_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_ms: Option<u64>,
 }
 
 /// The reply to a peek.
