@@ -24,7 +24,7 @@ struct Play {
 impl Play {
     fn new() -> Self {
         let ms = Duration::from_millis;
-        let timing = Timing { silence_max: ms(20_000), stop_within: ms(10_000), heartbeat: ms(5000) };
+        let timing = Timing { silence_max: ms(20_000), stop_within: ms(10_000), heartbeat: ms(5000), slower: ms(0) };
         Self { session: Session::new(timing, at(0)) }
     }
 
