@@ -139,6 +139,8 @@ impl<F> Record<F> {
             queries.retain(&mut tell);
         }
         for holder in self.holders.drain(..) {
+            // A take may be under way that joins them: what the file has of theirs is given back then.
+            self.freed.extend(&holder.slots);
             let (name, session) = (name.clone(), holder.session);
             effects.push(Effect::Lost { name, session, reason });
         }

@@ -87,6 +87,19 @@ fn slots_are_held_elsewhere() {
     assert_eq!(n.done(taken(&[0, 2])), [has(3, &[0, 2], None)]);
 }
 
+/// The file server falls silent while a session joins others that have slots: theirs, which are lost, are given back when its own
+/// are taken.
+#[test]
+fn silence_while_slots_are_taken() {
+    let mut n = Scenario::new();
+    n.has_slots(1, &[0]);
+    assert_eq!(n.asks(2, some(1), true), [file(take(1, true))]);
+    assert!(matches!(n.input(Input::Silence("silent"))[..], [Effect::Lost { session: SessionId(1), .. }]));
+    let Mode::Slots(of) = FOUR else { unreachable!("it is a number of slots") };
+    let give = FileOp::Give { of, first: 0, count: 1 };
+    assert_eq!(n.done(taken(&[1])), [has(2, &[1], None), file(give)]);
+}
+
 impl Scenario {
     fn has_slots_beside(&mut self, session: u64, slots: &[u16]) {
         let count = u16::try_from(slots.len()).unwrap();
