@@ -40,7 +40,9 @@ pub(super) fn examine(directory: &Directory, findings: &mut Vec<Finding>) {
         let why = "a holder has to stop before the server gives its lock away";
         findings.push(Finding::ok("timing", why, timing.to_string()));
     }
-    findings.push(clients(path));
+    if matches!(mount, Mount::Nfs4(nfs) if nfs.minor > 0) {
+        findings.push(clients(path));
+    }
     findings.push(owners(path));
 }
 

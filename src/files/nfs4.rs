@@ -37,6 +37,9 @@ const REOPENS_MAX: u8 = if cfg!(test) { 2 } else { 20 };
 /// So often a try looks again whether a deletion is over, before it says [`Outcome::Disturbed`].
 const LOOKS_MAX: u8 = 1;
 
+/// So often a deletion waits a moment for others who are about to close the file as well.
+const PAUSES_MAX: u8 = if cfg!(test) { 1 } else { 10 };
+
 /// So often a lock is proven anew because the proof took too long to prove anything.
 const PROOFS_MAX: u8 = 3;
 
@@ -70,6 +73,8 @@ pub enum Call {
     Held(Mode),
     /// Let another process run.
     Yield,
+    /// Let some milliseconds pass.
+    Pause,
     /// Lock the byte of the process that takes slots.
     LockTurn,
     /// Unlock it.

@@ -29,6 +29,9 @@ const ENTRIES_MAX: u8 = 20;
 /// Files of other nodes that are looked at, at most.
 const NODES_MAX: usize = 4096;
 
+/// So often the nodes are looked at once more because one has changed meanwhile.
+const LOOKS_MAX: u8 = 10;
+
 /// A file that is younger belongs to a daemon that lives, locked or not.
 const YOUNG_SECONDS: i64 = 60;
 
@@ -194,30 +197,49 @@ pub(super) fn servers_now(directory: &Path) -> io::Result<i64> {
 /// The daemons that live, this one's own file excepted; the files of those that do not are removed.
 #[must_use]
 pub fn others(directory: &Path, own: Option<&Node>) -> Vec<Identity> {
-    let Ok(now) = servers_now(directory) else { return Vec::new() };
-    let Ok(entries) = fs::read_dir(directory.join(FOLDER)) else { return Vec::new() };
-    let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    let nodes = paths.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX)));
-    let others = nodes.take(NODES_MAX).filter(|path| own.is_none_or(|own| own.path != *path));
-    others.filter_map(|path| living(&path, now)).collect()
+    let mut found = Vec::new();
+    for _ in 0..LOOKS_MAX {
+        let mut changed = false;
+        found.clear();
+        for path in nodes(directory).into_iter().filter(|path| own.is_none_or(|own| own.path != *path)) {
+            match servers_now(directory).ok().and_then(|now| living(&path, now)) {
+                Some(Life::Lives(identity)) => found.push(identity),
+                Some(Life::Over) => {}
+                // A daemon whose lock was dropped has just put another one into its place.
+                None => changed = true,
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    found
 }
 
-fn living(path: &Path, now: i64) -> Option<Identity> {
+fn nodes(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory.join(FOLDER)) else { return Vec::new() };
+    let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let is_node = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+    paths.filter(is_node).take(NODES_MAX).collect()
+}
+
+/// Whether a node's daemon lives.
+enum Life {
+    Lives(Identity),
+    Over,
+}
+
+/// Looks at a node's file. `None`: it is not there any more, or not written yet.
+fn living(path: &Path, now: i64) -> Option<Life> {
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     let file = fs::File::options().read(true).write(true).custom_flags(flags).open(path).ok()?;
     let mut text = String::new();
     io::Read::read_to_string(&mut io::Read::take(&file, NODE_BYTES_MAX), &mut text).ok()?;
-    let identity = serde_json::from_str(&text).ok();
     // A daemon whose lock was dropped makes itself a new file at once: a young one is alive, although nobody locks it.
-    let young = file.metadata().is_ok_and(|metadata| now - metadata.mtime() < YOUNG_SECONDS);
-    if young {
-        return identity;
+    let young = now - file.metadata().ok()?.mtime() < YOUNG_SECONDS;
+    if !young && fcntl(&file, FcntlArg::F_OFD_SETLK(&lock(Some(Mode::Exclusive), (0, 0)))).is_ok() {
+        leave(path);
+        return Some(Life::Over);
     }
-    match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock(Some(Mode::Exclusive), (0, 0)))) {
-        Ok(_) => {
-            leave(path);
-            None
-        }
-        Err(_) => identity,
-    }
+    serde_json::from_str(&text).ok().map(Life::Lives)
 }

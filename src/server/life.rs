@@ -18,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::directory::{Directory, DirectoryFault};
 use super::{Core, hints, storage};
+use crate::files::mount::Mount;
 use crate::files::node;
 use crate::front::{Front, Listening, Worker, accept, burst};
 use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
@@ -164,8 +165,9 @@ async fn stop(core: &Arc<Core>, tasks: Vec<JoinHandle<()>>) {
 /// Watches over an NFS server. Where no lease is known there is nothing to listen for.
 fn watch_storage(core: &Arc<Core>, found: &Directory) -> Result<Option<NodePlace>, StartFault> {
     let Some(timing) = found.timing else { return Ok(None) };
+    let by_name = matches!(&found.mount, Mount::Nfs4(nfs) if nfs.minor > 0);
     let fault = |error| StartFault::Node { path: found.path.clone(), error };
-    storage::Watch::new(Arc::clone(core), timing).and_then(storage::Watch::start).map(Some).map_err(fault)
+    storage::Watch::new(Arc::clone(core), timing, by_name).and_then(storage::Watch::start).map(Some).map_err(fault)
 }
 
 /// Deletes what daemons left that were killed, in a thread of its own: there may be much of it, and the end need not wait.

@@ -36,18 +36,23 @@ pub(super) struct Watch {
     place: Arc<Mutex<PathBuf>>,
     identity: Identity,
     timing: Timing,
+    /// Whether the host's name alone is what it introduces itself with: on NFS 4.0 its address is part of that.
+    by_name: bool,
 }
+
+/// So seldom it is looked who else is there, counted in times that the server is listened to.
+const ROUNDS_BETWEEN_LOOKS: u32 = 10;
 
 impl Watch {
     /// Makes the daemon known in the lock directory.
-    pub(super) fn new(core: Arc<Core>, timing: Timing) -> std::io::Result<Self> {
+    pub(super) fn new(core: Arc<Core>, timing: Timing, by_name: bool) -> std::io::Result<Self> {
         let identity = Identity::of_this_process();
         let network = core.files.network().expect("only a network file system is watched");
         let node = Node::enter(core.files.directory(), network, &identity)?;
         // A server that has just started lets it wait for its grace period: time counts from now.
         node.listen(network)?;
         let place = Arc::new(Mutex::new(node.path().to_owned()));
-        Ok(Self { core, node, place, identity, timing })
+        Ok(Self { core, node, place, identity, timing, by_name })
     }
 
     /// Listens for as long as the daemon lives, in a thread of its own; tells where the daemon's own file is.
@@ -60,8 +65,10 @@ impl Watch {
     fn run(mut self) {
         let core = Arc::clone(&self.core);
         let network = core.files.network().expect("only a network file system is watched");
-        self.look_around();
-        loop {
+        for round in 0_u32.. {
+            if round % ROUNDS_BETWEEN_LOOKS == 0 {
+                self.look_around();
+            }
             match self.node.listen(network) {
                 Ok(Heard::Well) => {}
                 Ok(Heard::Forgotten) => self.enter_again(network),
@@ -73,6 +80,9 @@ impl Watch {
 
     /// Says which daemons' hosts would wipe each other's locks.
     fn look_around(&self) {
+        if !self.by_name {
+            return;
+        }
         for other in others(self.core.files.directory(), Some(&self.node)) {
             if self.identity.clashes_with(&other) {
                 tracing::error!(

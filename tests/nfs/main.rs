@@ -60,9 +60,9 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "hung", together: true, versions: ALL, run: loss::hung_server },
     Scenario { name: "mounts", together: true, versions: ALL, run: mounts::refused },
     Scenario { name: "owners", together: true, versions: ALL, run: mounts::owners },
-    Scenario { name: "twins", together: true, versions: ALL, run: mounts::twins },
+    Scenario { name: "twins", together: true, versions: WITH_SESSIONS, run: mounts::twins },
     Scenario { name: "blink", together: true, versions: ALL, run: partition::shorter_than_the_lease },
-    Scenario { name: "collector", together: false, versions: ALL, run: contention::collector },
+    Scenario { name: "collector", together: false, versions: WITH_SESSIONS, run: contention::collector },
     Scenario { name: "restart", together: false, versions: ALL, run: partition::server_restart },
 ];
 

@@ -1,6 +1,6 @@
 //! The steps of a deletion: of a file that retires, or of a dead one that is in the way of a try.
 
-use super::{Answer, Call, FileOp, Mode, Next, Outcome, Steps, Then};
+use super::{Answer, Call, FileOp, Mode, Next, Outcome, PAUSES_MAX, Steps, Then};
 
 impl Steps {
     /// Begins to delete the file: one that retires, or a dead one that is in the way of a try.
@@ -14,6 +14,12 @@ impl Steps {
             (Call::Gate(_), Answer::Yes) if !self.open => self.ask(Call::OpenOld),
             (Call::Gate(_) | Call::OpenOld, Answer::Yes) => self.ask(Call::LockToDelete),
             (Call::LockToDelete, Answer::Yes) => self.ask(Call::Prove),
+            // Whose linger ends at the same time is refused at the gate, and closes the file.
+            (Call::LockToDelete, Answer::No) if self.looks < PAUSES_MAX => {
+                self.looks += 1;
+                self.ask(Call::Pause)
+            }
+            (Call::Pause, _) => self.ask(Call::LockToDelete),
             (Call::Prove, Answer::Yes) => self.ask(Call::Alive),
             // Left by a process that was killed on this way.
             (Call::Alive, Answer::No) => {

@@ -1,5 +1,7 @@
 //! The system calls behind [`nfs4`](super).
 
+use std::time::Duration;
+
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode as Permissions, lstat};
@@ -17,6 +19,9 @@ use crate::name::LockName;
 
 /// Where the anchor is; the lock itself ends before it.
 const ANCHOR: i64 = 1 << 61;
+
+/// How long a deletion waits for others, at a time.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What a holder locks.
 const MAIN: Range = (0, ANCHOR);
@@ -102,6 +107,10 @@ impl<'a> Hand<'a> {
             Call::Held(mode) => self.held(mode),
             Call::Yield => {
                 std::thread::yield_now();
+                Answer::Yes
+            }
+            Call::Pause => {
+                std::thread::sleep(PAUSE);
                 Answer::Yes
             }
             Call::LockToDelete => self.proving(|hand| hand.set(Some(Mode::Exclusive), DELETION)),
