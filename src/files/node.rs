@@ -197,12 +197,13 @@ pub(super) fn servers_now(directory: &Path) -> io::Result<i64> {
 /// The daemons that live, this one's own file excepted; the files of those that do not are removed.
 #[must_use]
 pub fn others(directory: &Path, own: Option<&Node>) -> Vec<Identity> {
+    let Ok(now) = servers_now(directory) else { return Vec::new() };
     let mut found = Vec::new();
     for _ in 0..LOOKS_MAX {
         let mut changed = false;
         found.clear();
         for path in nodes(directory).into_iter().filter(|path| own.is_none_or(|own| own.path != *path)) {
-            match servers_now(directory).ok().and_then(|now| living(&path, now)) {
+            match living(&path, now) {
                 Some(Life::Lives(identity)) => found.push(identity),
                 Some(Life::Over) => {}
                 // A daemon whose lock was dropped has just put another one into its place.
