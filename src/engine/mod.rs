@@ -23,6 +23,7 @@
 mod check;
 mod contention;
 mod grants;
+mod hand_over;
 mod message;
 #[cfg(test)]
 pub(crate) mod model;
@@ -36,6 +37,7 @@ mod view;
 
 use std::collections::{BTreeMap, VecDeque};
 
+pub use hand_over::{Handed, HandedWaiter};
 pub use message::{Answer, Asked, Effect, FileOp, Input, Mode, Outcome, RequestId, SessionId, Timer, Want, Withdrawal};
 pub use seen::{View, ViewedSession};
 

@@ -1,5 +1,7 @@
 //! What those see who look at a name.
 
+use serde::{Deserialize, Serialize};
+
 use super::message::{Mode, SessionId, Want};
 
 /// A look at one name.
@@ -18,7 +20,7 @@ pub struct View {
 }
 
 /// A holder or a waiter in a [`View`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ViewedSession {
     /// The session.
     pub session: SessionId,

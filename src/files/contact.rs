@@ -24,6 +24,18 @@ impl Contact {
         Self { heard_ms: AtomicU64::new(now_ms), epoch: AtomicU64::new(0), silence_ms }
     }
 
+    /// Goes on where the process before has stopped: if the lease can have run out in between, the next read shows that.
+    pub fn take_over(&self, (heard_ms, epoch): (u64, u64)) {
+        self.heard_ms.store(heard_ms, Ordering::SeqCst);
+        self.epoch.store(epoch, Ordering::SeqCst);
+    }
+
+    /// When the server was last heard, and in which epoch.
+    #[must_use]
+    pub fn hand_over(&self) -> (u64, u64) {
+        (self.heard_ms.load(Ordering::SeqCst), self.epoch())
+    }
+
     /// A read through a locked descriptor, sent at `sent_ms`, has come back.
     pub fn heard(&self, sent_ms: u64) {
         let last_ms = self.heard_ms.fetch_max(sent_ms, Ordering::SeqCst);

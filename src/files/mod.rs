@@ -9,6 +9,7 @@ mod collect;
 pub mod contact;
 mod fence;
 mod gate;
+mod hand_over;
 pub mod local;
 pub mod meeting;
 pub mod mount;
@@ -22,6 +23,7 @@ mod slots;
 
 pub use collect::Collected;
 pub use fence::following;
+pub use hand_over::HandedFile;
 pub use os::{Files, OpenFile};
 
 use crate::engine::{FileOp, Outcome};

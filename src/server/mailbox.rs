@@ -39,6 +39,8 @@ pub enum Letter {
         /// For how many milliseconds it is surely held; `None`: the doubt is over.
         valid_ms: Option<u64>,
     },
+    /// The next process of the daemon is to go on with the session.
+    HandOver,
     /// The daemon stops.
     Stop,
 }
@@ -90,6 +92,18 @@ impl Mailbox {
         Poll::Pending
     }
 
+    /// What the session has said of itself.
+    #[must_use]
+    pub fn introduction(&self) -> Option<Box<Introduction>> {
+        self.post().introduction.clone()
+    }
+
+    /// Whether there are letters.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.post().letters.is_empty()
+    }
+
     /// Keeps what the session says of itself.
     pub fn introduce(&self, introduction: Box<Introduction>) {
         self.post().introduction = Some(introduction);
@@ -105,6 +119,7 @@ pub struct Mailboxes {
     open_max: usize,
     emptied: Notify,
     stopping: AtomicBool,
+    handing_over: AtomicBool,
 }
 
 /// There are as many sessions as there may be.
@@ -124,6 +139,7 @@ impl Mailboxes {
             open_max,
             emptied: Notify::new(),
             stopping: AtomicBool::new(false),
+            handing_over: AtomicBool::new(false),
         }
     }
 
@@ -142,7 +158,37 @@ impl Mailboxes {
         if self.stopping.load(Ordering::SeqCst) {
             mailbox.leave(Letter::Stop);
         }
+        if self.handing_over.load(Ordering::SeqCst) {
+            mailbox.leave(Letter::HandOver);
+        }
         Ok((session, mailbox))
+    }
+
+    /// The mailbox of a session that the process before has opened; there may be more of them than new ones would be let in.
+    #[must_use]
+    pub fn reopen(&self, session: SessionId, introduction: Option<Box<Introduction>>) -> Arc<Mailbox> {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        self.next.fetch_max(session.0 + 1, Ordering::Relaxed);
+        let mailbox: Arc<Mailbox> = Arc::default();
+        mailbox.post().introduction = introduction;
+        self.part(session).insert(session.0, Arc::clone(&mailbox));
+        mailbox
+    }
+
+    /// Whether the session lives.
+    #[must_use]
+    pub fn is_open(&self, session: SessionId) -> bool {
+        self.part(session).contains_key(&session.0)
+    }
+
+    /// The number of the session that is opened next.
+    pub(super) fn next(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// Sessions from this number on are new.
+    pub(super) fn begin_at(&self, next: u64) {
+        self.next.fetch_max(next, Ordering::Relaxed);
     }
 
     /// Whether a session more may be opened: asked before a handshake, whose end opens it.
@@ -181,9 +227,19 @@ impl Mailboxes {
     /// Tells every session that the daemon stops, those too that are about to begin.
     pub(super) fn stop_all(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        self.tell_all(|| Letter::Stop);
+    }
+
+    /// Tells every session that the next process goes on with it, those too that are about to begin.
+    pub(super) fn hand_over_all(&self) {
+        self.handing_over.store(true, Ordering::SeqCst);
+        self.tell_all(|| Letter::HandOver);
+    }
+
+    fn tell_all(&self, letter: fn() -> Letter) {
         for part in &self.parts {
             let mailboxes: Vec<_> = locked(part).values().cloned().collect();
-            mailboxes.iter().filter_map(|mailbox| deliver(mailbox, Letter::Stop)).for_each(Waker::wake);
+            mailboxes.iter().filter_map(|mailbox| deliver(mailbox, letter())).for_each(Waker::wake);
         }
     }
 

@@ -1,6 +1,7 @@
 //! One session: what it holds and asks, and the rules between a client's requests and the engine. It takes decoded messages and
 //! letters, and appends replies to a buffer; it knows no socket.
 
+mod hand_over;
 mod several;
 mod v0;
 mod v1;
@@ -10,6 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::engine::{Answer, Asked, Input, RequestId, SessionId, Withdrawal};
@@ -19,6 +21,7 @@ use crate::server::Core;
 use crate::server::mailbox::{Letter, Mailbox};
 use crate::wire::v1::{Event, Id, Refusal};
 use crate::wire::{Codec, Dialect, Form, Incoming, Violation};
+pub use hand_over::HandedSession;
 use several::{Releasing, Several};
 
 type LockInput = Input<OpenFile>;
@@ -48,22 +51,25 @@ pub struct Session {
     end: Option<End>,
     /// The id of a bye whose releases are under way.
     bye: Option<Option<Id>>,
+    /// The next process of the daemon is to go on with it.
+    hands_over: bool,
 }
 
 /// A request that the engine has not answered.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Pending {
     request: RequestId,
     name: LockName,
     kind: Kind,
     to: To,
     /// When an acquire has waited for long enough.
+    #[serde(with = "hand_over::deadline")]
     deadline: Option<Instant>,
     /// Whether it is noted among those who wait for others.
     noted: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Kind {
     Try,
     Wait,
@@ -73,7 +79,7 @@ enum Kind {
 }
 
 /// How the answer is written.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum To {
     V0(Form, u8),
     V1(Option<Id>),
@@ -118,6 +124,7 @@ impl Session {
             last_cancelled,
             end,
             bye,
+            hands_over: false,
         }
     }
 
@@ -142,7 +149,8 @@ impl Session {
     /// Whether its next message may be taken: requests of version 0.1 are answered one after the other.
     #[must_use]
     pub fn takes_more(&self) -> bool {
-        self.end.is_none() && self.bye.is_none() && !self.pending.iter().any(|pending| matches!(pending.to, To::V0(..)))
+        let goes_on = self.end.is_none() && self.bye.is_none() && !self.hands_over;
+        goes_on && !self.pending.iter().any(|pending| matches!(pending.to, To::V0(..)))
     }
 
     /// When the next of its waits is over.
@@ -271,6 +279,7 @@ impl Session {
                 self.codec.send_v1(&event, out);
             }
             Letter::Doubt { .. } => {}
+            Letter::HandOver => self.hands_over = true,
             // Who waits has been told by the engine; the session's locks go when it leaves.
             Letter::Stop => self.finish(End::Stop, CloseCode::Away, "the daemon stops", out),
         }

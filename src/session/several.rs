@@ -4,13 +4,15 @@
 
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Kind, Session, To};
 use crate::engine::{Answer, Input, Mode, RequestId, Want, Withdrawal};
 use crate::name::LockName;
 use crate::wire::v1::{Error, Grant, Id, Reply, Wait, slots, word};
 
 /// An acquire of several locks that is not granted yet.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Several {
     number: RequestId,
     id: Option<Id>,
@@ -19,10 +21,11 @@ pub(super) struct Several {
     /// How many of them were granted.
     granted: usize,
     waits: bool,
+    #[serde(with = "super::hand_over::deadline")]
     deadline: Option<Instant>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Part {
     lock: LockName,
     want: Want,

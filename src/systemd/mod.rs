@@ -7,3 +7,4 @@ pub mod ids;
 pub mod journal;
 pub mod notify;
 pub mod sockets;
+pub mod store;

@@ -4,18 +4,25 @@
 //! for each message and blocks. A watchdog ping must get through when descriptors have run out, and
 //! a service manager that reads nothing must not stop the daemon.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr};
 use sd_notify::NotifyState;
 
 /// How long [`Notifier::ready`] waits for room. It alone waits: the manager kills a service whose
 /// `READY=1` was lost, and nobody is served yet.
 const READY_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// How long [`Notifier::barrier`] waits for a manager that does not come to it.
+const BARRIER_MS_MAX: u16 = 1000;
 
 /// Tells the service manager about the daemon; does nothing without one.
 #[derive(Debug, Default)]
@@ -68,6 +75,40 @@ impl Notifier {
         self.send(&NotifyState::Status(&line));
     }
 
+    /// Whether there is a manager that keeps descriptors for the next process. Before version 254 systemd does not say how many it
+    /// would keep (`FDSTORE`, systemd.exec(5)): then it is taken to do as its unit says.
+    #[must_use]
+    pub fn keeps_descriptors(&self) -> bool {
+        self.manager.is_some() && std::env::var_os("FDSTORE").is_none_or(|count| count != "0" && count != "1")
+    }
+
+    /// Has the manager keep descriptors for the next process, though nobody be at their other ends: `FDSTORE=1`, `FDPOLL=0`.
+    ///
+    /// # Errors
+    /// If the message cannot be sent.
+    pub fn keep(&self, name: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let states = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
+        let message: Vec<String> = states.iter().map(ToString::to_string).collect();
+        self.manager.as_ref().map_or(Ok(()), |manager| manager.send_with(&message.join("\n"), descriptors))
+    }
+
+    /// Waits until the manager has seen to all that it was told before, for a second at most: `BARRIER=1`, sd_notify_barrier(3).
+    ///
+    /// # Errors
+    /// If it cannot be asked, or does not answer in time.
+    pub fn barrier(&self) -> io::Result<()> {
+        let Some(manager) = &self.manager else { return Ok(()) };
+        let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        manager.send_with("BARRIER=1", &[theirs.as_fd()])?;
+        drop(theirs);
+        // The manager closes its end when it has come to this message.
+        let mut pipe = [PollFd::new(ours.as_fd(), PollFlags::empty())];
+        match poll(&mut pipe, PollTimeout::from(BARRIER_MS_MAX))? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// The daemon is alive: `WATCHDOG=1`.
     pub fn watchdog(&self) {
         self.send(&NotifyState::Watchdog);
@@ -102,6 +143,24 @@ impl Manager {
 
     fn send(&self, message: &str) -> io::Result<()> {
         self.socket.send_to_addr(message.as_bytes(), &self.address).map(drop)
+    }
+
+    /// Sends descriptors along; for the rare message that must arrive, it waits for room.
+    fn send_with(&self, message: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let address = match (self.address.as_pathname(), self.address.as_abstract_name()) {
+            (Some(path), _) => SocketAddrUnix::new(path)?,
+            (_, Some(name)) => SocketAddrUnix::new_abstract_name(name)?,
+            _ => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(READY_WAIT_MAX))?;
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut room);
+        if !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        sendmsg_addr(&socket, &address, &[IoSlice::new(message.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
+        Ok(())
     }
 
     /// Uses a socket of its own, so that a ping from another thread meanwhile does not wait too.

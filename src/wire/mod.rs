@@ -2,14 +2,16 @@
 //! stream, WebSocket frames), and which version of the protocol its peer speaks.
 
 pub mod gob;
+mod hand_over;
 pub mod v0;
 pub mod v1;
 pub mod websocket;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::limits::FRAME_BYTES_MAX;
+pub use hand_over::HandedCodec;
 use websocket::{Frame, WebSocket};
 
 /// The peer broke the protocol: it is told once, where that is possible, and the session ends.
@@ -55,7 +57,7 @@ pub enum Incoming {
 }
 
 /// How a reply of version 0.1 is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Form {
     /// In the connection's gob stream.
     GobStream,
@@ -66,7 +68,7 @@ pub enum Form {
 }
 
 /// What a peer speaks, for logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the words of `Dialect::word` say it")]
 pub enum Dialect {
     Unknown,

@@ -4,6 +4,7 @@
 
 use std::io::{self, Cursor, Read, Write};
 
+use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tungstenite::protocol::frame::{CloseFrame, FrameHeader};
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
@@ -16,6 +17,16 @@ use crate::limits::FRAME_BYTES_MAX;
 #[derive(Debug)]
 pub struct WebSocket {
     context: WebSocketContext,
+    /// The message of which fragments have come, for the next process of the daemon: tungstenite has it, too, and does not show
+    /// it.
+    partial: Option<Partial>,
+}
+
+/// A message of which not all fragments have come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partial {
+    text: bool,
+    payload: Vec<u8>,
 }
 
 /// What a frame brought.
@@ -63,7 +74,29 @@ impl WebSocket {
             .write_buffer_size(0)
             .max_message_size(Some(FRAME_BYTES_MAX))
             .max_frame_size(Some(FRAME_BYTES_MAX));
-        Self { context: WebSocketContext::new(Role::Server, Some(config)) }
+        Self { context: WebSocketContext::new(Role::Server, Some(config)), partial: None }
+    }
+
+    /// The same connection in the next process of the daemon.
+    #[must_use]
+    pub fn taken_over(partial: Option<Partial>) -> Self {
+        let mut socket = Self::new();
+        if let Some(Partial { text, payload }) = partial {
+            let mut frame = Vec::new();
+            let opcode = OpCode::Data(if text { Data::Text } else { Data::Binary });
+            let header = FrameHeader { is_final: false, opcode, mask: Some([0; 4]), ..FrameHeader::default() };
+            header.format(payload.len() as u64, &mut frame).expect("writing to memory does not fail");
+            frame.extend_from_slice(&payload);
+            // What does not fit together ends the session with its next frame.
+            let _ = socket.next(&frame, &mut Vec::new());
+        }
+        socket
+    }
+
+    /// The message of which not all fragments have come, if there is one.
+    #[must_use]
+    pub fn partial(&self) -> Option<&Partial> {
+        self.partial.as_ref()
     }
 
     /// Takes the first frame of `input`, if it is there as a whole; tells how many bytes it had. What has to be answered goes
@@ -78,7 +111,8 @@ impl WebSocket {
             Ok(Some(header)) => header,
             Err(error) => return Err(self.violated(&error, out)),
         };
-        let (header, length) = (usize::try_from(cursor.position()).unwrap_or(usize::MAX), header.1);
+        let (head, length) = header;
+        let header = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
         let whole = usize::try_from(length).ok().filter(|length| *length <= FRAME_BYTES_MAX);
         let Some(whole) = whole.map(|length| header + length) else {
             let violation = Violation::TooLong { bytes: length };
@@ -87,6 +121,7 @@ impl WebSocket {
         };
         // A control frame's length, a reserved bit and a missing mask are judged with the payload, which is short then.
         let Some(frame) = input.get(..whole) else { return Ok(None) };
+        self.note(&head, &frame[header..]);
         match self.context.read(&mut Exchange { frame, out: &mut *out }) {
             Ok(Message::Text(text)) => Ok(Some((whole, Frame::Text(text)))),
             Ok(Message::Binary(bytes)) => Ok(Some((whole, Frame::Binary(bytes)))),
@@ -102,6 +137,22 @@ impl WebSocket {
                 Ok(Some((whole, Frame::Nothing)))
             }
             Err(error) => Err(self.violated(&error, out)),
+        }
+    }
+
+    /// Keeps what a frame adds to a message of several.
+    fn note(&mut self, head: &FrameHeader, payload: &[u8]) {
+        let OpCode::Data(data) = head.opcode else { return };
+        if head.is_final {
+            self.partial = None;
+            return;
+        }
+        if data != Data::Continue {
+            self.partial = Some(Partial { text: data == Data::Text, payload: Vec::new() });
+        }
+        if let Some(partial) = &mut self.partial {
+            let mask = head.mask.unwrap_or_default();
+            partial.payload.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
         }
     }
 

@@ -49,6 +49,7 @@ struct Outside {
 
 struct Run {
     engine: Engine<u32>,
+    linger_ms: u64,
     names: BTreeMap<LockName, Outside>,
     timers: BTreeSet<Timer>,
     /// Files that are open.
@@ -70,10 +71,12 @@ struct Run {
 /// # Panics
 /// If the engine, or what it answers, breaks a rule.
 pub(super) fn run(linger: bool, steps: impl IntoIterator<Item = [u8; 3]>) {
-    let config = Config { linger_ms: if linger { 2000 } else { 0 }, linger_files_max: 2, pace: Pace::LOCAL };
+    let linger_ms = if linger { 2000 } else { 0 };
+    let config = Config { linger_ms, linger_files_max: 2, pace: Pace::LOCAL };
     let name = |text: &str| LockName::parse(text.as_bytes()).expect("the names of a run are valid");
     let mut run = Run {
         engine: Engine::new(config),
+        linger_ms,
         names: NAMES.iter().map(|text| (name(text), Outside::default())).collect(),
         timers: BTreeSet::new(),
         open: BTreeSet::new(),
@@ -132,6 +135,7 @@ impl Run {
                 160..170 => self.input(Input::Silence("silent")),
                 170..180 => self.input(Input::Suspect(1000)),
                 180..190 => self.input(Input::Trust),
+                190..210 => self.hand_over(how),
                 _ => self.input(Input::Now(how.into())),
             },
         }
@@ -305,9 +309,39 @@ impl Run {
         self.input(Input::Elapsed(timer));
     }
 
+    /// The daemon's next process takes over what this one has at rest, but for a session that has ended meanwhile.
+    fn hand_over(&mut self, how: u8) {
+        for _ in 0..ROUNDS_MAX {
+            let busy: Vec<LockName> = self.engine.in_flight().cloned().collect();
+            busy.iter().for_each(|name| self.complete(name, 0));
+        }
+        assert_eq!(self.engine.in_flight().next(), None, "the engine does not come to rest");
+        if self.draining {
+            return;
+        }
+        let dead = SessionId(u64::from(how % 8));
+        for outside in self.names.values_mut() {
+            outside.holders.remove(&dead);
+            outside.queue.retain(|(waiting, _)| *waiting != dead);
+            outside.questions.retain(|(asking, _), _| *asking != dead);
+        }
+        self.timers.clear();
+        let handed = self.engine.hand_over();
+        self.engine = Engine::new(Config { linger_ms: self.linger_ms, linger_files_max: 2, pace: Pace::LOCAL });
+        for handed in handed {
+            let mut effects = Vec::new();
+            self.engine.take_over(handed, |session| session != dead, &mut effects);
+            self.follow(effects);
+        }
+    }
+
     fn input(&mut self, input: Input<u32>) {
         let mut effects = Vec::new();
         self.engine.input(input, &mut effects);
+        self.follow(effects);
+    }
+
+    fn follow(&mut self, effects: Vec<Effect<u32>>) {
         for effect in effects {
             match effect {
                 Effect::File { name, op, file } => {

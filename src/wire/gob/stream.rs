@@ -3,6 +3,8 @@
 
 use std::mem;
 
+use serde::{Deserialize, Serialize};
+
 use super::primitive::{Cut, Reader};
 use super::types::{BOOL, BYTES, COMPLEX, FIRST_USER_ID, FLOAT, Field, INT, INTERFACE, Role, STRING, Type, UINT};
 use super::{DEFINITIONS_MAX, DEPTH_MAX, Malformed, SUSPENDED_BYTES_MAX};
@@ -20,7 +22,7 @@ pub enum Decoded {
 }
 
 /// The type definitions of one stream, as far as it was read.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Decoder {
     /// In the order of their ids.
     pub(super) types: Vec<(i32, Type)>,

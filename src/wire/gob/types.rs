@@ -1,5 +1,7 @@
 //! Type definitions: what a stream says about its values, reduced to what is needed of it.
 
+use serde::{Deserialize, Serialize};
+
 use super::primitive::{Cut, Reader};
 use super::{FIELDS_MAX, Malformed};
 
@@ -16,7 +18,7 @@ pub(super) const INTERFACE: i32 = 8;
 pub(super) const FIRST_USER_ID: i32 = 64;
 
 /// A definition, reduced to what it takes to skip a value, or to read a request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Type {
     Array {
         element: i32,
@@ -37,14 +39,14 @@ pub(super) enum Type {
     Opaque,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Field {
     pub(super) role: Role,
     pub(super) type_id: i32,
 }
 
 /// What a field is to a request. Names are matched as in Go: whole, and in this letter case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Role {
     Major,
     Minor,

@@ -1,6 +1,6 @@
 //! What a session says of itself.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Error, Members, Op, VERSION, limited};
 use crate::limits::{
@@ -8,7 +8,7 @@ use crate::limits::{
 };
 
 /// What a session says of itself in a hello, and others see of it; what it does not say is left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Introduction {
     /// Its name.
     #[serde(skip_serializing_if = "Option::is_none")]

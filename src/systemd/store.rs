@@ -1,0 +1,241 @@
+//! What a process of the daemon leaves to the next one: descriptors, and bytes that tell what they are. They wait in the queue of
+//! a pair of sockets that the service manager keeps in its file descriptor store (sd_pid_notify_with_fds(3)): two entries, however
+//! many descriptors there are, since the manager's work grows with the square of their number. A queue keeps its descriptors open
+//! (unix(7), SCM_RIGHTS), and everything in it is closed when the manager drops the pair.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+
+use super::notify::Notifier;
+
+/// What the pair is called in the store: `sockets` knows names that begin with `store`.
+pub const NAME: &str = "store";
+
+/// How many descriptors a message carries: the kernel takes 253 (SCM_MAX_FD).
+const DESCRIPTORS_PER_MESSAGE: usize = 250;
+
+/// How much the queue is asked to take; net.core.wmem_max bounds it. A message of 250 descriptors counts as about one KiB.
+const QUEUE_BYTES: usize = 4 << 20;
+
+/// A begun message: the bytes are in a memory file, its one descriptor.
+const BEGIN: &[u8] = b"begin";
+/// Descriptors.
+const MORE: &[u8] = b"more";
+/// Nothing was left out.
+const END: &[u8] = b"end";
+
+/// The pair that the service manager keeps.
+#[derive(Debug)]
+pub struct Store {
+    ends: [OwnedFd; 2],
+}
+
+/// What the process before has left.
+#[derive(Debug)]
+pub struct Left {
+    /// What it wrote.
+    pub bytes: Vec<u8>,
+    /// The descriptors, in its order.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// What is in the store is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreFault {
+    /// The process before was killed in the middle.
+    #[error("the process before was ended while it handed over")]
+    Cut,
+    /// A system call failed.
+    #[error("reading what the process before has left: {0}")]
+    System(#[from] io::Error),
+}
+
+impl Store {
+    /// The pair among what the service manager has passed, if it is there; what else is in the store is closed.
+    #[must_use]
+    pub fn of(stored: Vec<(String, OwnedFd)>) -> Option<Self> {
+        let ends: Vec<OwnedFd> = stored.into_iter().filter(|(name, _)| name == NAME).map(|(_, end)| end).collect();
+        Some(Self { ends: ends.try_into().ok()? })
+    }
+
+    /// A new pair, which the service manager is asked to keep; `None` if there is nobody to keep it.
+    ///
+    /// # Errors
+    /// If the system refuses the pair, or the manager does not take the message.
+    pub fn new(notifier: &Notifier) -> io::Result<Option<Self>> {
+        if !notifier.keeps_descriptors() {
+            return Ok(None);
+        }
+        let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let store = Self { ends: [one, other] };
+        notifier.keep(NAME, &store.ends.each_ref().map(AsFd::as_fd))?;
+        Ok(Some(store))
+    }
+
+    /// Leaves bytes and descriptors to the next process.
+    ///
+    /// # Errors
+    /// If the system refuses: too many descriptors of this user are on their way (RLIMIT_NOFILE), or the queue is full. The next
+    /// process then finds [`StoreFault::Cut`].
+    pub fn leave(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut memory = File::from(memfd_create("distrilock hand-over", MFdFlags::MFD_CLOEXEC)?);
+        memory.write_all(bytes)?;
+        // It may be as much as the system's maximum allows.
+        let _ = set_socket_send_buffer_size(&self.ends[0], QUEUE_BYTES);
+        self.send(BEGIN, &[memory.as_fd()])?;
+        for some in descriptors.chunks(DESCRIPTORS_PER_MESSAGE) {
+            self.send(MORE, some)?;
+        }
+        self.send(END, &[])
+    }
+
+    fn send(&self, word: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_MESSAGE))];
+        let mut control = SendAncillaryBuffer::new(&mut room);
+        if !descriptors.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)), "there is room for as many");
+        }
+        sendmsg(&self.ends[0], &[IoSlice::new(word)], &mut control, SendFlags::DONTWAIT)?;
+        Ok(())
+    }
+
+    /// Takes what the process before has left, if it has left anything. Afterwards the queue is empty, come what may.
+    ///
+    /// # Errors
+    /// If it is not whole.
+    pub fn take(&self) -> Result<Option<Left>, StoreFault> {
+        let mut messages = Vec::new();
+        let mut failed = None;
+        for end in &self.ends {
+            loop {
+                match receive(end) {
+                    Ok(message) => messages.push(message),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        let mut messages = messages.into_iter();
+        let Some((word, begun)) = messages.next() else { return Ok(None) };
+        let memory = begun.into_iter().next().filter(|_| word == BEGIN).ok_or(StoreFault::Cut)?;
+        let (mut descriptors, mut ended) = (Vec::new(), false);
+        for (word, some) in messages {
+            if ended || (word != MORE && word != END) {
+                return Err(StoreFault::Cut);
+            }
+            ended = word == END;
+            descriptors.extend(some);
+        }
+        if !ended {
+            return Err(StoreFault::Cut);
+        }
+        let (mut memory, mut bytes) = (File::from(memory), Vec::new());
+        memory.rewind()?;
+        memory.read_to_end(&mut bytes)?;
+        Ok(Some(Left { bytes, descriptors }))
+    }
+}
+
+/// One message: its word, and the descriptors that it carries.
+fn receive(end: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_MESSAGE))];
+    let mut control = RecvAncillaryBuffer::new(&mut room);
+    let mut word = [0; 16];
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let got = recvmsg(end, &mut [IoSliceMut::new(&mut word)], &mut control, flags)?;
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    let descriptors: Vec<OwnedFd> = rights.flatten().collect();
+    if got.flags.contains(rustix::net::ReturnFlags::CTRUNC) {
+        return Err(io::Error::other("too few descriptors are allowed for what was left (LimitNOFILE=)"));
+    }
+    Ok((word[..got.bytes].to_vec(), descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    fn store() -> Store {
+        let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        Store { ends: [one, other] }
+    }
+
+    /// The bytes and descriptors arrive in their order, in several messages, once; and the pair can be used again.
+    #[test]
+    fn left_and_taken() {
+        let store = store();
+        for round in 0..3 {
+            assert!(store.take().unwrap().is_none());
+            let files: Vec<File> = (0..600).map(|_| tempfile::tempfile().unwrap()).collect();
+            for (n, mut file) in files.iter().enumerate() {
+                write!(file, "{n}").unwrap();
+            }
+            let bytes = vec![round; 1 << 20];
+            store.leave(&bytes, &files.iter().map(AsFd::as_fd).collect::<Vec<_>>()).unwrap();
+            drop(files);
+            let left = store.take().unwrap().unwrap();
+            assert_eq!(left.bytes, bytes);
+            let text = |descriptor: OwnedFd| {
+                let (mut file, mut text) = (File::from(descriptor), String::new());
+                file.rewind().unwrap();
+                file.read_to_string(&mut text).unwrap();
+                text
+            };
+            let texts: Vec<String> = left.descriptors.into_iter().map(text).collect();
+            assert_eq!(texts, (0..600).map(|n| n.to_string()).collect::<Vec<_>>());
+        }
+    }
+
+    /// A process is ended in the middle: the next one finds that, closes what was left, and can use the pair.
+    #[test]
+    fn cut_in_the_middle() {
+        let store = store();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let memory = tempfile::tempfile().unwrap();
+        store.send(BEGIN, &[memory.as_fd()]).unwrap();
+        store.send(MORE, &[listener.as_fd()]).unwrap();
+        drop(listener);
+        UnixStream::connect(&path).expect("the queue keeps it open");
+        assert!(matches!(store.take(), Err(StoreFault::Cut)));
+        UnixStream::connect(&path).expect_err("it is closed");
+        assert!(store.take().unwrap().is_none());
+        store.leave(b"x", &[]).unwrap();
+        assert_eq!(store.take().unwrap().unwrap().bytes, b"x");
+    }
+
+    /// As many descriptors as 65,536 sessions with a lock each need fit into the queue, as far as the test may open them.
+    #[test]
+    fn the_queue_is_long_enough() {
+        let store = store();
+        let file = tempfile::tempfile().unwrap();
+        let _ = set_socket_send_buffer_size(&store.ends[0], QUEUE_BYTES);
+        let mut count = 0;
+        while store.send(MORE, &[file.as_fd()]).is_ok() {
+            count += 1;
+        }
+        println!("{count} messages, {} descriptors", count * DESCRIPTORS_PER_MESSAGE);
+        assert!(count * DESCRIPTORS_PER_MESSAGE >= 2 * crate::limits::SESSIONS_MAX, "{count} messages");
+    }
+}
