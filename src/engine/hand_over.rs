@@ -48,7 +48,9 @@ impl<F> Handed<F> {
     #[must_use]
     pub fn is_sound(&self) -> bool {
         let modes_agree = self.holders.iter().all(|holder| Some(holder.mode) == self.locked);
-        modes_agree && (self.locked.is_none() || self.file.is_some()) && (self.locked.is_some() != self.holders.is_empty())
+        modes_agree
+            && (self.locked.is_none() || self.file.is_some())
+            && (self.locked.is_some() != self.holders.is_empty())
     }
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::connection::serve;
+use super::connection::{resume, serve};
+use super::hand_over::Frozen;
 use super::stream::{Accepted, Listening, Stream, farewell};
 use super::upgrade::{refuse, upgrade};
 use crate::server::Core;
@@ -35,6 +36,12 @@ impl Worker {
     #[must_use]
     pub fn new(handle: tokio::runtime::Handle) -> Self {
         Self { handle, connections: AtomicUsize::new(0) }
+    }
+
+    /// How many connections it serves, those too that are no session yet, or no more.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 }
 
@@ -72,14 +79,26 @@ fn exhausted(error: &io::Error) -> bool {
 }
 
 fn hand_on(core: &Arc<Core>, workers: &Arc<[Worker]>, accepted: Accepted, peer: String, front: Front) {
-    let fewest = (0..workers.len()).min_by_key(|worker| workers[*worker].connections.load(Ordering::Relaxed));
-    let place = fewest.expect("there is at least one thread");
-    workers[place].connections.fetch_add(1, Ordering::Relaxed);
-    let (core, others) = (Arc::clone(core), Arc::clone(workers));
-    workers[place].handle.spawn(async move {
+    let core = Arc::clone(core);
+    to_fewest(workers, async move {
         if let Err(error) = begin(core, accepted, peer.clone(), front).await {
             tracing::debug!(PEER = peer, "connection of {peer} ended before it was a session: {error}");
         }
+    });
+}
+
+/// Goes on with a connection of the process before.
+pub fn go_on(core: &Arc<Core>, workers: &Arc<[Worker]>, frozen: Frozen) {
+    to_fewest(workers, resume(Arc::clone(core), frozen.into()));
+}
+
+fn to_fewest(workers: &Arc<[Worker]>, connection: impl Future<Output = ()> + Send + 'static) {
+    let fewest = (0..workers.len()).min_by_key(|worker| workers[*worker].connections.load(Ordering::Relaxed));
+    let place = fewest.expect("there is at least one thread");
+    workers[place].connections.fetch_add(1, Ordering::Relaxed);
+    let others = Arc::clone(workers);
+    workers[place].handle.spawn(async move {
+        connection.await;
         others[place].connections.fetch_sub(1, Ordering::Relaxed);
     });
 }

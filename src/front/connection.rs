@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
 use super::burst;
+use super::hand_over::{Frozen, Parts};
 use super::stream::{Stream, farewell};
 use crate::engine::SessionId;
 use crate::limits::{HANG_UP_CHECK_MS, OUTBOX_BYTES_PAUSE, READ_BYTES_MAX, REQUESTS_PER_TURN_MAX};
@@ -66,6 +67,8 @@ enum Ended {
     Finished,
     /// The socket failed: RST, or a dead peer.
     Failed(io::Error),
+    /// The next process of the daemon goes on with it.
+    HandedOver,
 }
 
 /// Serves a connection until it ends. `first` is what was read of it already.
@@ -81,7 +84,7 @@ pub(super) async fn serve(
     let outbox_bytes_max = core.settings.outbox_bytes;
     let session = Session::new(id, core, Arc::clone(&mailbox), codec);
     tracing::debug!(SESSION = %id, PEER = peer, "session {id} from {peer}");
-    let mut connection = Connection {
+    let connection = Connection {
         stream,
         session,
         mailbox,
@@ -92,15 +95,50 @@ pub(super) async fn serve(
         held_back: false,
         timer: None,
     };
-    let ended = connection.run().await;
-    connection.session.leave();
-    connection.log(&peer, &ended);
-    if matches!(ended, Ended::Session) {
-        farewell(&connection.stream, &connection.output).await;
-    }
+    connection.serve(&peer).await;
+}
+
+/// Goes on with a connection of the process before.
+pub(super) async fn resume(core: Arc<Core>, parts: Parts) {
+    let Parts { accepted, peer, mut session, mailbox, input, output } = parts;
+    let stream = match Stream::new(accepted, core.settings.dead_after) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(PEER = peer, "session {} of {peer} ended: {error}", session.id());
+            return session.leave();
+        }
+    };
+    let (outbox_bytes_max, unsent) = (core.settings.outbox_bytes, !output.is_empty());
+    let (held_back, timer) = (false, None);
+    let connection = Connection { stream, session, mailbox, input, output, outbox_bytes_max, unsent, held_back, timer };
+    connection.serve(&peer).await;
 }
 
 impl Connection {
+    async fn serve(mut self, peer: &str) {
+        let ended = self.run().await;
+        if matches!(ended, Ended::HandedOver) {
+            return self.freeze();
+        }
+        self.session.leave();
+        self.log(peer, &ended);
+        if matches!(ended, Ended::Session) {
+            farewell(&self.stream, &self.output).await;
+        }
+    }
+
+    fn freeze(self) {
+        let Self { stream, session, mailbox, input, output, .. } = self;
+        let core = Arc::clone(session.core());
+        // A socket that cannot be taken from the runtime goes with its session when this process ends.
+        match Frozen::new(stream, session, mailbox, input, output) {
+            Ok(frozen) => core.freeze(frozen),
+            Err(error) => {
+                tracing::error!(MESSAGE_ID = ids::HAND_OVER_FAILED, "a session cannot be handed over: {error}")
+            }
+        }
+    }
+
     async fn run(&mut self) -> Ended {
         // What came with the handshake may be a request.
         self.held_back = !self.input.is_empty();
@@ -214,6 +252,9 @@ impl Connection {
         work(self, &mut out);
         self.unsent |= out.len() > before;
         self.output = out;
+        if self.session.hands_over() {
+            return Some(Ended::HandedOver);
+        }
         self.session.ended().is_some().then_some(Ended::Session)
     }
 

@@ -4,8 +4,10 @@
 mod accept;
 pub mod burst;
 mod connection;
+mod hand_over;
 mod stream;
 mod upgrade;
 
-pub use accept::{Front, Worker, accept};
+pub use accept::{Front, Worker, accept, go_on};
+pub use hand_over::{Frozen, HandedConnection};
 pub use stream::{Listening, Stream};

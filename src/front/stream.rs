@@ -2,13 +2,13 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::libc::POLLRDHUP;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
+use nix::sys::socket::{Shutdown, getsockopt, setsockopt, shutdown, sockopt};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -46,14 +46,16 @@ impl Listening {
     pub(super) async fn accept(&self) -> io::Result<(Accepted, String)> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                Ok((Accepted::Tcp(stream.into_std()?), peer.to_string()))
+                let (stream, _) = listener.accept().await?;
+                let accepted = Accepted::Tcp(stream.into_std()?);
+                let peer = peer_of(&accepted);
+                Ok((accepted, peer))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
-                let peer = peer.map_or_else(|| "unix".into(), |process| format!("unix:pid={process}"));
-                Ok((Accepted::Unix(stream.into_std()?), peer))
+                let accepted = Accepted::Unix(stream.into_std()?);
+                let peer = peer_of(&accepted);
+                Ok((accepted, peer))
             }
         }
     }
@@ -64,6 +66,19 @@ impl Listening {
 pub(super) enum Accepted {
     Tcp(std::net::TcpStream),
     Unix(std::os::unix::net::UnixStream),
+}
+
+/// The peer of a connection, for logs.
+pub(super) fn peer_of(accepted: &Accepted) -> String {
+    match accepted {
+        Accepted::Tcp(stream) => {
+            stream.peer_addr().map_or_else(|_| "a peer that is gone".into(), |peer| peer.to_string())
+        }
+        Accepted::Unix(stream) => {
+            let peer = getsockopt(stream, sockopt::PeerCredentials).ok();
+            peer.map_or_else(|| "unix".into(), |peer| format!("unix:pid={}", peer.pid()))
+        }
+    }
 }
 
 /// A connected socket.
@@ -95,6 +110,14 @@ impl Stream {
             }
             Accepted::Unix(stream) => UnixStream::from_std(stream).map(Self::Unix),
         }
+    }
+
+    /// The socket, which the runtime watches no more.
+    pub(super) fn into_socket(self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Self::Tcp(stream) => stream.into_std()?.into(),
+            Self::Unix(stream) => stream.into_std()?.into(),
+        })
     }
 
     /// Reads what is there. After less than was asked for there is no more, and the next call would be in vain: the readiness is

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::directory::{Directory, DirectoryFault};
-use super::{Core, hints, storage};
+use super::{Core, STORAGE_REST, hand_over, hints, storage};
 use crate::files::mount::Mount;
 use crate::files::node;
 use crate::front::{Front, Listening, Worker, accept, burst};
@@ -25,6 +25,7 @@ use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
 use crate::settings::{Address, Settings};
 use crate::systemd::notify::{Notifier, watchdog_interval};
 use crate::systemd::sockets::{Listener, Passed};
+use crate::systemd::store::Store;
 use crate::systemd::{ids, journal, sockets};
 
 /// Why the daemon does not start. Each names what is wrong and what to do.
@@ -53,11 +54,11 @@ const BACKLOG: i32 = 4096;
 /// After so many tasks a thread looks for new events, although there are tasks left: a burst of a thousand clients stays whole.
 const EVENT_INTERVAL: u32 = 1000;
 
+/// The signal after which the sessions go on in the next process: `RestartKillSignal=` of the unit (systemd.kill(5)).
+const HAND_OVER: &str = "SIGUSR2";
+
 /// Where this daemon's own file in the lock directory is.
 type NodePlace = Arc<Mutex<PathBuf>>;
-
-/// How long a stop waits for calls on a network file system.
-const STORAGE_REST: Duration = Duration::from_secs(5);
 
 /// The sockets of both fronts.
 struct Fronts {
@@ -71,10 +72,11 @@ struct Fronts {
 /// If it cannot start.
 pub fn run(settings: Settings) -> Result<(), StartFault> {
     // The sockets come first: nothing else may have opened a descriptor.
-    let passed = sockets::take()?;
+    let mut passed = sockets::take()?;
     journal::start(settings.log)?;
     let descriptors = raise_descriptor_limit()?;
     let directory = Directory::find(&settings)?;
+    let stored = std::mem::take(&mut passed.stored);
     let fronts = listen(&settings, passed)?;
     let files = directory.files()?;
     if files.network().is_some() {
@@ -87,15 +89,28 @@ pub fn run(settings: Settings) -> Result<(), StartFault> {
     let stop_ms = directory.timing.map(|timing| u64::try_from(timing.stop.as_millis()).unwrap_or(u64::MAX));
     let files = (files, directory.mount.word(), stop_ms);
     let core = Arc::new(Core::new(settings, files, node, descriptors, runtime.handle().clone()));
-    runtime.block_on(serve(core, workers.into(), fronts, directory))
+    runtime.block_on(serve(core, workers.into(), fronts, directory, Store::of(stored)))
 }
 
-async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts, found: Directory) -> Result<(), StartFault> {
+async fn serve(
+    core: Arc<Core>,
+    workers: Arc<[Worker]>,
+    fronts: Fronts,
+    found: Directory,
+    store: Option<Store>,
+) -> Result<(), StartFault> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
+    let mut hand_on = signal(SignalKind::user_defined2())?;
     let directory = core.files.directory().display().to_string();
     let notifier = Arc::new(Notifier::from_env());
+    let (store, taken) = look_into(&core, store, &notifier);
+    found.tell();
+    let node = watch_storage(&core, &found)?;
+    if let Some(taken) = taken {
+        take_over(&core, &workers, taken);
+    }
     let mut tasks = Vec::new();
     for (front, listeners) in [(Front::Tcp, fronts.tcp), (Front::WebSocket, fronts.ws)] {
         for listener in listeners {
@@ -103,8 +118,6 @@ async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts, found: D
             tasks.push(tokio::spawn(accept(Arc::clone(&core), Arc::clone(&workers), listening, front)));
         }
     }
-    found.tell();
-    let node = watch_storage(&core, &found)?;
     if core.files.network().is_some() {
         let on_silence = core.settings.on_storage_silence;
         tasks.push(tokio::spawn(storage::look_after(Arc::clone(&core), on_silence, found.timing)));
@@ -127,6 +140,7 @@ async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts, found: D
         tokio::select! {
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
+            _ = hand_on.recv() => break HAND_OVER,
             // Locks on the file system that was there before exclude nobody who uses the new one: the kernel frees them now.
             Ok(what) = &mut remounted => return Err(StartFault::Remounted { path: found.path, what }),
             // Nothing is read anew: what a terminal's end says to its programs is not meant for a daemon.
@@ -135,11 +149,80 @@ async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts, found: D
     };
     tracing::info!(MESSAGE_ID = ids::DAEMON_STOPPING, "stopping on {by}");
     notifier.stopping();
-    stop(&core, tasks).await;
+    match store.filter(|_| by == HAND_OVER) {
+        Some(store) => leave_to_the_next(&core, &workers, tasks, &store, &notifier).await,
+        None => stop(&core, tasks).await,
+    }
     if let Some(place) = node {
         node::leave(&place.lock().expect("nothing panics while it is held"));
     }
     Ok(())
+}
+
+/// What is in the store, or a new one. Without one, a restart ends the sessions, as a stop does.
+fn look_into(core: &Arc<Core>, store: Option<Store>, notifier: &Notifier) -> (Option<Store>, Option<hand_over::Taken>) {
+    let Some(store) = store else {
+        let made = Store::new(notifier);
+        let made = made.inspect_err(|error| tracing::warn!("sessions will end with this process: {error}"));
+        return (made.ok().flatten(), None);
+    };
+    let read = store.take().map_err(|fault| fault.to_string());
+    let read = read.and_then(|left| {
+        left.map(|left| hand_over::read(core, left)).transpose().map_err(|unusable| unusable.to_string())
+    });
+    let read = read.inspect_err(|why| not_taken_over(why));
+    (Some(store), read.ok().flatten())
+}
+
+fn not_taken_over(why: &str) {
+    tracing::error!(
+        MESSAGE_ID = ids::HAND_OVER_FAILED,
+        "the sessions of the process before have ended, and their locks are free: what it left is of no use: {why}"
+    );
+}
+
+fn take_over(core: &Arc<Core>, workers: &Arc<[Worker]>, taken: hand_over::Taken) {
+    match hand_over::take_over(core, workers, taken) {
+        Ok(count) => tracing::info!(
+            MESSAGE_ID = ids::TAKE_OVER,
+            "took over {} sessions and {} locks of the process before",
+            count.sessions,
+            count.locks
+        ),
+        Err(why) => not_taken_over(&why.to_string()),
+    }
+}
+
+/// Leaves all sessions to the next process.
+async fn leave_to_the_next(
+    core: &Arc<Core>,
+    workers: &[Worker],
+    tasks: Vec<JoinHandle<()>>,
+    store: &Store,
+    notifier: &Notifier,
+) {
+    tasks.iter().for_each(JoinHandle::abort);
+    core.hints.leave();
+    match hand_over::hand_over(core, workers, store).await {
+        Ok(count) => {
+            tracing::info!(
+                MESSAGE_ID = ids::HAND_OVER,
+                "left {} sessions and {} locks to the next process; {} sessions had to end",
+                count.sessions,
+                count.locks,
+                count.ended
+            );
+            // Else it might not know yet, if this process was a short one, that it is to keep the store.
+            if let Err(error) = notifier.barrier() {
+                tracing::warn!("the service manager does not answer: {error}");
+            }
+        }
+        Err(error) => tracing::error!(
+            MESSAGE_ID = ids::HAND_OVER_FAILED,
+            "the sessions end, and their locks are free, since they cannot be handed over: {error}; as many descriptors as \
+             LimitNOFILE= of the service may be on their way"
+        ),
+    }
 }
 
 /// Ends every session and leaves the directory as clean as it was found.

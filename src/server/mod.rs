@@ -5,6 +5,7 @@
 //! itself (microseconds on a local file system), and posts answers to other sessions into their mailboxes.
 
 pub mod directory;
+mod hand_over;
 mod hints;
 mod life;
 mod logs;
@@ -17,6 +18,7 @@ mod workers;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 
@@ -26,6 +28,7 @@ use crate::clock;
 use crate::engine::{Config, Effect, Engine, FileOp, Input, Outcome, Pace, SessionId, Timer, View};
 use crate::files::network::Network;
 use crate::files::{Files, OpenFile};
+use crate::front::Frozen;
 use crate::limits;
 use crate::name::LockName;
 use crate::settings::{OnSilence, Settings};
@@ -48,6 +51,9 @@ thread_local! {
     /// Where a thread keeps effects while it carries them out: empty in between.
     static ROOM: RefCell<Room> = RefCell::default();
 }
+
+/// How long a stop or a hand-over waits for calls on a network file system.
+const STORAGE_REST: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What all sessions of a daemon share.
 #[derive(Debug)]
@@ -76,6 +82,10 @@ pub struct Core {
     too_many: Throttle,
     /// Where timers run.
     timers: tokio::runtime::Handle,
+    /// Nothing begins any more but what sessions bring: they are handed over.
+    is_frozen: AtomicBool,
+    /// The connections that are.
+    frozen: Mutex<Vec<Frozen>>,
 }
 
 impl Core {
@@ -114,6 +124,8 @@ impl Core {
             exhausted: Throttle::default(),
             too_many: Throttle::default(),
             timers,
+            is_frozen: AtomicBool::new(false),
+            frozen: Mutex::default(),
         }
     }
 
@@ -166,8 +178,24 @@ impl Core {
     /// The engine's mutex is held for each input, not for the file calls in between: the file is with us meanwhile, so that
     /// nobody else begins another operation on the name (I4). Tells whether a file operation or a timer followed.
     fn carry_out(self: &Arc<Self>, shard: usize, input: Input<OpenFile>, mine: Option<(SessionId, &Mailbox)>) -> bool {
+        // A completion always comes through; timers and what others say have to wait for the next process.
+        if mine.is_none() && self.is_frozen.load(Ordering::SeqCst) && !matches!(input, Input::Done { .. }) {
+            return false;
+        }
+        self.work(shard, mine, |engine, effects| {
+            engine.input(Input::Now(clock::now_ms()), effects);
+            engine.input(input, effects);
+        })
+    }
+
+    fn work(
+        self: &Arc<Self>,
+        shard: usize,
+        mine: Option<(SessionId, &Mailbox)>,
+        decide: impl FnOnce(&mut Shard, &mut Vec<Effect<OpenFile>>),
+    ) -> bool {
         let (mut effects, mut due) = ROOM.take();
-        self.input(shard, input, mine, &mut effects, &mut due);
+        self.decide(shard, mine, &mut effects, &mut due, decide);
         let anything = !due.is_empty();
         while let Some(effect) = due.pop_front() {
             match effect {
@@ -189,7 +217,10 @@ impl Core {
                     if gives || file.as_ref().and_then(OpenFile::locked) < before {
                         self.hints.freed(&name);
                     }
-                    self.input(shard, Input::Done { name, file, outcome }, mine, &mut effects, &mut due);
+                    self.decide(shard, mine, &mut effects, &mut due, |engine, effects| {
+                        engine.input(Input::Now(clock::now_ms()), effects);
+                        engine.input(Input::Done { name, file, outcome }, effects);
+                    });
                 }
                 Effect::Arm(timer, after_ms) => self.arm(shard, timer, after_ms),
                 Effect::Contended(name) => self.hints.contended(name),
@@ -204,23 +235,21 @@ impl Core {
 
     /// Letters are posted while the shard's mutex is held: a session gets them in the order in which the engine decided, whoever
     /// brought the input. What remains to be done goes to `due`; `effects` is room to work in.
-    fn input(
+    fn decide(
         &self,
         shard: usize,
-        input: Input<OpenFile>,
         mine: Option<(SessionId, &Mailbox)>,
         effects: &mut Vec<Effect<OpenFile>>,
         due: &mut VecDeque<Effect<OpenFile>>,
+        decide: impl FnOnce(&mut Shard, &mut Vec<Effect<OpenFile>>),
     ) {
-        let now_ms = clock::now_ms();
         let mut wakers = Vec::new();
         let mut post = |session, letter| match mine {
             Some((me, mailbox)) if me == session => mailbox.leave(letter),
             _ => wakers.extend(self.mailboxes.post(session, letter)),
         };
         let mut engine = self.shard(shard);
-        engine.input(Input::Now(now_ms), effects);
-        engine.input(input, effects);
+        decide(&mut engine, effects);
         for effect in effects.drain(..) {
             match effect {
                 Effect::Answer { name, session, request, answer } => {

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::several::Several;
-use super::{Kind, Pending, Session};
+use super::{End, Kind, Pending, Session};
 use crate::engine::SessionId;
 use crate::name::LockName;
 use crate::server::Core;
@@ -44,6 +45,17 @@ impl Session {
     #[must_use]
     pub fn hands_over(&self) -> bool {
         self.hands_over && self.end.is_none()
+    }
+
+    /// What all sessions of its daemon share.
+    #[must_use]
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// The daemon cannot hand it over: it ends.
+    pub fn end(&mut self, reason: &str, out: &mut Vec<u8>) {
+        self.finish(End::Stop, CloseCode::Away, reason, out);
     }
 
     /// Whether it can go: nothing of what it asks is under way.

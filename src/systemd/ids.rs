@@ -50,6 +50,15 @@ pub const CLIENT_CLASH: &str = "0f97a21293f3421db2f244e00c083e01";
 /// The lock directory's file system is not one on which exclusion was measured.
 pub const STORAGE_UNPROVEN: &str = "a98a29cc267d45998d22eca3ed7ff27f";
 
+/// Sessions go to the next process of the daemon.
+pub const HAND_OVER: &str = "5e9c6d0c0f6a4c0f8a6b7f5f1c7e2a94";
+
+/// Sessions of the process before are served again.
+pub const TAKE_OVER: &str = "c1b0d3e27f5d4b6e9d3c8a4e6f902b17";
+
+/// Sessions could not be handed over or taken over, and have ended.
+pub const HAND_OVER_FAILED: &str = "8f0a4d6b2c3e4f7fb5a1d9e8c7362540";
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -66,7 +75,7 @@ mod tests {
             .map(|line| line.split('"').nth(1).unwrap())
             .collect();
         let unique: BTreeSet<&str> = ids.iter().copied().collect();
-        assert_eq!(ids.len(), 15);
+        assert_eq!(ids.len(), 18);
         assert_eq!(unique.len(), ids.len());
         for id in &ids {
             let hex = |c: char| matches!(c, '0'..='9' | 'a'..='f');

@@ -1,0 +1,144 @@
+//! Connections on their way to the next process of the daemon.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
+use serde::{Deserialize, Serialize};
+
+use super::stream::{Accepted, Stream, peer_of};
+use crate::engine::SessionId;
+use crate::server::Core;
+use crate::server::mailbox::Mailbox;
+use crate::session::{HandedSession, Session};
+
+/// A connection that nobody reads any more. Its socket belongs to no runtime.
+#[derive(Debug)]
+pub struct Frozen {
+    /// Its session.
+    pub session: Session,
+    mailbox: Arc<Mailbox>,
+    socket: OwnedFd,
+    /// Bytes that have come and are not yet a whole message, or were not yet taken.
+    input: Vec<u8>,
+    /// Bytes that the socket has not taken yet.
+    output: Vec<u8>,
+}
+
+/// What is told of a connection besides its descriptor and its bytes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HandedConnection {
+    session: HandedSession,
+    /// How many bytes of input and then of output it has among the bytes of all.
+    input: usize,
+    output: usize,
+}
+
+impl Frozen {
+    pub(super) fn new(
+        stream: Stream,
+        session: Session,
+        mailbox: Arc<Mailbox>,
+        input: Vec<u8>,
+        output: Vec<u8>,
+    ) -> std::io::Result<Self> {
+        Ok(Self { socket: stream.into_socket()?, session, mailbox, input, output })
+    }
+
+    /// Takes what has come by mail; tells whether there was any.
+    pub fn read_mail(&mut self) -> bool {
+        let any = !self.mailbox.is_empty();
+        if any {
+            self.session.read_mail(&mut self.output);
+        }
+        any
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
+    /// What the next process needs besides the socket; the bytes are appended to those of all.
+    #[must_use]
+    pub fn hand_over(self, bytes: &mut Vec<u8>) -> (HandedConnection, OwnedFd) {
+        let Self { session, mailbox: _, socket, input, output } = self;
+        bytes.extend_from_slice(&input);
+        bytes.extend_from_slice(&output);
+        let handed = HandedConnection { session: session.hand_over(), input: input.len(), output: output.len() };
+        (handed, socket)
+    }
+
+    /// Tells its client why it ends.
+    pub fn tell(&mut self, reason: &str) {
+        self.session.end(reason, &mut self.output);
+    }
+
+    /// Ends it: what can be written at once is written, and its locks are given back.
+    pub fn end(mut self) {
+        self.session.leave();
+        // The socket does not block, and who does not read hears no last word.
+        let _ = match is_unix(&self.socket) {
+            true => UnixStream::from(self.socket).write(&self.output),
+            false => TcpStream::from(self.socket).write(&self.output),
+        };
+    }
+}
+
+impl HandedConnection {
+    /// Its session.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.session.id()
+    }
+
+    /// Opens the session's mailbox, so that letters for it find it.
+    #[must_use]
+    pub fn open(&mut self, core: &Core) -> Arc<Mailbox> {
+        let introduction = self.session.introduction();
+        core.mailboxes.reopen(self.session.id(), introduction)
+    }
+
+    /// The connection as it was, and its peer for logs; `None` if it has not as many bytes as it says.
+    #[must_use]
+    pub fn revive(self, core: &Arc<Core>, mailbox: Arc<Mailbox>, socket: OwnedFd, bytes: &mut &[u8]) -> Option<Frozen> {
+        let mut take = |count: usize| {
+            let (taken, rest) = bytes.split_at_checked(count)?;
+            *bytes = rest;
+            Some(taken.to_vec())
+        };
+        let (input, output) = (take(self.input)?, take(self.output)?);
+        let session = Session::taken_over(self.session, Arc::clone(core), Arc::clone(&mailbox));
+        Some(Frozen { session, mailbox, socket, input, output })
+    }
+}
+
+/// What a connection is made of, again.
+pub(super) struct Parts {
+    pub(super) accepted: Accepted,
+    pub(super) peer: String,
+    pub(super) session: Session,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) input: Vec<u8>,
+    pub(super) output: Vec<u8>,
+}
+
+impl From<Frozen> for Parts {
+    fn from(frozen: Frozen) -> Self {
+        let Frozen { session, mailbox, socket, input, output } = frozen;
+        let accepted = match is_unix(&socket) {
+            true => Accepted::Unix(socket.into()),
+            false => Accepted::Tcp(socket.into()),
+        };
+        Self { peer: peer_of(&accepted), accepted, session, mailbox, input, output }
+    }
+}
+
+fn is_unix(socket: &OwnedFd) -> bool {
+    let address = getsockname::<SockaddrStorage>(std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd()));
+    address.is_ok_and(|address| address.family() == Some(AddressFamily::Unix))
+}

@@ -1,0 +1,252 @@
+//! The hand-over: sessions and locks go to the next process of the daemon, and no client notices but for a short pause
+//! (docs/decisions/0016). First every connection's task stops between two messages, then the engine comes to rest, then all of it
+//! goes into the [`Store`]. The next process takes it out before it accepts anybody.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Core, STORAGE_REST};
+use crate::clock;
+use crate::engine::{Handed, Input};
+use crate::files::network::Network;
+use crate::files::{HandedFile, OpenFile};
+use crate::front::{Frozen, HandedConnection, Worker, go_on};
+use crate::limits::SHARDS;
+use crate::name::LockName;
+use crate::systemd::store::{Left, Store};
+
+/// The version of [`State`]: another one is not understood. Rises when a member is added that must not be ignored.
+const VERSION: u32 = 1;
+
+/// How long a hand-over waits for connections that are no session yet, or no more.
+const BETWEEN_WAIT: Duration = Duration::from_millis(200);
+
+/// How long it waits for the sessions' tasks to stop, which each do between two messages.
+const TASKS_WAIT: Duration = Duration::from_secs(5);
+
+/// What goes to the next process, besides descriptors and bytes. The bytes of the connections follow it.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    version: u32,
+    /// Which directory it is, by device and inode.
+    directory: (u64, u64),
+    next_session: u64,
+    /// When the file server was last heard, and in which epoch.
+    contact: Option<(u64, u64)>,
+    /// In the order of their sockets, which come first.
+    connections: Vec<HandedConnection>,
+    /// In the order of their files, for those that have one.
+    locks: Vec<Handed<HandedFile>>,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+/// How many went over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Count {
+    pub(super) sessions: usize,
+    pub(super) locks: usize,
+    /// Sessions that had to be ended, since a call on a file of theirs does not come back.
+    pub(super) ended: usize,
+}
+
+/// What was left is of no use: its sessions and locks have gone with their descriptors.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unusable {
+    #[error("it is of version {0}, and this daemon understands version {VERSION}")]
+    Version(u32),
+    #[error("it cannot be read: {0}")]
+    State(#[from] serde_json::Error),
+    #[error("its descriptors or bytes do not agree with what it says of them")]
+    Count,
+    #[error("its locks are on another directory")]
+    Directory,
+    #[error("the lock directory cannot be looked at: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Leaves all sessions to the next process. This one is not to serve anybody any more.
+pub(super) async fn hand_over(core: &Arc<Core>, workers: &[Worker], store: &Store) -> std::io::Result<Count> {
+    core.is_frozen.store(true, Ordering::SeqCst);
+    core.mailboxes.hand_over_all();
+    let mut frozen = stopped(core, workers).await;
+    let hung = come_to_rest(core, &mut frozen).await;
+    let (going, ending): (Vec<Frozen>, Vec<Frozen>) =
+        frozen.into_iter().partition(|it| it.session.is_at_rest() && !it.session.touches(&hung));
+    let ended = ending.len();
+    for mut one in ending {
+        one.tell("the daemon is restarted while the file server does not answer");
+        one.end();
+    }
+    let sessions = going.len();
+    let (state, tail, descriptors) = pack(core, going)?;
+    let locks = state.locks.iter().filter(|lock| lock.locked.is_some()).count();
+    let mut bytes = serde_json::to_vec(&state)?;
+    let length = bytes.len() as u64;
+    bytes.splice(0..0, length.to_le_bytes());
+    bytes.extend_from_slice(&tail);
+    let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    store.leave(&bytes, &borrowed)?;
+    Ok(Count { sessions, locks, ended })
+}
+
+/// Waits until no task serves a session any more.
+async fn stopped(core: &Arc<Core>, workers: &[Worker]) -> Vec<Frozen> {
+    let begun = Instant::now();
+    loop {
+        let frozen = core.frozen.lock().expect("nothing panics while it is held").len();
+        let all = frozen >= core.mailboxes.count();
+        let connections: usize = workers.iter().map(Worker::connections).sum();
+        let waited = begun.elapsed();
+        if (all && (connections == 0 || waited > BETWEEN_WAIT)) || waited > TASKS_WAIT {
+            return std::mem::take(&mut *core.frozen.lock().expect("nothing panics while it is held"));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Lets sessions and engine come to rest; tells the names whose operations do not come back.
+async fn come_to_rest(core: &Arc<Core>, frozen: &mut [Frozen]) -> BTreeSet<LockName> {
+    let begun = Instant::now();
+    loop {
+        let mut any = false;
+        for one in &mut *frozen {
+            any |= one.read_mail();
+        }
+        let busy = core.in_flight();
+        if !any && busy.is_empty() || begun.elapsed() > STORAGE_REST {
+            return busy;
+        }
+        if !any {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// What is told of all, the bytes of the connections, and the descriptors.
+fn pack(core: &Core, going: Vec<Frozen>) -> std::io::Result<(State, Vec<u8>, Vec<OwnedFd>)> {
+    let (mut bytes, mut descriptors) = (Vec::new(), Vec::new());
+    let mut connections = Vec::new();
+    for frozen in going {
+        let (connection, socket) = frozen.hand_over(&mut bytes);
+        connections.push(connection);
+        descriptors.push(socket);
+    }
+    let mut locks = Vec::new();
+    for shard in 0..SHARDS {
+        for handed in core.shard(shard).hand_over() {
+            locks.push(handed.map_file(|file: OpenFile| {
+                let (told, descriptor) = file.hand_over();
+                descriptors.push(descriptor);
+                told
+            }));
+        }
+    }
+    let contact = core.files.network().and_then(Network::contact).map(|contact| contact.hand_over());
+    let next_session = core.mailboxes.next();
+    let state = State { version: VERSION, directory: core.files.place()?, next_session, contact, connections, locks };
+    Ok((state, bytes, descriptors))
+}
+
+/// What was left, when it was found to be whole.
+#[derive(Debug)]
+pub(super) struct Taken {
+    state: State,
+    bytes: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
+/// Reads what was left, and goes on with what is known of the file server.
+pub(super) fn read(core: &Core, left: Left) -> Result<Taken, Unusable> {
+    let Left { bytes, descriptors } = left;
+    let (length, rest) = bytes.split_first_chunk::<8>().ok_or(Unusable::Count)?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    let (text, tail) = rest.split_at_checked(length).ok_or(Unusable::Count)?;
+    let Version { version } = serde_json::from_slice(text)?;
+    if version != VERSION {
+        return Err(Unusable::Version(version));
+    }
+    let state: State = serde_json::from_slice(text)?;
+    let files = state.locks.iter().filter(|lock| lock.file.is_some()).count();
+    if descriptors.len() != state.connections.len() + files || !state.locks.iter().all(Handed::is_sound) {
+        return Err(Unusable::Count);
+    }
+    if state.directory != core.files.place()? {
+        return Err(Unusable::Directory);
+    }
+    if let (Some(heard), Some(contact)) = (state.contact, core.files.network().and_then(Network::contact)) {
+        contact.take_over(heard);
+    }
+    Ok(Taken { state, bytes: tail.to_vec(), descriptors })
+}
+
+/// Goes on with sessions and locks where the process before has stopped.
+pub(super) fn take_over(core: &Arc<Core>, workers: &Arc<[Worker]>, taken: Taken) -> Result<Count, Unusable> {
+    let Taken { state, bytes, descriptors } = taken;
+    let epoch_before = state.contact.map(|(_, epoch)| epoch);
+    let mut descriptors = descriptors.into_iter();
+    let mut bytes = &bytes[..];
+    let mut frozen = Vec::new();
+    for (mut connection, socket) in state.connections.into_iter().zip(descriptors.by_ref()) {
+        let mailbox = connection.open(core);
+        frozen.push(connection.revive(core, mailbox, socket, &mut bytes).ok_or(Unusable::Count)?);
+    }
+    core.mailboxes.begin_at(state.next_session);
+    let mut locks = Vec::new();
+    for lock in state.locks {
+        let (name, locked) = (lock.name.clone(), lock.locked);
+        let descriptor = if lock.file.is_some() { descriptors.next() } else { None };
+        let mut is_it = true;
+        let lock = lock.map_file(|file| {
+            let file = descriptor.and_then(|descriptor| core.files.take_over(&name, file, locked, descriptor));
+            is_it = file.is_some();
+            file
+        });
+        let Handed { name, file, locked, holders, waiters } = lock;
+        if !is_it {
+            return Err(Unusable::Count);
+        }
+        locks.push(Handed { name, file: file.flatten(), locked, holders, waiters });
+    }
+    let count =
+        Count { sessions: frozen.len(), locks: locks.iter().filter(|lock| lock.locked.is_some()).count(), ended: 0 };
+    let names: Vec<LockName> = locks.iter().filter(|lock| lock.locked.is_some()).map(|it| it.name.clone()).collect();
+    locks.into_iter().for_each(|lock| core.go_on(lock));
+    frozen.into_iter().for_each(|frozen| go_on(core, workers, frozen));
+    // The lease may have run out in between: each lock is looked at now, not in its turn.
+    let epoch = core.files.network().and_then(Network::contact).map(|contact| contact.epoch());
+    if epoch != epoch_before {
+        for name in names {
+            core.carry_out(core.shard_of(&name), Input::Probe(name.clone()), None);
+        }
+    }
+    Ok(count)
+}
+
+impl Core {
+    /// Keeps a connection that is to be handed over.
+    pub fn freeze(&self, frozen: Frozen) {
+        self.frozen.lock().expect("nothing panics while it is held").push(frozen);
+    }
+
+    fn in_flight(&self) -> BTreeSet<LockName> {
+        (0..SHARDS).flat_map(|shard| self.shard(shard).in_flight().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    /// Goes on with a name of the process before.
+    fn go_on(self: &Arc<Self>, lock: Handed<OpenFile>) {
+        let shard = self.shard_of(&lock.name);
+        self.work(shard, None, |engine, effects| {
+            engine.input(Input::Now(clock::now_ms()), effects);
+            engine.take_over(lock, |session| self.mailboxes.is_open(session), effects);
+        });
+    }
+}
