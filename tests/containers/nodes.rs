@@ -27,6 +27,8 @@ pub(crate) fn on_one_directory(report: &Report) {
     sh("systemctl daemon-reload && systemctl enable --now distrilock@a.socket distrilock@b.socket");
     let mut one = V1::connect("127.0.0.1:40810");
     let mut other = V1::connect("127.0.0.1:40820");
+    one.ping();
+    other.ping();
     let states = format!("{} {}", state("distrilock@a.service"), state("distrilock@b.service"));
     report.check("both run", states == "active active", states);
     one.acquire("shared");
@@ -53,10 +55,12 @@ pub(crate) fn on_one_directory(report: &Report) {
 
 /// The collector's service and timer.
 fn collector(report: &Report) {
-    sh(&format!("systemctl stop distrilock@a.service && touch {SHARED}/left.lck && chown distrilock: {SHARED}/left.lck"));
+    sh(&format!("systemctl stop distrilock@a.service && touch -d '1 day ago' {SHARED}/left.lck && chown distrilock: {SHARED}/left.lck"));
     let unit = |kind: &str| sh(&format!("systemd-escape --path --template=distrilock-gc@.{kind} {SHARED}"));
     let (done, said) = attempt(&format!("systemctl start {}", unit("service")));
     report.check("the collector's service succeeds", done, said);
+    let left = Path::new(SHARED).join("left.lck").exists();
+    report.check("it deletes what nobody uses", !left, sh(&format!("ls -la {SHARED}")));
     let (_, log) = attempt(&format!("journalctl -b -q --no-pager -o cat -u {}", unit("service")));
     report.figure("the collector says", log);
     sh(&format!("systemctl enable --now {}", unit("timer")));
@@ -141,9 +145,8 @@ pub(crate) fn command(report: &Report) {
     let (_, said) = as_user("stranger", "distrilock ping");
     report.figure("a user who is not in the group", said);
     // Without TCP, there is the local socket alone, which a stranger may not use.
-    sh("systemctl stop distrilock.socket distrilock.service");
+    sh("systemctl mask --now distrilock.socket distrilock-ws.socket && systemctl stop distrilock.service");
     sh("systemctl start distrilock-local.socket");
-    sh("systemctl mask --now distrilock.socket distrilock-ws.socket");
     let (done, said) = as_user("friend", "distrilock run local -- echo done");
     report.check("with the local socket alone", done && said.contains("done"), said);
     let (done, said) = as_user("stranger", "distrilock run local -- echo done");
