@@ -48,7 +48,11 @@ fn signal(pid: i32, signal: Signal) {
 /// A daemon that is stopped (SIGSTOP) does not ping, and is killed.
 pub(crate) fn watchdog(report: &Report) {
     guest::install();
-    report.check("the service has a watchdog", property(SERVICE, "WatchdogUSec") != "0", property(SERVICE, "WatchdogUSec"));
+    report.check(
+        "the service has a watchdog",
+        property(SERVICE, "WatchdogUSec") != "0",
+        property(SERVICE, "WatchdogUSec"),
+    );
     let folder = "/etc/systemd/system/distrilock.service.d";
     sh(&format!("mkdir -p {folder} && printf '[Service]\\nWatchdogSec=3\\n' > {folder}/watchdog.conf"));
     sh("systemctl daemon-reload && systemctl start distrilock.socket");
@@ -67,6 +71,36 @@ pub(crate) fn watchdog(report: &Report) {
     let last = results.last().map(ToString::to_string).unwrap_or_default();
     report.check("the journal says how it ended", last.contains("ABRT") || last.contains("KILL"), last);
     report.check("systemd counts a restart", property(SERVICE, "NRestarts") == "1", property(SERVICE, "NRestarts"));
+}
+
+/// What a daemon that was killed in the middle of a hand-over leaves in the store, and what nobody knows there: the next one
+/// closes it all.
+pub(crate) fn leftovers(report: &Report) {
+    guest::install();
+    let folder = "/etc/systemd/system/distrilock.service.d";
+    let lines = "[Service]\nNotifyAccess=all\nFileDescriptorStoreMax=8\nExecStartPost=/lab/payload leave\n";
+    sh(&format!("mkdir -p {folder} && printf '{lines}' > {folder}/leave.conf"));
+    sh("systemctl daemon-reload && systemctl start distrilock.socket");
+    let mut sessions = holders(report);
+    eventually("leftovers are in the store", || !is_free("stranger") && !is_free("cut"));
+    let kept = property(SERVICE, "NFileDescriptorStore");
+    report.check("leftovers are in the store, and keep their locks", kept.parse::<u32>().is_ok_and(|n| n >= 3), kept);
+    let pid = main_pid(SERVICE);
+    signal(pid, Signal::SIGKILL);
+    all_is_new(report, &mut sessions, pid);
+    for lock in ["stranger", "cut"] {
+        eventually_free(lock);
+        report.check("the next daemon has closed what was left", is_free(lock), lock);
+    }
+    let mut session = V1::connect(guest::TCP);
+    session.acquire("kept");
+    let pid = main_pid(SERVICE);
+    sh(&format!("systemctl restart {SERVICE}"));
+    eventually("another process serves", || main_pid(SERVICE) != pid && state(SERVICE) == "active");
+    let reply = session.request(json!({"op": "verify", "lock": "kept"}));
+    report.check("restarts keep sessions as before", reply["ok"] == true, &reply);
+    let kept = property(SERVICE, "NFileDescriptorStore");
+    report.check("the store has the daemon's pair alone", kept == "2", kept);
 }
 
 /// SIGKILL and SIGABRT free everything.

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::support::eventually;
+use serde_json::json;
+
+use crate::support::{V1, eventually};
 
 pub(crate) const TCP: &str = "127.0.0.1:40800";
 pub(crate) const WS: &str = "127.0.0.1:40801";
@@ -90,4 +92,16 @@ pub(crate) fn main_pid(unit: &str) -> i32 {
 pub(crate) fn events(matches: &str) -> Vec<serde_json::Value> {
     let text = sh(&format!("journalctl -b -q --no-pager -o json {matches} || true"));
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// A session with the daemon that follows one that was killed: until its sockets are there, nobody answers.
+pub(crate) fn again() -> V1 {
+    let mut session = None;
+    eventually("the next daemon serves", || {
+        let mut fresh = V1::try_connect(TCP).ok();
+        let answers = fresh.as_mut().is_some_and(|fresh| fresh.try_request(json!({"op": "ping"})).is_ok());
+        session = fresh.filter(|_| answers);
+        session.is_some()
+    });
+    session.expect("it was found")
 }

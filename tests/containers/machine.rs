@@ -24,7 +24,8 @@ const CONTAINERS_MAX: usize = 3;
 const NEXT_SUFFIX: &str = "+next1";
 
 /// `$1` and what follows up to `--` are control groups, one of each hierarchy; then comes the command.
-const IN_GROUPS: &str = r#"while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@""#;
+const IN_GROUPS: &str =
+    r#"while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@""#;
 
 /// Runs the scenarios that words choose; true if everything holds.
 pub(crate) fn run(words: &[String]) -> bool {
@@ -144,7 +145,8 @@ impl Drop for Groups {
     fn drop(&mut self) {
         // The groups that the container made in it come first.
         for group in &self.0 {
-            let _ = Command::new("find").arg(group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]).status();
+            let _ =
+                Command::new("find").arg(group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]).status();
         }
     }
 }

@@ -11,7 +11,10 @@ mod activation;
 mod deaths;
 mod dialects;
 mod guest;
+mod halves;
 mod journal;
+mod leave;
+mod load;
 mod machine;
 mod nodes;
 mod outside;
@@ -19,13 +22,16 @@ mod package;
 mod readme;
 #[path = "../nfs/report.rs"]
 mod report;
+mod restarts;
 #[path = "../support/mod.rs"]
 mod support;
 mod tally;
+mod waiters;
 
 use std::env;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::thread;
 
 use report::Report;
 
@@ -40,12 +46,20 @@ struct Scenario {
 
 /// The longest first.
 const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "unnoticed", run: restarts::unnoticed },
+    Scenario { name: "storm", run: restarts::storm },
+    Scenario { name: "checker", run: restarts::checker },
+    Scenario { name: "places", run: waiters::places },
+    Scenario { name: "belongings", run: waiters::belongings },
+    Scenario { name: "requests", run: halves::requests },
+    Scenario { name: "replies", run: halves::replies },
     Scenario { name: "watchdog", run: deaths::watchdog },
     Scenario { name: "package", run: package::comes_and_goes },
     Scenario { name: "command", run: nodes::command },
     Scenario { name: "nodes", run: nodes::on_one_directory },
     Scenario { name: "hardened", run: nodes::hardened },
     Scenario { name: "killed", run: deaths::killed },
+    Scenario { name: "leftovers", run: deaths::leftovers },
     Scenario { name: "journald", run: journal::stopped },
     Scenario { name: "explained", run: journal::explains },
     Scenario { name: "activation", run: activation::by_the_first_connection },
@@ -71,6 +85,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let holds = match words.first().map(String::as_str) {
+        Some("leave") => leave::in_the_store(),
         Some("guest") => perform(&guest::scenario()),
         _ => machine::run(&words),
     };
@@ -80,6 +95,13 @@ fn main() -> ExitCode {
 /// Inside of a container: runs the scenario of that name. A panic is a failure.
 fn perform(name: &str) -> bool {
     let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).expect("the host names a scenario");
+    // Of a thousand sessions that fail, the load says what has to be said.
+    let speak = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if thread::current().name() == Some("main") {
+            speak(info);
+        }
+    }));
     let report = Report::new(scenario.name);
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&report))) {
         report.check("goes through", false, guest::reason(panic.as_ref()));

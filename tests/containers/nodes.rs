@@ -20,7 +20,9 @@ pub(crate) fn on_one_directory(report: &Report) {
         sh(&format!("echo 'DISTRILOCKD_OPTIONS=\"-d {SHARED}\"' > /etc/default/distrilock-{node}"));
         let units = "/etc/systemd/system";
         sh(&format!("mkdir -p {units}/distrilock@{node}.service.d {units}/distrilock@{node}.socket.d"));
-        sh(&format!("printf '[Service]\\nReadWritePaths={SHARED}\\n' > {units}/distrilock@{node}.service.d/locks.conf"));
+        sh(&format!(
+            "printf '[Service]\\nReadWritePaths={SHARED}\\n' > {units}/distrilock@{node}.service.d/locks.conf"
+        ));
         let example = "/usr/share/doc/distrilock/examples/node-port.conf";
         sh(&format!("sed s/40810/{port}/ {example} > {units}/distrilock@{node}.socket.d/port.conf"));
     }
@@ -55,7 +57,13 @@ pub(crate) fn on_one_directory(report: &Report) {
 
 /// The collector's service and timer.
 fn collector(report: &Report) {
-    sh(&format!("systemctl stop distrilock@a.service && touch -d '1 day ago' {SHARED}/left.lck && chown distrilock: {SHARED}/left.lck"));
+    sh(&format!(
+        "systemctl stop distrilock@a.service && touch {SHARED}/left.lck && chown distrilock: {SHARED}/left.lck"
+    ));
+    // A file is not deleted before it is some minutes old, by a time that cannot be set.
+    let folder = "/etc/systemd/system/distrilock-gc@.service.d";
+    let lines = "[Service]\\nExecStart=\\nExecStart=/usr/bin/distrilock gc --idle 0 %%f\\n";
+    sh(&format!("mkdir -p {folder} && printf '{lines}' > {folder}/young.conf && systemctl daemon-reload"));
     let unit = |kind: &str| sh(&format!("systemd-escape --path --template=distrilock-gc@.{kind} {SHARED}"));
     let (done, said) = attempt(&format!("systemctl start {}", unit("service")));
     report.check("the collector's service succeeds", done, said);
@@ -95,8 +103,6 @@ pub(crate) fn hardened(report: &Report) {
 /// Fences, slots, several names, shared locks, waits with a limit.
 fn features(report: &Report) {
     let mut session = V1::connect(TCP);
-    let mut local = V1::connect(UNIX);
-    let mut web = Ws::connect(guest::WS);
     let fence = |session: &mut V1| -> Value {
         let reply = session.request(json!({"op": "acquire", "lock": "disk", "fence": true}));
         session.release("disk");
@@ -111,14 +117,12 @@ fn features(report: &Report) {
     let slots = json!({"op": "acquire", "lock": "gpu", "slots": 3, "take": 2});
     let reply = session.request(slots.clone());
     report.check("slots", reply["taken"] == json!([0, 1]), &reply);
-    let _ = local.stream();
     let mut local = V1::connect(UNIX);
     let reply = local.request(slots);
     report.check("not more slots than there are", reply["error"] == "busy", &reply);
     let reply = local.request(json!({"op": "acquire", "locks": ["x", "y"], "mode": "shared"}));
     report.check("several names", reply["ok"] == true, &reply);
-    drop(web);
-    web = Ws::connect(guest::WS);
+    let mut web = Ws::connect(guest::WS);
     let reply = web.request(json!({"op": "acquire", "lock": "y", "wait_ms": 50}));
     report.check("a wait ends", reply["error"] == "timeout", &reply);
     session.acquire("real");
@@ -134,7 +138,8 @@ fn features(report: &Report) {
 pub(crate) fn command(report: &Report) {
     installed();
     sh("useradd -m -G distrilock friend && useradd -m stranger");
-    let as_user = |user: &str, line: &str| attempt(&format!("setpriv --reuid={user} --regid={user} --init-groups {line}"));
+    let as_user =
+        |user: &str, line: &str| attempt(&format!("setpriv --reuid={user} --regid={user} --init-groups {line}"));
     let nested = "distrilock run nightly -- sh -c 'distrilock run -n nightly -- true; echo refused $?'";
     let (done, said) = attempt(nested);
     report.check("as root", done && said.contains("refused 1"), said);

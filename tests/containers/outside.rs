@@ -28,8 +28,7 @@ pub(crate) struct Witness {
     tickets: AtomicU64,
     offences: Mutex<Vec<String>>,
     offended: AtomicU64,
-    /// Looks at files of locks that were held before the look and after it, by the same grant.
-    pub(crate) looks: AtomicU64,
+    looks: AtomicU64,
 }
 
 struct Name {
@@ -87,9 +86,19 @@ impl Witness {
     /// Looks at every file again and again until told to end.
     pub(crate) fn probe(&self, end: &AtomicBool) {
         while !end.load(Ordering::Relaxed) {
-            self.names.iter().for_each(|name| self.look(name));
+            self.look_around();
             thread::sleep(ROUND_PAUSE);
         }
+    }
+
+    /// Looks at every file once.
+    pub(crate) fn look_around(&self) {
+        self.names.iter().for_each(|name| self.look(name));
+    }
+
+    /// How often a lock was looked at that was held before the look and after it, by the same grant.
+    pub(crate) fn seen(&self) -> u64 {
+        self.looks.load(Ordering::Relaxed)
     }
 
     fn look(&self, name: &Name) {

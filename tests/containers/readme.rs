@@ -14,6 +14,8 @@ pub(crate) fn install_section(report: &Report) {
     let section = section.split("\n## ").next().expect("a split has a first part");
     let blocks: Vec<&str> = section.split("```sh\n").skip(1).filter_map(|part| part.split("```").next()).collect();
     report.check("the section has commands", !blocks.is_empty(), blocks.len());
-    sh("mkdir -p /srv/distrilock/target/debian && cp /lab/distrilock.deb /srv/distrilock/target/debian/distrilock_1_any.deb");
+    sh(
+        "mkdir -p /srv/distrilock/target/debian && cp /lab/distrilock.deb /srv/distrilock/target/debian/distrilock_1_any.deb",
+    );
     let _ = (guest::TCP, attempt(""));
 }
