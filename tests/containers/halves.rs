@@ -16,8 +16,8 @@ use crate::support::{GOB_REPLY_TYPES, GOB_REQUEST_TYPE, Gob, V1, Ws, eventually,
 /// Requests in a clogged connection at least: the daemon has to have stopped reading.
 const CLOGGED_MIN: u64 = 1000;
 
-/// At most: a connection has no more room than this.
-const CLOGGED_MAX: u64 = 1_000_000;
+/// At most: what more the kernel would keep shows nothing.
+const CLOGGED_MAX: u64 = 6000;
 
 fn restart() {
     sh("systemctl restart distrilock.service");
@@ -109,12 +109,12 @@ fn upgrades(report: &Report) {
     report.check("half an upgrade goes on or is closed", fits, said.lines().next().unwrap_or("closed"));
 }
 
-/// Writes requests until nothing goes any more, and says how many went, and what is left of the last one.
+/// Writes requests until nothing goes any more, or a good many have gone, and says how many went, and what is left of the last one.
 fn clog(stream: &TcpStream, mut request: impl FnMut(u64) -> Vec<u8>) -> (u64, Vec<u8>) {
     stream.set_nonblocking(true).expect("it is a socket");
     let mut stream = stream;
-    let mut clogged = None;
-    for number in 1..CLOGGED_MAX {
+    let mut clogged = (CLOGGED_MAX, Vec::new());
+    for number in 1..=CLOGGED_MAX {
         let bytes = request(number);
         let mut rest = &bytes[..];
         // The daemon may still be about to read: only what does not go for a while does not go.
@@ -131,23 +131,25 @@ fn clog(stream: &TcpStream, mut request: impl FnMut(u64) -> Vec<u8>) -> (u64, Ve
             }
         }
         if !rest.is_empty() {
-            clogged = Some((number, rest.to_vec()));
+            clogged = (number, rest.to_vec());
             break;
         }
     }
     stream.set_nonblocking(false).expect("it is a socket");
-    clogged.expect("a connection that nobody reads is full in the end")
+    clogged
 }
 
-/// The rest of the last request goes while replies are read.
+/// The rest of the last request goes while replies are read, with room for many.
 fn flush(stream: &TcpStream, rest: Vec<u8>) -> thread::JoinHandle<()> {
+    setsockopt(stream, sockopt::RcvBuf, &(1 << 20)).expect("SO_RCVBUF");
     let mut stream = stream.try_clone().expect("a descriptor");
     thread::spawn(move || stream.write_all(&rest).expect("the daemon reads again"))
 }
 
+/// The kernel keeps little of what is to be read, so that the daemon has to keep the rest.
 fn narrow(stream: &TcpStream) {
     setsockopt(stream, sockopt::RcvBuf, &4096).expect("SO_RCVBUF");
-    setsockopt(stream, sockopt::SndBuf, &4096).expect("SO_SNDBUF");
+    setsockopt(stream, sockopt::SndBuf, &(64 << 10)).expect("SO_SNDBUF");
 }
 
 /// Replies and events that wait for a client that does not read are there after a restart, each once and in order.
@@ -160,7 +162,12 @@ pub(crate) fn replies(report: &Report) {
 }
 
 fn ping(number: u64) -> String {
-    json!({"id": number, "op": "ping"}).to_string()
+    json!({"id": id(number), "op": "ping"}).to_string()
+}
+
+/// As long as an id may be.
+fn id(number: u64) -> String {
+    format!("{number:064}")
 }
 
 fn lines(report: &Report, what: &str, address: &str) {
@@ -180,7 +187,7 @@ fn lines(report: &Report, what: &str, address: &str) {
     report.check(&format!("{what}: an event and a reply from before"), told, format!("{first:?}"));
     for number in 1..=count {
         let reply = session.receive();
-        assert!(reply["id"] == number && reply["ok"] == true, "{what}: {number} is due: {reply}");
+        assert!(reply["id"] == *id(number) && reply["ok"] == true, "{what}: {number} is due: {reply}");
     }
     writer.join().expect("it is written");
     session.ping();
@@ -196,7 +203,7 @@ fn websocket(report: &Report) {
     let writer = flush(session.stream(), rest);
     for number in 1..=count {
         let reply = session.receive_object();
-        assert!(reply["id"] == number && reply["ok"] == true, "{number} is due: {reply}");
+        assert!(reply["id"] == *id(number) && reply["ok"] == true, "{number} is due: {reply}");
     }
     writer.join().expect("it is written");
     session.ping();
@@ -208,7 +215,7 @@ fn gob(report: &Report) {
     let bytes = session.bytes();
     narrow(bytes.stream());
     bytes.send_bytes(GOB_REQUEST_TYPE);
-    let name = |number: u64| format!("peek{number:06}");
+    let name = |number: u64| format!("{number:0100}");
     let (count, rest) = clog(bytes.stream(), |number| gob_request(1, &name(number)));
     restart();
     restart();
