@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::dialects::{Dialect, Session, Verb};
 use crate::guest::{self, SERVICE, events, installed, main_pid, property, sh, state};
+use crate::leave;
 use crate::outside::{eventually_free, is_free};
 use crate::report::Report;
 use crate::support::{V1, eventually};
@@ -101,6 +102,35 @@ pub(crate) fn leftovers(report: &Report) {
     report.check("restarts keep sessions as before", reply["ok"] == true, &reply);
     let kept = property(SERVICE, "NFileDescriptorStore");
     report.check("the store has the daemon's pair alone", kept == "2", kept);
+}
+
+/// A hand-over that ended in the middle, or that is of a version which nobody knows: everything in it is closed, and the journal
+/// says so.
+pub(crate) fn garbled(report: &Report) {
+    installed();
+    let cut: &[(&[u8], Option<&str>)] = &[(b"begin", Some("first")), (b"more", Some("second"))];
+    let unknown: &[(&[u8], Option<&str>)] = &[(b"begin", Some("first")), (b"more", Some("second")), (b"end", None)];
+    let noise: &[(&[u8], Option<&str>)] = &[(b"noise", Some("first")), (b"", Some("second"))];
+    for (what, messages) in [("cut", cut), ("unknown", unknown), ("noise", noise)] {
+        let mut sessions = holders(report);
+        let pid = main_pid(SERVICE);
+        leave::in_the_queue(pid, messages);
+        report.check("the queue keeps the locks", !is_free("first") && !is_free("second"), what);
+        signal(pid, Signal::SIGKILL);
+        all_is_new(report, &mut sessions, pid);
+        for lock in ["first", "second"] {
+            eventually_free(lock);
+            report.check("what was left is closed", is_free(lock), format!("{what}: {lock}"));
+        }
+        let new = main_pid(SERVICE);
+        let said = events(&format!("_PID={new} PRIORITY=4 + _PID={new} PRIORITY=3"));
+        let said: Vec<&str> = said.iter().filter_map(|event| event["MESSAGE"].as_str()).collect();
+        report.check("the journal says so", !said.is_empty(), format!("{what}: {}", said.join("; ")));
+        sh(&format!("systemctl restart {SERVICE}"));
+        let reply = V1::connect(guest::TCP).request(json!({"op": "ping"}));
+        report.check("it goes on", reply["ok"] == true, &reply);
+        sh(&format!("systemctl stop {SERVICE}"));
+    }
 }
 
 /// SIGKILL and SIGABRT free everything.

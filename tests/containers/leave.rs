@@ -1,8 +1,7 @@
-//! Run by the service itself, once (ExecStartPost=): puts into its store of descriptors what a daemon could find there and not
-//! know, each with the lock of a file.
+//! What a daemon could find of the one before it, and not know: each with the lock of a file.
 
 use std::env;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
@@ -10,11 +9,14 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, getsockopt, sendmsg, socketpair, sockopt,
+};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::guest::DIRECTORY;
 
-/// The first descriptors are of a kind that the daemon has never had; the others are the two ends of a hand-over that was cut off
+/// Run by the service itself, once (ExecStartPost=): puts strangers into its store of descriptors. The first are of a kind that the daemon has never had; the others are the two ends of a hand-over that was cut off
 /// after its beginning. True if it is done, now or by an earlier start.
 pub(crate) fn in_the_store() -> bool {
     if File::create_new(format!("{DIRECTORY}/left")).is_err() {
@@ -62,4 +64,25 @@ fn store(message: &str, descriptors: &[RawFd]) {
     let words = [IoSlice::new(message.as_bytes())];
     let sent = sendmsg(socket.as_raw_fd(), &words, &rights, MsgFlags::empty(), Some(&address.expect("an address")));
     sent.expect("systemd hears");
+}
+
+/// Writes into the daemon's own pair what a process would leave that was killed in the middle, or that is of a version which is not
+/// known: messages with the locks of files. The daemon keeps the pair open, so that it can be had from it (pidfd_getfd(2)).
+pub(crate) fn in_the_queue(pid: i32, messages: &[(&[u8], Option<&str>)]) {
+    let process = rustix::process::Pid::from_raw(pid).expect("it runs");
+    let process = pidfd_open(process, PidfdFlags::empty()).expect("it runs");
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
+    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
+    let copies = numbers.filter_map(|number| pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok());
+    let is_end = |copy: &OwnedFd| getsockopt(copy, sockopt::SockType).is_ok_and(|kind| kind == SockType::SeqPacket);
+    let ends: Vec<OwnedFd> = copies.filter(is_end).collect();
+    assert_eq!(ends.len(), 2, "the daemon's pair");
+    for (bytes, lock) in messages {
+        let file = lock.map(locked);
+        let carried: Vec<RawFd> = file.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&carried)];
+        let rights = if carried.is_empty() { &[][..] } else { &rights[..] };
+        let sent = sendmsg::<()>(ends[0].as_raw_fd(), &[IoSlice::new(bytes)], rights, MsgFlags::empty(), None);
+        sent.expect("there is room");
+    }
 }

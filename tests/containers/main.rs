@@ -59,6 +59,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "nodes", run: nodes::on_one_directory },
     Scenario { name: "hardened", run: nodes::hardened },
     Scenario { name: "killed", run: deaths::killed },
+    Scenario { name: "garbled", run: deaths::garbled },
     Scenario { name: "leftovers", run: deaths::leftovers },
     Scenario { name: "journald", run: journal::stopped },
     Scenario { name: "explained", run: journal::explains },
