@@ -73,7 +73,8 @@ pub(crate) fn stop(report: &Report) {
     let end = waiter.closed();
     let end = String::from_utf8_lossy(&end).into_owned();
     report.check("who waits is not granted", !end.contains("\"ok\":true"), end);
-    // The next connection starts it again, and nothing is left of the sessions.
+    // Nothing is left of the sessions for the next one.
+    sh(&format!("systemctl start {SERVICE}"));
     let mut session = V1::connect(TCP);
     let granted = (0..sessions.len()).all(|number| session.gets(&format!("lock{number}")));
     report.check("the next daemon grants all of them", granted, sessions.len());
