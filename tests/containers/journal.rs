@@ -1,0 +1,99 @@
+//! The journal: events are found by field and by MESSAGE_ID, the catalog explains them, and a journald that does not read stops
+//! nobody.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::guest::{self, SERVICE, attempt, events, installed, main_pid, sh};
+use crate::report::Report;
+use crate::support::{V1, eventually};
+use distrilock::systemd::ids;
+
+/// More sessions that break the protocol than a journald that is stopped has room for, in its socket's queue of datagrams
+/// (net.unix.max_dgram_qlen).
+const VIOLATIONS: usize = 2000;
+
+fn field<'a>(event: &'a Value, name: &str) -> &'a str {
+    event[name].as_str().unwrap_or_default()
+}
+
+fn violation() {
+    let mut client = V1::connect(guest::TCP);
+    client.send_line(r#"{"op":"hello","version":1}"#);
+    client.receive();
+    client.send_bytes(&[b'x'; 70_000]);
+    client.closed();
+}
+
+/// What an operator may look for.
+pub(crate) fn explains(report: &Report) {
+    installed();
+    let mut holder = V1::connect(guest::TCP);
+    holder.acquire("precious");
+    found(report, "the daemon serves", ids::DAEMON_READY, &[("DIRECTORY", guest::DIRECTORY)]);
+    sh(&format!("rm {}/precious.lck", guest::DIRECTORY));
+    let reply = holder.request(json!({"op": "verify", "lock": "precious"}));
+    report.check("a lock whose file is gone is lost", reply["error"] == "lost", &reply);
+    found(report, "a lock was lost", ids::LOCK_LOST, &[("LOCK", "precious"), ("SESSION", "")]);
+    violation();
+    let told = [("SESSION", ""), ("PEER", "127.0.0.1:"), ("DIALECT", "")];
+    found(report, "a peer broke the protocol", ids::SESSION_VIOLATION, &told);
+    sh(&format!("systemctl stop {SERVICE}"));
+    found(report, "the daemon stops", ids::DAEMON_STOPPING, &[]);
+    let by_field = events("LOCK=precious");
+    report.check("found by LOCK=", !by_field.is_empty(), by_field.len());
+    let of_unit = by_field.iter().all(|event| field(event, "_SYSTEMD_UNIT") == SERVICE);
+    report.check("it is the unit's", of_unit, SERVICE);
+}
+
+/// Waits for an event in the journal, looks at its fields, and at what the catalog says of it.
+fn found(report: &Report, what: &str, id: &str, fields: &[(&str, &str)]) {
+    let mut event = Value::Null;
+    eventually(&format!("{what}: an event in the journal"), || {
+        event = events(&format!("MESSAGE_ID={id}")).pop().unwrap_or_default();
+        !event.is_null()
+    });
+    report.check(&format!("{what}: found by MESSAGE_ID="), true, field(&event, "MESSAGE"));
+    for (name, beginning) in fields {
+        let value = field(&event, name);
+        report.check(&format!("{what}: {name}="), !value.is_empty() && value.starts_with(beginning), value);
+    }
+    let (_, text) = attempt(&format!("journalctl -b -q --no-pager -x MESSAGE_ID={id}"));
+    let subject = subject(id);
+    report.check(&format!("{what}: journalctl -x explains it"), text.contains(&subject), &subject);
+    let lock = fields.iter().find(|(name, _)| *name == "LOCK");
+    if let Some((_, lock)) = lock {
+        report.check(&format!("{what}: the text has the fields"), text.contains(&format!("the lock \"{lock}\"")), lock);
+    }
+}
+
+/// What the catalog calls an event.
+fn subject(id: &str) -> String {
+    let catalog = include_str!("../../systemd/distrilock.catalog");
+    let entry = catalog.split("\n-- ").find_map(|entry| entry.strip_prefix(id)).expect("every id is explained");
+    let subject = entry.lines().find_map(|line| line.strip_prefix("Subject: "));
+    subject.expect("every entry has a subject").to_owned()
+}
+
+/// A journald that is stopped stops nobody.
+pub(crate) fn stopped(report: &Report) {
+    installed();
+    let mut session = V1::connect(guest::TCP);
+    session.acquire("before");
+    let journald = Pid::from_raw(main_pid("systemd-journald.service"));
+    kill(journald, Signal::SIGSTOP).expect("it runs");
+    (0..VIOLATIONS).for_each(|_| violation());
+    session.acquire("meanwhile");
+    session.release("meanwhile");
+    kill(journald, Signal::SIGCONT).expect("it is there");
+    report.check("sessions go on beside a stopped journald", true, format!("{VIOLATIONS} events"));
+    let count = || events(&format!("MESSAGE_ID={}", ids::SESSION_VIOLATION)).len();
+    eventually("events come again", || count() > 0);
+    let before = count();
+    report.figure("events that the stopped journald had room for", before);
+    report.check("it really was full", before < VIOLATIONS, before);
+    violation();
+    eventually("new events come", || count() > before);
+    report.check("a journald that reads again has new events", true, "");
+}
