@@ -8,6 +8,8 @@ mod pages;
 #[path = "command/scripts.rs"]
 mod scripts;
 mod support;
+#[path = "command/verify.rs"]
+mod verify;
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -66,11 +66,16 @@ pub(super) fn line_of(words: &[OsString]) -> String {
     words.join(" ")
 }
 
-/// A random time of at most this. The standard library seeds its hash maps from the kernel's random numbers.
-pub(super) fn random_part(whole: Duration) -> Duration {
+/// A random number. The standard library seeds its hash maps from the kernel's.
+pub(super) fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
+}
+
+/// A random time of at most this.
+pub(super) fn random_part(whole: Duration) -> Duration {
     const PARTS: u32 = 1 << 20;
-    let roll = RandomState::new().build_hasher().finish() % u64::from(PARTS);
+    let roll = random() % u64::from(PARTS);
     whole.mul_f64(f64::from(u32::try_from(roll).expect("it is below 2^20")) / f64::from(PARTS))
 }
 
