@@ -13,7 +13,7 @@ use nix::sys::prctl::{set_child_subreaper, set_name, set_pdeathsig};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, close, getpgid, getppid};
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::answer::Lock;
 use super::job::{Front, Job};
@@ -177,7 +177,7 @@ impl Guard {
         let servers = self.line_servers.clone();
         let command = (!options.no_argv).then(|| session::line_of(&self.words));
         let work = async move {
-            sleep(session::random_part(options.jitter.unwrap_or_default())).await;
+            session::jitter(options.jitter).await;
             let who = session::introduction(options.asking.note.as_deref(), command.as_deref());
             // What is left of the time to stop is for the kernel and for us.
             let stop_within = options.kill_after() + Duration::from_secs(2);

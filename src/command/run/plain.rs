@@ -18,9 +18,7 @@ pub(in crate::command) const DESCRIPTOR: &str = "DISTRILOCK_FD";
 /// Takes the lock and becomes CMD. Returns only if that fails.
 pub(super) fn main(options: &Run, words: &[OsString], servers: &[Server]) -> Result<ExitCode, Trouble> {
     let taken = session::block_on(async {
-        if let Some(whole) = options.jitter {
-            tokio::time::sleep(session::random_part(whole)).await;
-        }
+        session::jitter(options.jitter).await;
         let told = (!options.no_argv).then(|| session::line_of(words));
         let who = session::introduction(options.asking.note.as_deref(), told.as_deref());
         let client = session::connect(Client::builder(), &who, servers).await?;
