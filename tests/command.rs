@@ -308,8 +308,9 @@ fn ping_and_bench() {
     let ping = ended(command(&server, &["ping"]));
     assert_eq!(ping.code(), 0);
     assert!(ping.out.starts_with(&format!("tcp://{server} answers after ")), "{}", ping.out);
-    for more in [&[][..], &["--contended"]] {
-        let bench = ended(command(&server, &[&["bench", "--connections", "3", "--seconds", "0.3"], more].concat()));
+    let ws = format!("ws://{}", daemon.ws());
+    for (server, more) in [(&server, &[][..]), (&server, &["--contended"]), (&ws, &[])] {
+        let bench = ended(command(server, &[&["bench", "--connections", "3", "--seconds", "0.3"], more].concat()));
         assert_eq!(bench.code(), 0, "{}", bench.err);
         let pairs = bench.out.split(" s: ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
         assert!(pairs.parse::<u32>().unwrap() > 10, "{}", bench.out);
