@@ -1,6 +1,8 @@
 //! The command against real daemons: what `run` does with processes, and how everything ends. What goes wrong on purpose is in
 //! `command/faults.rs`, after the list of bad input and faults.
 
+#[path = "command/doctor.rs"]
+mod doctor;
 #[path = "command/faults.rs"]
 mod faults;
 #[path = "command/pages.rs"]
