@@ -104,7 +104,8 @@ async fn serve(core: Arc<Core>, workers: Arc<[Worker]>, fronts: Fronts, found: D
         }
     }
     found.tell();
-    let node = watch_storage(&core, &found)?;
+    // A file server that has just started lets everybody wait until its grace period is over.
+    let node = notifier.while_starting(|| watch_storage(&core, &found))?;
     if core.files.network().is_some() {
         let on_silence = core.settings.on_storage_silence;
         tasks.push(tokio::spawn(storage::look_after(Arc::clone(&core), on_silence, found.timing)));
