@@ -17,18 +17,7 @@ use distrilock::client::Server;
 use nix::sys::signal::Signal;
 use scripted::play;
 use serde_json::json;
-use support::{Daemon, PATIENCE, V1, eventually};
-
-const PROTOCOL: &str = include_str!("../docs/protocol.md");
-
-/// The block of the document in this language; there is one of each.
-fn block(language: &str) -> String {
-    let fence = format!("\n```{language}\n");
-    assert_eq!(PROTOCOL.matches(&fence).count(), 1, "one client in {language}");
-    let (_, rest) = PROTOCOL.split_once(&fence).expect("it is there");
-    let (program, _) = rest.split_once("\n```\n").expect("a block ends");
-    format!("{program}\n")
-}
+use support::{Daemon, PATIENCE, V1, client_of_the_manual, eventually};
 
 /// A running client, and what it prints line by line.
 struct Running {
@@ -93,7 +82,7 @@ const WORK: [&str; 3] = ["sh", "-c", "echo held; read line; echo released"];
 
 fn with_lock(interpreter: &str, language: &str, folder: &Path, places: &Places) -> Running {
     let program = folder.join("with-lock");
-    fs::write(&program, block(language)).expect("a program");
+    fs::write(&program, client_of_the_manual(language)).expect("a program");
     let (host, port) = places.tcp.rsplit_once(':').expect("HOST:PORT");
     let mut command = Command::new(interpreter);
     Running::start(command.arg(program).args([host, port, "a"]).args(WORK), interpreter)
@@ -121,7 +110,7 @@ fn javascript(folder: &Path, places: &Places) -> Running {
         }, (error) => (console.log("refused: " + error.message), process.exit(69)));
     "#;
     let program = folder.join("page.mjs");
-    fs::write(&program, block("js") + MAIN).expect("a program");
+    fs::write(&program, client_of_the_manual("js") + MAIN).expect("a program");
     let needs = "node with the WebSocket of browsers: nodejs 20.10 or newer, or an older one and Debian's node-ws";
     let preload = folder.join("websocket.cjs");
     fs::write(&preload, r#"globalThis.WebSocket = require("/usr/share/nodejs/ws")"#).expect("a program");

@@ -1,6 +1,8 @@
 //! The command against real daemons: what `run` does with processes, and how everything ends. What goes wrong on purpose is in
 //! `command/faults.rs`, after the list of bad input and faults.
 
+#[path = "command/doctor.rs"]
+mod doctor;
 #[path = "command/faults.rs"]
 mod faults;
 #[path = "command/pages.rs"]
@@ -8,6 +10,8 @@ mod pages;
 #[path = "command/scripts.rs"]
 mod scripts;
 mod support;
+#[path = "command/verify.rs"]
+mod verify;
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -306,8 +310,9 @@ fn ping_and_bench() {
     let ping = ended(command(&server, &["ping"]));
     assert_eq!(ping.code(), 0);
     assert!(ping.out.starts_with(&format!("tcp://{server} answers after ")), "{}", ping.out);
-    for more in [&[][..], &["--contended"]] {
-        let bench = ended(command(&server, &[&["bench", "--connections", "3", "--seconds", "0.3"], more].concat()));
+    let ws = format!("ws://{}", daemon.ws());
+    for (server, more) in [(&server, &[][..]), (&server, &["--contended"]), (&ws, &[])] {
+        let bench = ended(command(server, &[&["bench", "--connections", "3", "--seconds", "0.3"], more].concat()));
         assert_eq!(bench.code(), 0, "{}", bench.err);
         let pairs = bench.out.split(" s: ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
         assert!(pairs.parse::<u32>().unwrap() > 10, "{}", bench.out);

@@ -17,9 +17,11 @@ use std::collections::{HashMap, HashSet};
 use std::env;
 use std::hint;
 use std::io::{self, BufRead, BufReader, Write};
+use std::iter;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,6 +33,9 @@ use tempfile::TempDir;
 
 /// The environment variable that makes this program a fighter: its `Fighter` and the witness's socket, as JSON.
 const FIGHTER: &str = "DISTRILOCK_FIGHTER";
+
+/// So many configurations fight at the same time: a fight alone leaves a part of two cores idle.
+const TOGETHER: usize = 2;
 
 /// Kills in each configuration that has any.
 const KILLS: u64 = 24;
@@ -55,9 +60,9 @@ fn main() {
     };
     println!("{:<52} {:>8} {:>8} {:>6} {:>8}", "configuration", "grants", "overlaps", "kills", "seconds");
     let all = configurations();
-    let chosen = all.iter().filter(|configuration| matches(&configuration.name()));
+    let chosen: Vec<&Configuration> = all.iter().filter(|configuration| matches(&configuration.name())).collect();
     // The arenas live on, so that their lock files linger all at the same time.
-    let arenas: Vec<Arena> = chosen.map(|configuration| configuration.run(grants)).collect();
+    let arenas = fights(&chosen, grants);
     assert!(!arenas.is_empty(), "no configuration is called {wanted:?}");
     for arena in &arenas {
         eventually(&format!("{}: no lock file is left\n{}", arena.name, arena.said()), || {
@@ -65,6 +70,19 @@ fn main() {
         });
     }
     println!("{} configurations, no overlap, every directory is empty", arenas.len());
+}
+
+/// All configurations, some at the same time.
+fn fights(chosen: &[&Configuration], grants: u64) -> Vec<Arena> {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let work = || {
+            let turns = iter::from_fn(|| chosen.get(next.fetch_add(1, Ordering::Relaxed)));
+            turns.map(|configuration| configuration.run(grants)).collect::<Vec<_>>()
+        };
+        let threads: Vec<_> = (0..TOGETHER).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("no overlap, and no other failure")).collect()
+    })
 }
 
 /// Where the lock directory lies.

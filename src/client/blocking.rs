@@ -17,56 +17,23 @@
 //! # Ok(()) }
 //! ```
 
-use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::runtime;
 use tokio::sync::oneshot;
 
+use super::park::{block, block_until};
 use super::{
     AcquireError, BootTime, Builder, ConnectError, Disconnected, HeldLock, Introduction, Listed, Lost, Peeked,
     RequestError, Server, Standing, Wanted, Welcome,
 };
 use crate::name::LockName;
 
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Waits for a future that another thread brings on; None if `deadline` comes first.
-fn block_until<T>(future: impl Future<Output = T>, deadline: Option<Instant>) -> Option<T> {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut context = Context::from_waker(&waker);
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
-            return Some(result);
-        }
-        match deadline {
-            None => thread::park(),
-            Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
-                Some(left) if !left.is_zero() => thread::park_timeout(left),
-                _ => return None,
-            },
-        }
-    }
-}
-
-fn block<T>(future: impl Future<Output = T>) -> T {
-    block_until(future, None).expect("without a deadline only the result ends the wait")
-}
-
 /// A connection to a daemon: one session; see [`super::Client`], of which this is the twin. Cheap to clone; the clones share it.
 ///
 /// ```
+/// use distrilock::client::Introduction;
 /// use distrilock::client::blocking::Client;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -74,8 +41,13 @@ fn block<T>(future: impl Future<Output = T>) -> T {
 /// # let servers = daemon.servers();
 /// let client = Client::connect(&servers)?;
 /// client.ping()?;
+/// assert_eq!((client.server(), client.welcome().version), (&servers[0], 1));
+/// client.hello(&Introduction { note: Some("weekly".into()), ..Introduction::default() })?;
 /// assert!(client.list()?.is_empty() && !client.peek("nightly")?.locked);
+/// let held = client.locks(["nightly", "weekly"]).acquire()?;
+/// client.verify("nightly")?;
 /// client.bye()?;
+/// assert!(held.is_lost() && client.ended().is_some());
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
@@ -129,30 +101,30 @@ impl Client {
         Builder::default()
     }
 
-    /// The server that answered; see [`super::Client::server`].
+    /// The server that answered; see [`Client`] for an example.
     #[must_use]
     pub fn server(&self) -> &Server {
         self.0.server()
     }
 
-    /// What the daemon said of itself and of this session; see [`Welcome`].
+    /// What the daemon said of itself and of this session; see [`Client`] for an example.
     #[must_use]
     pub fn welcome(&self) -> &Welcome {
         self.0.welcome()
     }
 
-    /// Why the connection has ended, if it has; see [`super::Client::ended`].
+    /// Why the connection has ended, if it has; see [`Client`] for an example.
     #[must_use]
     pub fn ended(&self) -> Option<Disconnected> {
         self.0.ended()
     }
 
-    /// Begins to acquire a lock; see [`Acquire`].
+    /// Begins to acquire a lock; see [`Acquire`] for an example.
     pub fn lock(&self, name: impl Into<String>) -> Acquire {
         Acquire(self.0.lock(name))
     }
 
-    /// Begins to acquire several locks, all or none; see [`super::Client::locks`].
+    /// Begins to acquire several locks, all or none; see [`Client`] for an example.
     pub fn locks<I>(&self, locks: I) -> Acquire
     where
         I: IntoIterator,
@@ -161,7 +133,7 @@ impl Client {
         Acquire(self.0.locks(locks))
     }
 
-    /// Asks who holds a lock; see [`Peeked`].
+    /// Asks who holds a lock; see [`Client`] for an example.
     ///
     /// # Errors
     /// If it cannot be told.
@@ -169,7 +141,7 @@ impl Client {
         block(self.0.peek(name))
     }
 
-    /// Asks whether this session holds a lock and the lock is still real; see [`super::Client::verify`].
+    /// Asks whether this session holds a lock and the lock is still real; see [`Client`] for an example.
     ///
     /// # Errors
     /// [`RequestError::Refused`] with the word `not_held` or `lost` if it does not.
@@ -177,7 +149,7 @@ impl Client {
         block(self.0.verify(name))
     }
 
-    /// All locks that are held or waited for at this daemon; see [`Listed`].
+    /// All locks that are held or waited for at this daemon; see [`Client`] for an example.
     ///
     /// # Errors
     /// If they cannot be told.
@@ -193,7 +165,7 @@ impl Client {
         block(self.0.ping())
     }
 
-    /// Introduces the session anew; see [`super::Client::hello`].
+    /// Introduces the session anew; see [`Client`] for an example.
     ///
     /// # Errors
     /// If the daemon does not take it.
@@ -201,7 +173,7 @@ impl Client {
         block(self.0.hello(introduction))
     }
 
-    /// Releases everything, waits until that is done, and closes the connection; see [`super::Client::bye`].
+    /// Releases everything, waits until that is done, and closes the connection; see [`Client`] for an example.
     ///
     /// # Errors
     /// If the connection ends before the daemon has confirmed it.
@@ -221,6 +193,9 @@ impl Client {
 /// # let servers = daemon.servers();
 /// let client = Client::connect(&servers)?;
 /// let held = client.lock("config").shared().wait_at_most(Duration::from_secs(60)).acquire()?;
+/// let gpus = client.lock("gpu").slots(4).take(2).fence().wait().acquire()?;
+/// assert_eq!((gpus.slot(), gpus.slots()), (Some(0), &[0, 1][..]));
+/// assert!(gpus.fence().is_some());
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
@@ -233,7 +208,7 @@ impl Acquire {
         Self(self.0.shared())
     }
 
-    /// Waits until the lock is granted, without limit; see [`super::Acquire::wait`].
+    /// Waits until the lock is granted, without limit; see [`Acquire`] for an example.
     pub fn wait(self) -> Self {
         Self(self.0.wait())
     }
@@ -243,17 +218,17 @@ impl Acquire {
         Self(self.0.wait_at_most(time))
     }
 
-    /// The name is a lock of so many slots, of which one is acquired; see [`super::Acquire::slots`].
+    /// The name is a lock of so many slots, of which one is acquired; see [`Acquire`] for an example.
     pub fn slots(self, slots: u32) -> Self {
         Self(self.0.slots(slots))
     }
 
-    /// So many of the slots; see [`super::Acquire::take`].
+    /// So many of the slots; see [`Acquire`] for an example.
     pub fn take(self, take: u32) -> Self {
         Self(self.0.take(take))
     }
 
-    /// The grant carries a fence; see [`super::Acquire::fence`].
+    /// The grant carries a fence; see [`Acquire`] for an example.
     pub fn fence(self) -> Self {
         Self(self.0.fence())
     }
@@ -272,13 +247,16 @@ impl Acquire {
 ///
 /// ```
 /// use std::time::Duration;
+/// use distrilock::client::Standing;
 /// use distrilock::client::blocking::Client;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let daemon = distrilock::client::example::Daemon::start();
 /// # let servers = daemon.servers();
 /// let client = Client::connect(&servers)?;
-/// let held = client.lock("nightly").acquire()?;
+/// let held = client.locks(["nightly", "weekly"]).acquire()?;
+/// assert!(held.names().eq(held.locks().iter().map(|lock| &lock.name)));
+/// assert!(held.standing() == Standing::Held && !held.is_suspected() && held.valid_until().is_some());
 /// held.verify()?;
 /// assert!(!held.is_lost() && held.valid_for() > Duration::from_secs(10));
 /// assert_eq!(held.lost_within(Duration::from_millis(1)), None);
@@ -289,30 +267,30 @@ impl Acquire {
 pub struct Held(super::Held);
 
 impl Held {
-    /// What is held, in the order in which it was asked for; see [`HeldLock`].
+    /// What is held, in the order in which it was asked for; see [`Held`] for an example.
     #[must_use]
     pub fn locks(&self) -> &[HeldLock] {
         self.0.locks()
     }
 
-    /// The names; see [`super::Held::names`].
+    /// The names; see [`Held`] for an example.
     pub fn names(&self) -> impl Iterator<Item = &LockName> {
         self.0.names()
     }
 
-    /// The first slot of the first lock; see [`super::Held::slot`].
+    /// The first slot of the first lock; see [`Acquire`] for an example.
     #[must_use]
     pub fn slot(&self) -> Option<u32> {
         self.0.slot()
     }
 
-    /// All slots of the first lock; see [`super::Held::slots`].
+    /// All slots of the first lock; see [`Acquire`] for an example.
     #[must_use]
     pub fn slots(&self) -> &[u32] {
         self.0.slots()
     }
 
-    /// The fence of the first lock; see [`super::Held::fence`].
+    /// The fence of the first lock; see [`Acquire`] for an example.
     #[must_use]
     pub fn fence(&self) -> Option<u64> {
         self.0.fence()
@@ -324,13 +302,13 @@ impl Held {
         self.0.is_lost()
     }
 
-    /// How the locks stand now; see [`Standing`].
+    /// How the locks stand now; see [`Held`] for an example.
     #[must_use]
     pub fn standing(&self) -> Standing {
         self.0.standing()
     }
 
-    /// Whether the daemon doubts that the storage still keeps the locks; see [`super::Held::is_suspected`].
+    /// Whether the daemon doubts that the storage still keeps the locks; see [`Held`] for an example.
     #[must_use]
     pub fn is_suspected(&self) -> bool {
         self.0.is_suspected()
@@ -366,7 +344,7 @@ impl Held {
         block_until(self.0.lost(), Instant::now().checked_add(time))
     }
 
-    /// Until when the locks are surely held if nothing more is heard; see [`super::Held::valid_until`].
+    /// Until when the locks are surely held if nothing more is heard; see [`Held`] for an example.
     #[must_use]
     pub fn valid_until(&self) -> Option<BootTime> {
         self.0.valid_until()

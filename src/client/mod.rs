@@ -37,6 +37,7 @@ pub mod example;
 mod held;
 mod link;
 mod message;
+mod park;
 mod session;
 mod shared;
 mod timing;

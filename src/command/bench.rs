@@ -9,47 +9,61 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tungstenite::{Message, WebSocket};
 
-use super::contradiction::Contradiction;
 use super::options::Bench;
 use super::trouble::Trouble;
 use super::{say, session, status};
-use crate::client::Server;
+use crate::client::{ConnectError, Server};
 
 /// How long an answer may take before the bench gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A connection, and requests as lines.
-struct Session {
-    input: BufReader<Box<dyn Read + Send>>,
-    output: Box<dyn Write + Send>,
-    line: String,
+/// A connection, and requests as lines or as messages.
+enum Session {
+    Lines { input: BufReader<Box<dyn Read + Send>>, output: Box<dyn Write + Send>, line: String },
+    WebSocket(Box<WebSocket<TcpStream>>),
 }
 
 impl Session {
     fn connect(server: &Server) -> io::Result<Self> {
-        let (input, output): (Box<dyn Read + Send>, Box<dyn Write + Send>) = match server {
+        match server {
             Server::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
                 stream.set_read_timeout(Some(PATIENCE))?;
-                (Box::new(stream.try_clone()?), Box::new(stream))
+                Ok(Self::lines(Box::new(stream.try_clone()?), Box::new(stream)))
             }
-            Server::Tcp(host) | Server::WebSocket { host, .. } => {
-                let stream = TcpStream::connect(host)?;
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                (Box::new(stream.try_clone()?), Box::new(stream))
+            Server::Tcp(host) => {
+                let stream = connect(host)?;
+                Ok(Self::lines(Box::new(stream.try_clone()?), Box::new(stream)))
             }
-        };
-        Ok(Self { input: BufReader::new(input), output, line: String::new() })
+            Server::WebSocket { host, .. } => {
+                let shaken = tungstenite::client::client(server.to_string(), connect(host)?);
+                let (socket, _) = shaken.map_err(|error| io::Error::other(error.to_string()))?;
+                Ok(Self::WebSocket(Box::new(socket)))
+            }
+        }
     }
 
-    /// Sends a line and checks that it is answered with yes.
+    fn lines(input: Box<dyn Read + Send>, output: Box<dyn Write + Send>) -> Self {
+        Self::Lines { input: BufReader::new(input), output, line: String::new() }
+    }
+
+    /// Sends a request and checks that it is answered with yes.
     fn ask(&mut self, request: &str) -> io::Result<()> {
-        self.output.write_all(request.as_bytes())?;
-        self.line.clear();
-        self.input.read_line(&mut self.line)?;
-        let reply: Value = serde_json::from_str(&self.line).unwrap_or_default();
+        let reply: Value = match self {
+            Self::Lines { input, output, line } => {
+                output.write_all(request.as_bytes())?;
+                line.clear();
+                input.read_line(line)?;
+                serde_json::from_str(line).unwrap_or_default()
+            }
+            Self::WebSocket(socket) => {
+                let reply = socket.send(Message::text(request)).and_then(|()| socket.read());
+                let reply = reply.map_err(|error| io::Error::other(error.to_string()))?;
+                reply.to_text().ok().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+            }
+        };
         if reply["ok"] == true {
             return Ok(());
         }
@@ -74,11 +88,17 @@ impl Session {
     }
 }
 
-/// Loads the first server that can be connected, and prints what came of it.
+fn connect(host: &str) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(host)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Loads the first server that is named, and prints what came of it.
 pub(super) fn main(options: &Bench, servers: &[Server]) -> Result<u8, Trouble> {
     let servers = session::servers(servers)?;
-    let server =
-        servers.iter().find(|server| !matches!(server, Server::WebSocket { .. })).ok_or(Contradiction::BenchServer)?;
+    let Some(server) = servers.first() else { return Err(Trouble::Connect { error: ConnectError::NoServer }) };
     let failed = |error| Trouble::File { what: "load", path: server.to_string(), error };
     let sessions: Result<Vec<Session>, _> = (0..options.connections).map(|_| Session::connect(server)).collect();
     let sessions = sessions.map_err(failed)?;

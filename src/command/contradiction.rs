@@ -23,8 +23,6 @@ pub(super) enum Contradiction {
     Descriptor(String),
     #[error("options come before NAME, and {} comes after it; a CMD that begins with a dash has to be ./{}", .0.escape_debug(), .0.escape_debug())]
     LateOption(String),
-    #[error("bench loads daemons over tcp:// and unix: alone; name such a --server")]
-    BenchServer,
     #[error("try does not wait; use: distrilock lock -w TIME NAME")]
     TryWaits,
     #[error("-c takes exactly one string, and no CMD beside it")]

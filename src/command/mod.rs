@@ -20,6 +20,7 @@ mod status;
 mod storage;
 mod trouble;
 mod values;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -64,6 +65,7 @@ fn done(line: CommandLine, arguments: &[OsString]) -> ExitCode {
         Verb::Run(options) => return run::main(&options, servers, &arguments[1..]),
         Verb::Lock(options) => hold::main(&options, servers),
         Verb::Try(options) => hold::try_main(options, servers),
+        Verb::Verify(options) => verify::main(&options),
         Verb::Peek(options) => look::peek(&options, servers),
         Verb::Ls(options) => look::ls(&options, servers),
         Verb::Wait(options) => look::wait(&options, servers),

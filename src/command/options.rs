@@ -41,6 +41,8 @@ pub(super) enum Verb {
     Lock(Hold),
     /// Like lock, but without waiting
     Try(Hold),
+    /// Within run: ask whether the lock is still held, and real: status 0 if it is, 74 if it is lost
+    Verify(Verify),
     /// Tell whether a lock is held, and by whom: status 0 if it is free, 1 if it is held
     Peek(Peek),
     /// List the daemon's locks, with who holds them and who waits
@@ -304,6 +306,14 @@ pub(super) struct Hold {
     /// The names of the locks, separated by commas: all are taken, or none
     #[arg(value_name = "NAME[,NAME...]", value_parser = names())]
     pub(super) names: Names,
+}
+
+/// The options of `verify`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Verify {
+    /// The names that have to be among those that the distrilock run around this command holds. Default: any
+    #[arg(value_name = "NAME[,NAME...]", value_parser = names())]
+    pub(super) names: Option<Names>,
 }
 
 /// The options of `peek`.

@@ -20,10 +20,20 @@ const TELL_AGAIN: Duration = Duration::from_secs(1);
 const COMMAND_BYTES_MAX: usize = 256;
 const WHO_BYTES_MAX: usize = 64;
 
-/// Runs one future on a runtime of this thread.
+/// Runs one future on a runtime of this thread. The runtime is not taken apart afterwards: the process ends, and the kernel does it
+/// in less time.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(Trouble::system("start"))?.block_on(work)
+    let runtime = std::mem::ManuallyDrop::new(runtime.map_err(Trouble::system("start"))?);
+    runtime.block_on(work)
+}
+
+/// Waits for a random time of at most this.
+pub(super) async fn jitter(whole: Option<Duration>) {
+    // The runtime counts in milliseconds: with nothing to wait for it would wait for one.
+    if let Some(whole) = whole {
+        tokio::time::sleep(random_part(whole)).await;
+    }
 }
 
 /// The servers that were named, or those that stand for none.
@@ -66,11 +76,16 @@ pub(super) fn line_of(words: &[OsString]) -> String {
     words.join(" ")
 }
 
-/// A random time of at most this. The standard library seeds its hash maps from the kernel's random numbers.
-pub(super) fn random_part(whole: Duration) -> Duration {
+/// A random number. The standard library seeds its hash maps from the kernel's.
+pub(super) fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
+}
+
+/// A random time of at most this.
+fn random_part(whole: Duration) -> Duration {
     const PARTS: u32 = 1 << 20;
-    let roll = RandomState::new().build_hasher().finish() % u64::from(PARTS);
+    let roll = random() % u64::from(PARTS);
     whole.mul_f64(f64::from(u32::try_from(roll).expect("it is below 2^20")) / f64::from(PARTS))
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::contradiction::Contradiction;
+use super::verify::{NoGuard, NotHeld};
 use super::{say, status};
 use crate::client::{AcquireError, BadServer, ConnectError, Disconnected, Failure, Lost, RequestError, Server};
 use crate::doctor::CollectFault;
@@ -22,6 +23,10 @@ pub(super) enum Trouble {
     Request { server: Server, error: RequestError },
     #[error("{server}: {lost}; stop the work that it guards")]
     Lost { server: Server, lost: Lost },
+    #[error(transparent)]
+    NotHeld(#[from] NotHeld),
+    #[error(transparent)]
+    NoGuard(#[from] NoGuard),
     #[error(transparent)]
     Collect(#[from] CollectFault),
     #[error("cannot {what}: {error}")]
@@ -44,6 +49,8 @@ impl Trouble {
             Self::Acquire { error, .. } => of_acquire(error, busy),
             Self::Request { error, .. } => of_request(error),
             Self::Lost { .. } => status::LOST,
+            Self::NotHeld(_) => status::BUSY,
+            Self::NoGuard(_) => status::UNREACHABLE,
             Self::Collect(CollectFault::OldMount { .. }) => status::REFUSED,
             Self::Collect(_) | Self::System { .. } | Self::File { .. } => status::SYSTEM,
         }

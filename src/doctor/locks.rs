@@ -179,11 +179,11 @@ fn try_with_peer(directory: &Directory, peer: &str, name: &str) -> io::Result<Op
     if let Outcome::Failed(fault) = outcome {
         return Err(io::Error::other(fault));
     }
-    let granted = session.ask(&json!({"op": "acquire", "lock": name}))?["ok"] == true;
-    if granted {
+    let reply = session.ask(&json!({"op": "acquire", "lock": name}));
+    retire(&files, &lock, file);
+    if reply?["ok"] == true {
         return Ok(Some("its daemon was granted a lock that this host holds"));
     }
-    retire(&files, &lock, file);
     let acquired = session.ask(&json!({"op": "acquire", "lock": name, "wait_ms": 10_000}))?;
     if acquired["ok"] != true {
         return Err(io::Error::other(format!("it does not grant a free lock: {acquired}")));

@@ -107,7 +107,8 @@ async fn serve(
     let notifier = Arc::new(Notifier::from_env());
     let (store, taken) = look_into(&core, store, &notifier);
     found.tell();
-    let node = watch_storage(&core, &found)?;
+    // A file server that has just started lets everybody wait until its grace period is over.
+    let node = notifier.while_starting(|| watch_storage(&core, &found))?;
     if let Some(taken) = taken {
         take_over(&core, &workers, taken);
     }

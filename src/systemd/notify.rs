@@ -11,7 +11,9 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr};
@@ -23,6 +25,15 @@ const READY_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// How long [`Notifier::barrier`] waits for a manager that does not come to it.
 const BARRIER_MS_MAX: u16 = 1000;
+
+/// How often [`Notifier::while_starting`] asks for more time, and for how much each time: the manager gives up only a daemon
+/// that has not asked for a good while.
+const EXTEND_EVERY: Duration = Duration::from_secs(5);
+const EXTEND_BY_USEC: u32 = 30_000_000;
+
+/// For so long it asks. Grace periods of file servers are shorter; a server that has not answered until then may be looked after
+/// by whoever sees the service fail.
+const EXTEND_FOR_MAX: Duration = Duration::from_secs(600);
 
 /// Tells the service manager about the daemon; does nothing without one.
 #[derive(Debug, Default)]
@@ -61,6 +72,31 @@ impl Notifier {
     /// The daemon serves: `READY=1`. Waits for room, for two seconds at most.
     pub fn ready(&self) {
         self.send(&NotifyState::Ready);
+    }
+
+    /// Does a part of the start that may take long, and asks the manager for more time meanwhile: `EXTEND_TIMEOUT_USEC=`,
+    /// which counts from when TimeoutStartSec= of the service has run out (sd_notify(3)).
+    pub fn while_starting<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.ask_every(EXTEND_EVERY, work)
+    }
+
+    fn ask_every<T>(&self, period: Duration, work: impl FnOnce() -> T) -> T {
+        if self.manager.is_none() {
+            return work();
+        }
+        thread::scope(|scope| {
+            let (working, done) = channel::<()>();
+            scope.spawn(move || {
+                let began = Instant::now();
+                while began.elapsed() < EXTEND_FOR_MAX && done.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+                    self.send(&NotifyState::ExtendTimeoutUsec(EXTEND_BY_USEC));
+                }
+            });
+            let value = work();
+            // The asking ends with this.
+            drop(working);
+            value
+        })
     }
 
     /// The daemon has begun to stop: `STOPPING=1`.
@@ -185,8 +221,6 @@ fn half(limit: Option<Duration>) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     /// A manager's socket that gives up after a while, and a notifier that speaks to it.
@@ -216,6 +250,22 @@ mod tests {
         for message in ["READY=1", "STATUS=3 sessions, 5 locks", "WATCHDOG=1", "STOPPING=1"] {
             assert_eq!(read(&socket), message);
         }
+    }
+
+    #[test]
+    fn a_long_start_asks_for_time() {
+        // Work that ends when the manager has been asked three times; one that is done at once asks for nothing.
+        let (_dir, socket, notifier) = manager();
+        let answer = notifier.ask_every(Duration::from_millis(1), || {
+            (0..3).for_each(|_| assert_eq!(read(&socket), "EXTEND_TIMEOUT_USEC=30000000"));
+            42
+        });
+        assert_eq!(answer, 42);
+        let (_dir, socket, notifier) = manager();
+        assert_eq!(notifier.while_starting(|| 42), 42);
+        notifier.ready();
+        assert_eq!(read(&socket), "READY=1");
+        assert_eq!(Notifier::default().while_starting(|| 42), 42);
     }
 
     #[test]
@@ -259,7 +309,7 @@ mod tests {
         for _ in 0..1000 {
             notifier.watchdog();
         }
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             scope.spawn(|| notifier.ready());
             while read(&socket) != "READY=1" {}
         });

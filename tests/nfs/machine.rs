@@ -41,7 +41,7 @@ pub(crate) fn run(words: &[String]) -> bool {
     let versions: Vec<Version> = words.iter().filter_map(|word| word.parse().ok()).collect();
     let wanted = |version: &Version| versions.is_empty() || versions.contains(version);
     // The longest first.
-    let versions: Vec<Version> = [Version::V41, Version::V42, Version::V40].into_iter().filter(wanted).collect();
+    let versions: Vec<Version> = [Version::V42, Version::V41, Version::V40].into_iter().filter(wanted).collect();
     let image = image();
     let scratch = TempDir::with_prefix_in("nfs-", env!("CARGO_TARGET_TMPDIR")).expect("a place for disks");
     payload(scratch.path());

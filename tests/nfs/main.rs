@@ -11,6 +11,7 @@ mod loss;
 mod machine;
 mod mounts;
 mod partition;
+mod readme;
 mod relock;
 mod report;
 #[path = "../support/mod.rs"]
@@ -59,6 +60,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "gone", together: true, versions: ALL, run: loss::gone },
     Scenario { name: "hung", together: true, versions: ALL, run: loss::hung_server },
     Scenario { name: "mounts", together: true, versions: ALL, run: mounts::refused },
+    Scenario { name: "readme", together: true, versions: &[Version::V42], run: readme::several_hosts },
     Scenario { name: "owners", together: true, versions: ALL, run: mounts::owners },
     Scenario { name: "twins", together: true, versions: WITH_SESSIONS, run: mounts::twins },
     Scenario { name: "blink", together: true, versions: ALL, run: partition::shorter_than_the_lease },

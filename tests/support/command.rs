@@ -103,7 +103,7 @@ impl Drop for Tree {
 pub(crate) fn command(server: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(DISTRILOCK);
     command.args(arguments).stdin(Stdio::null());
-    for name in ["LOCK", "SLOT", "FENCE", "TOKEN", "SESSION", "HELD", "FD", "SERVER"] {
+    for name in ["LOCK", "SLOT", "FENCE", "TOKEN", "SESSION", "HELD", "GUARD", "FD", "SERVER"] {
         command.env_remove(format!("DISTRILOCK_{name}"));
     }
     if !server.is_empty() {

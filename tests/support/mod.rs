@@ -43,6 +43,16 @@ pub(crate) fn files(directory: &Path) -> Vec<String> {
     names
 }
 
+/// The client in this language at the end of docs/protocol.md; there is one of each.
+pub(crate) fn client_of_the_manual(language: &str) -> String {
+    const PROTOCOL: &str = include_str!("../../docs/protocol.md");
+    let fence = format!("\n```{language}\n");
+    assert_eq!(PROTOCOL.matches(&fence).count(), 1, "one client in {language}");
+    let (_, rest) = PROTOCOL.split_once(&fence).expect("it is there");
+    let (program, _) = rest.split_once("\n```\n").expect("a block ends");
+    format!("{program}\n")
+}
+
 /// A small generator of numbers (xorshift64*, Vigna 2016): tests that roll dice repeat themselves from their seed.
 pub(crate) struct Dice(u64);
 

@@ -13,13 +13,14 @@ use nix::sys::prctl::{set_child_subreaper, set_name, set_pdeathsig};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, close, getpgid, getppid};
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
+use super::answer::Lock;
 use super::job::{Front, Job};
 use super::report::{End, Report};
 use super::signals::{self, Signalled, Signals};
-use super::{variables, watch};
-use crate::client::{Client, Held};
+use super::watch;
+use crate::client::Client;
 use crate::command::options::{CommandLine, Run, Verb};
 use crate::command::trouble::Trouble;
 use crate::command::{say, session, status};
@@ -150,9 +151,9 @@ impl Guard {
             }
         };
         let began = Instant::now();
-        let held = lock.as_ref().map(|(_, held)| held);
+        let held = lock.as_ref().map(Lock::held);
         let told = match &lock {
-            Some((client, held)) => variables(&client.welcome().session, held),
+            Some(lock) => lock.variables(),
             None => vec![("DISTRILOCK_HELD", "0".to_owned())],
         };
         let mut job = Job::start(&self.options, &self.words, self.front, &self.mask, &told)?;
@@ -170,13 +171,13 @@ impl Guard {
 
     /// Connects and acquires, unless a signal ends the wait. While the user's job is stopped, the place in the queue is kept, and
     /// what is granted as well.
-    async fn lock(&mut self) -> Result<(Client, Held), Early> {
+    async fn lock(&mut self) -> Result<Lock, Early> {
         let mut options = self.options.clone();
         options.asking.nonblock |= options.once_per.is_some();
         let servers = self.line_servers.clone();
         let command = (!options.no_argv).then(|| session::line_of(&self.words));
         let work = async move {
-            sleep(session::random_part(options.jitter.unwrap_or_default())).await;
+            session::jitter(options.jitter).await;
             let who = session::introduction(options.asking.note.as_deref(), command.as_deref());
             // What is left of the time to stop is for the kernel and for us.
             let stop_within = options.kill_after() + Duration::from_secs(2);
@@ -191,7 +192,7 @@ impl Guard {
                 return Err(Early::Trouble(Trouble::Lost { server: client.server().clone(), lost }));
             }
         }
-        Ok((client, held))
+        Ok(Lock::new(client, held))
     }
 
     /// Does this work before CMD runs, and attends to signals meanwhile.

@@ -8,6 +8,7 @@
 //!
 //! docs/decisions/0015 says why.
 
+mod answer;
 mod front;
 mod guard;
 mod job;
@@ -27,7 +28,9 @@ use super::values::is_one_of;
 use super::{say, session, status};
 use crate::client::Server;
 
+pub(super) use answer::{Answer, GUARD as GUARD_SOCKET};
 pub(super) use guard::{WORD as GUARD, main as guard};
+pub(super) use plain::DESCRIPTOR;
 pub(super) use signals::is_ignored;
 pub(super) use start::{WORD as START, main as start, not_run};
 
@@ -53,13 +56,15 @@ pub(super) fn main(options: &Run, servers: &[Server], arguments: &[OsString]) ->
 }
 
 /// The variables that CMD finds, set by us or left by an outer `distrilock run`.
-const VARIABLES: [&str; 6] = [
+const VARIABLES: [&str; 8] = [
     "DISTRILOCK_LOCK",
     "DISTRILOCK_SLOT",
     "DISTRILOCK_FENCE",
     "DISTRILOCK_TOKEN",
     "DISTRILOCK_SESSION",
     "DISTRILOCK_HELD",
+    answer::GUARD,
+    DESCRIPTOR,
 ];
 
 /// What CMD is told of the lock. Several locks stand in the order in which they were asked for, separated by commas, and so do

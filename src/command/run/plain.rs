@@ -13,20 +13,19 @@ use crate::command::trouble::Trouble;
 use crate::command::{inherit, session};
 
 /// The variable that names the descriptor.
-const DESCRIPTOR: &str = "DISTRILOCK_FD";
+pub(in crate::command) const DESCRIPTOR: &str = "DISTRILOCK_FD";
 
 /// Takes the lock and becomes CMD. Returns only if that fails.
 pub(super) fn main(options: &Run, words: &[OsString], servers: &[Server]) -> Result<ExitCode, Trouble> {
     let taken = session::block_on(async {
-        if let Some(whole) = options.jitter {
-            tokio::time::sleep(session::random_part(whole)).await;
-        }
+        session::jitter(options.jitter).await;
         let told = (!options.no_argv).then(|| session::line_of(words));
         let who = session::introduction(options.asking.note.as_deref(), told.as_deref());
         let client = session::connect(Client::builder(), &who, servers).await?;
         let held = session::acquire(&client, &options.asking, &options.names).await?;
         let connection = client.connection();
-        inherit::leave_open(connection).map_err(Trouble::system("pass on the connection"))?;
+        let passed_on = inherit::leave_open(connection).and_then(|()| inherit::let_wait(connection));
+        passed_on.map_err(Trouble::system("pass on the connection"))?;
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         for name in VARIABLES {

@@ -8,12 +8,13 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::answer::Lock;
 use super::guard::{FRONT_DIED, Guard, next};
 use super::job::Job;
 use super::report::End;
 use super::signals::Signalled;
 use super::tree;
-use crate::client::{Client, Held, Lost};
+use crate::client::{Held, Lost};
 use crate::command::values::OnLost;
 use crate::command::{say, status};
 
@@ -111,7 +112,7 @@ impl Guard {
     pub(super) async fn finish(
         &mut self,
         job: &mut Job,
-        lock: Option<(Client, Held)>,
+        lock: Option<Lock>,
         how: Option<tree::Ending>,
         began: Instant,
     ) -> io::Result<()> {
@@ -125,16 +126,16 @@ impl Guard {
             }
             None => End::Status(u8::MAX),
         };
-        let Some((client, held)) = lock else { return self.report(end, false) };
-        self.keep_at_least(&held, began).await?;
+        let Some(lock) = lock else { return self.report(end, false) };
+        self.keep_at_least(lock.held(), began).await?;
         let leaves = !self.options.close && !tree::bury(job.pid)?;
         if leaves || self.options.once_per.is_some() {
             self.report(end, true)?;
-            self.keep(job, &held, began, leaves).await?;
-            release(Some((client, held))).await;
+            self.keep(job, lock.held(), began, leaves).await?;
+            release(Some(lock)).await;
             return Ok(());
         }
-        release(Some((client, held))).await;
+        release(Some(lock)).await;
         self.report(end, false)
     }
 
@@ -226,9 +227,10 @@ async fn until(began: Instant, time: Option<Duration>) {
 
 /// Gives the lock back, so that it is free when the user sees us end. A daemon that does not answer gets it by the end of the
 /// connection.
-pub(super) async fn release(lock: Option<(Client, Held)>) {
+pub(super) async fn release(lock: Option<Lock>) {
     const PATIENCE: Duration = Duration::from_secs(2);
-    let Some((_client, held)) = lock else { return };
+    let Some(lock) = lock else { return };
+    let Some((_client, held)) = lock.into_held().await else { return };
     let _ = tokio::time::timeout(PATIENCE, held.release()).await;
 }
 

@@ -1,0 +1,157 @@
+//! `distrilock verify`: what a command learns of the lock under which it runs.
+
+use std::fs;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::process::Command;
+use std::thread;
+
+use nix::unistd::{Pid, Uid};
+
+use super::support::{DISTRILOCK, Daemon, Running, V1, command, ended, eventually};
+
+/// `distrilock run` of a script that has `$D` for the command.
+fn run(server: &str, options: &[&str], script: &str) -> Command {
+    let mut arguments = vec!["run"];
+    arguments.extend(options);
+    arguments.extend(["x,y", "-c", script]);
+    let mut run = command(server, &arguments);
+    run.env("D", DISTRILOCK).env("SHELL", "/bin/sh");
+    run
+}
+
+/// A held lock is real, by any of its names; another name is not held. Of two runs around a command the inner one counts.
+#[test]
+fn a_real_lock() {
+    let daemon = Daemon::start();
+    for server in [daemon.tcp(), format!("ws://{}", daemon.ws())] {
+        let script = "for names in '' x y,x z x,z; do $D verify $names; echo $?; done; $D run z $D verify x; echo $?";
+        let run = ended(run(&server, &[], script));
+        assert_eq!((run.code(), run.out.as_str()), (0, "0\n0\n0\n1\n1\n1\n"), "{}", run.err);
+        let lines: Vec<&str> = run.err.lines().collect();
+        assert!(lines[0].contains("z is not held") && lines[0].contains("holds x,y"), "{}", run.err);
+        assert!(lines[2].contains("x is not held") && lines[2].ends_with("holds z"), "{}", run.err);
+    }
+}
+
+/// Without a lock there is nothing to verify.
+#[test]
+fn no_lock() {
+    let outside = ended(command("", &["verify"]));
+    assert_eq!(outside.code(), 1);
+    assert!(outside.err.contains("does not run under distrilock run"), "{}", outside.err);
+    let anyway = ended(run("unix:/nonexistent/socket", &["--run-anyway"], "$D verify; echo $?"));
+    assert_eq!(anyway.out, "1\n", "{}", anyway.err);
+    assert!(anyway.err.contains("without the lock"), "{}", anyway.err);
+}
+
+/// Somebody deletes the lock file: verify finds out, and says so ever after; the daemon's word reaches the guard as well.
+#[test]
+fn a_deleted_file() {
+    let daemon = Daemon::start();
+    let script = "$D verify && echo held; read line; for n in 1 2; do $D verify x; echo $?; done; $D verify; echo $?";
+    let mut running = run(&daemon.tcp(), &["--on-lost", "warn"], script);
+    let (input, writer) = std::io::pipe().expect("a pipe");
+    let mut running = Running::start({
+        running.stdin(input);
+        running
+    });
+    running.says("held\n");
+    fs::remove_file(daemon.file("x")).expect("it is held");
+    drop(writer);
+    let run = running.end();
+    running.tree.goes();
+    assert_eq!((run.code(), run.out.as_str()), (0, "held\n74\n74\n74\n"), "{}", run.err);
+    let told = run.err.lines().filter(|line| line.contains(&daemon.tcp()) && line.contains("stop the work")).count();
+    assert_eq!(told, 3, "{}", run.err);
+}
+
+/// The question itself ends the command if the lock turns out to be lost: that is the guard's business, whoever finds out.
+#[test]
+fn a_loss_ends_the_command() {
+    let daemon = Daemon::start();
+    let script = "rm \"$FILE\"; $D verify; sleep 1000";
+    let mut command = run(&daemon.tcp(), &[], script);
+    command.env("FILE", daemon.file("y"));
+    let run = ended(command);
+    assert_eq!(run.code(), 74, "{}", run.err);
+}
+
+/// The daemon is killed: the lock is lost with it.
+#[test]
+fn the_daemon_is_gone() {
+    let mut daemon = Daemon::start();
+    let mut run = run(&daemon.tcp(), &["--on-lost", "warn"], "echo held; read line; $D verify; echo $?");
+    let (input, writer) = std::io::pipe().expect("a pipe");
+    run.stdin(input);
+    let mut running = Running::start(run);
+    running.says("held\n");
+    daemon.kill();
+    drop(writer);
+    let run = running.end();
+    assert_eq!(run.out, "held\n74\n", "{}", run.err);
+    running.tree.goes();
+}
+
+/// What a command has left behind has the lock, and can verify it, after the command has ended.
+#[test]
+fn in_the_background() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let (go, done) = (folder.path().join("go"), folder.path().join("done"));
+    let script =
+        "(until [ -e $GO ]; do sleep 0.05; done; $D verify; echo $? > $DONE.part; mv $DONE.part $DONE) & exit 0";
+    let mut command = run(&daemon.tcp(), &[], script);
+    command.env("GO", &go).env("DONE", &done);
+    let mut running = Running::start(command);
+    assert_eq!(running.end().code(), 0);
+    fs::write(&go, "").expect("a file");
+    eventually("the background has asked", || done.exists());
+    assert_eq!(fs::read_to_string(&done).expect("it is there"), "0\n");
+    running.tree.goes();
+    eventually("the lock is free", || V1::connect(&daemon.tcp()).gets("x"));
+}
+
+/// Who holds the lock is not there, is somebody else, or lets go in this moment: that is said, and is no yes.
+#[test]
+fn nobody_to_ask() {
+    let asked = |guard: &str| {
+        let mut verify = command("", &["verify"]);
+        verify.envs([("DISTRILOCK_HELD", "1"), ("DISTRILOCK_LOCK", "x"), ("DISTRILOCK_GUARD", guard)]);
+        let run = ended(verify);
+        assert_eq!(run.code(), 68, "{}", run.err);
+        run.err
+    };
+    let name = |uid: u32| format!("distrilock-run/{uid}/{}-test", Pid::this());
+    let own = name(Uid::effective().as_raw());
+    let err = asked(&format!("@{own}"));
+    assert!(err.contains(&own) && err.contains("not reached") && err.contains("stop the work"), "{err}");
+    let listen = |name: &str| UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).expect("a name"));
+    let others = name(Uid::effective().as_raw() + 1);
+    let listener = listen(&others).expect("nobody else has it");
+    let err = asked(&format!("@{others}"));
+    assert!(err.contains("not the one that holds the lock"), "{err}");
+    drop(listener);
+    let listener = listen(&own).expect("nobody else has it");
+    let accept = thread::spawn(move || drop(listener.accept().expect("it asks")));
+    assert!(asked(&format!("@{own}")).contains("not reached"));
+    accept.join().expect("no panic");
+    assert!(asked("nonsense").contains("no name of a guard"));
+    assert!(asked("").contains("is not set"));
+}
+
+/// Under `-F` the connection itself is asked, as the message and the manual say.
+#[test]
+fn without_a_guard() {
+    let daemon = Daemon::start();
+    let manual = include_str!("../../docs/distrilock.md");
+    let lines = manual.lines().filter_map(|line| line.strip_prefix("    "));
+    let lines: Vec<&str> = lines.filter(|line| line.contains("DISTRILOCK_FD")).collect();
+    assert_eq!(lines.len(), 2, "the manual's lines are a question and an answer");
+    let script = format!("$D verify; echo $?\n{}\necho \"$answer\"", lines.join("\n").replace("nightly", "x"));
+    let mut command = run(&daemon.tcp(), &["-F"], &script);
+    command.env("SHELL", "/bin/bash");
+    let run = ended(command);
+    assert_eq!(run.out, "68\n{\"ok\":true,\"lock\":\"x\"}\n", "{}", run.err);
+    assert!(run.err.contains("DISTRILOCK_FD"), "{}", run.err);
+}
