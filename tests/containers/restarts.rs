@@ -29,7 +29,7 @@ pub(crate) fn unnoticed(report: &Report) {
     disturb("restart after daemon-reexec", "systemctl restart distrilock.service", true);
     disturb("upgrade", "apt-get install -y -qq /lab/next.deb", true);
     disturb("restart of the sockets", "systemctl restart distrilock.socket", true);
-    disturb("SIGTERM from outside", "systemctl kill --kill-whom=main distrilock.service", true);
+    disturb("SIGUSR2 from outside", "systemctl kill --kill-whom=main -s USR2 distrilock.service", true);
     disturb("daemon-reload", "systemctl daemon-reload", false);
     if property(SERVICE, "CanReload") == "yes" {
         disturb("reload", "systemctl reload distrilock.service", false);
