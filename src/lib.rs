@@ -15,7 +15,8 @@
 //! - [`session`] stands between one client's requests and the engine.
 //! - [`front`] has the sockets: listeners, the upgrade to WebSocket, one task a connection.
 //! - [`server`] starts, serves and stops; its `Core` is what all sessions share.
-//! - [`systemd`] takes passed sockets, notifies, and logs to the journal.
+//! - [`systemd`] takes passed sockets, notifies, logs to the journal, and keeps what one process leaves to the next (`hand_over` in
+//!   `engine`, `wire`, `session`, `files`, `front` and `server`).
 //! - [`doctor`] examines a lock directory; [`timing`] has the times on which exclusion over NFS rests.
 //! - [`client`] is the other end of the protocol, and knows the daemon by it alone.
 //! - [`command`] is the other program, `distrilock`: it runs commands under a lock, and shows who holds and who waits.

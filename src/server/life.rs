@@ -77,6 +77,11 @@ pub fn run(settings: Settings) -> Result<(), StartFault> {
     let descriptors = raise_descriptor_limit()?;
     let directory = Directory::find(&settings)?;
     let stored = std::mem::take(&mut passed.stored);
+    let mut strangers = std::mem::take(&mut passed.strangers);
+    let store = Store::of(stored).unwrap_or_else(|names| {
+        strangers.extend(names);
+        None
+    });
     let fronts = listen(&settings, passed)?;
     let files = directory.files()?;
     if files.network().is_some() {
@@ -89,7 +94,7 @@ pub fn run(settings: Settings) -> Result<(), StartFault> {
     let stop_ms = directory.timing.map(|timing| u64::try_from(timing.stop.as_millis()).unwrap_or(u64::MAX));
     let files = (files, directory.mount.word(), stop_ms);
     let core = Arc::new(Core::new(settings, files, node, descriptors, runtime.handle().clone()));
-    runtime.block_on(serve(core, workers.into(), fronts, directory, Store::of(stored)))
+    runtime.block_on(serve(core, workers.into(), fronts, directory, (store, strangers)))
 }
 
 async fn serve(
@@ -97,7 +102,7 @@ async fn serve(
     workers: Arc<[Worker]>,
     fronts: Fronts,
     found: Directory,
-    store: Option<Store>,
+    (store, strangers): (Option<Store>, Vec<String>),
 ) -> Result<(), StartFault> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -105,6 +110,7 @@ async fn serve(
     let mut hand_on = signal(SignalKind::user_defined2())?;
     let directory = core.files.directory().display().to_string();
     let notifier = Arc::new(Notifier::from_env());
+    notifier.forget(&strangers);
     let (store, taken) = look_into(&core, store, &notifier);
     found.tell();
     // A file server that has just started lets everybody wait until its grace period is over.

@@ -128,6 +128,20 @@ impl Notifier {
         self.manager.as_ref().map_or(Ok(()), |manager| manager.send_with(&message.join("\n"), descriptors))
     }
 
+    /// Has the manager forget what nobody knows: `FDSTOREREMOVE=1`.
+    pub fn forget(&self, names: &[String]) {
+        for name in names {
+            tracing::warn!("the service manager kept {name:?}, which this daemon does not know: it is closed");
+            let states = [NotifyState::FdStoreRemove, NotifyState::FdName(name)];
+            let message: Vec<String> = states.iter().map(ToString::to_string).collect();
+            if let Some(manager) = &self.manager
+                && let Err(error) = manager.send(&message.join("\n"))
+            {
+                tracing::warn!("the service manager was not told to forget {name:?}: {error}");
+            }
+        }
+    }
+
     /// Waits until the manager has seen to all that it was told before, for a second at most: `BARRIER=1`, sd_notify_barrier(3).
     ///
     /// # Errors

@@ -34,6 +34,8 @@ pub struct Passed {
     pub ws: Vec<Listener>,
     /// What an earlier process of the daemon left in the file descriptor store, with its names.
     pub stored: Vec<(String, OwnedFd)>,
+    /// The names of what is in the store and not known here. It has been closed, and is to be removed from there.
+    pub strangers: Vec<String>,
 }
 
 impl Passed {
@@ -72,16 +74,6 @@ pub enum SocketFault {
          its .socket unit needs ListenStream= and Accept=no"
     )]
     Unfit {
-        /// Its place in `LISTEN_FDS`, from 1.
-        position: usize,
-        /// What it is called.
-        name: String,
-        /// What it is.
-        found: Found,
-    },
-    /// A stored descriptor that is not a socket; this daemon stores only sockets.
-    #[error("passed descriptor {position}, {name:?}, is {found}, which this daemon never stores")]
-    Stored {
         /// Its place in `LISTEN_FDS`, from 1.
         position: usize,
         /// What it is called.
@@ -188,6 +180,8 @@ enum Use {
     Tcp,
     Ws,
     Stored,
+    /// In the store, and not known.
+    Stranger,
 }
 
 /// Takes the descriptors that systemd passed to this process; none if there are none.
@@ -219,8 +213,18 @@ pub fn take() -> Result<Passed, SocketFault> {
 
     let mut passed = Passed::default();
     for (index, (name, (found, descriptor))) in names.into_iter().zip(descriptors).enumerate() {
+        if uses[index] == Use::Stranger {
+            match descriptor {
+                Taken::Socket(socket) => drop(socket),
+                // It cannot fail but for what is closed already.
+                Taken::Other(number) => drop(nix::unistd::close(number)),
+                Taken::Nothing => {}
+            }
+            passed.strangers.push(name);
+            continue;
+        }
         // `plan` accepts sockets only, and `look` owns each socket that it recognises.
-        let Some(descriptor) = descriptor else {
+        let Taken::Socket(descriptor) = descriptor else {
             let position = index + 1;
             return Err(SocketFault::Unfit { position, name, found });
         };
@@ -228,6 +232,7 @@ pub fn take() -> Result<Passed, SocketFault> {
             Use::Tcp => passed.tcp.push(listener(descriptor, found, index)?),
             Use::Ws => passed.ws.push(listener(descriptor, found, index)?),
             Use::Stored => passed.stored.push((name, descriptor)),
+            Use::Stranger => unreachable!("strangers have been closed"),
         }
     }
     Ok(passed)
@@ -254,15 +259,13 @@ fn plan(names: &[String], found: &[Found]) -> Result<Vec<Use>, SocketFault> {
         let purpose = match name.as_str() {
             "tcp" => Use::Tcp,
             "ws" => Use::Ws,
-            stored if is_stored(stored) => Use::Stored,
-            nameless if single && is_nameless(nameless) => Use::Tcp,
+            stored if is_stored(stored) && is_pair(found) => Use::Stored,
+            stored if is_stored(stored) => Use::Stranger,
+            nameless if single && is_nameless(nameless) && !only_stored(found) => Use::Tcp,
+            _ if only_stored(found) => Use::Stranger,
             _ => return Err(SocketFault::Name { position, name }),
         };
-        if purpose == Use::Stored {
-            if !matches!(found, Found::Socket { .. }) {
-                return Err(SocketFault::Stored { position, name, found });
-            }
-        } else if !accepts(found) {
+        if !matches!(purpose, Use::Stored | Use::Stranger) && !accepts(found) {
             return Err(SocketFault::Unfit { position, name, found });
         }
         uses.push(purpose);
@@ -274,6 +277,19 @@ fn plan(names: &[String], found: &[Found]) -> Result<Vec<Use>, SocketFault> {
 /// stored without a name (sd_pid_notify_with_fds(3)).
 fn is_stored(name: &str) -> bool {
     name.starts_with("store") || name.starts_with("distrilock-store")
+}
+
+/// True for an end of a pair that the daemon stores (`store`).
+fn is_pair(found: Found) -> bool {
+    matches!(found, Found::Socket { family: Family::Unix, kind: Kind::SeqPacket, listening: false })
+}
+
+/// True for what no .socket unit passes (systemd.socket(5)), so that it can only come from the store.
+fn only_stored(found: Found) -> bool {
+    match found {
+        Found::Socket { kind, listening, .. } => matches!(kind, Kind::Stream | Kind::SeqPacket) && !listening,
+        found => found == Found::File || found == Found::Anonymous,
+    }
 }
 
 /// True for what a descriptor is called when nobody named it: `unknown` where the environment has
@@ -305,11 +321,18 @@ const SOCKETS: [(libc::c_int, Family, libc::c_int, Kind); 11] = [
     (libc::AF_NETLINK, Family::Netlink, libc::SOCK_DGRAM, Kind::Datagram),
 ];
 
+/// A passed descriptor: owned, if it is a socket.
+enum Taken {
+    Socket(OwnedFd),
+    Other(libc::c_int),
+    Nothing,
+}
+
 /// Finds out what the descriptor at `index` is, and owns it, closing on exec, if it is a socket.
 ///
 /// `listenfd` hands out an owned descriptor only to those who know what it is, so that this asks
 /// for one kind after the other: a refusal leaves the descriptor where it was.
-fn look(listen_fd: &mut ListenFd, index: usize) -> Result<(Found, Option<OwnedFd>), SocketFault> {
+fn look(listen_fd: &mut ListenFd, index: usize) -> Result<(Found, Taken), SocketFault> {
     for (domain, family, number, kind) in SOCKETS {
         let Ok(Some(socket)) = listen_fd.take_custom::<OwnedFd>(index, domain, number, "") else {
             continue;
@@ -320,14 +343,14 @@ fn look(listen_fd: &mut ListenFd, index: usize) -> Result<(Found, Option<OwnedFd
             source: errno.into(),
         })?;
         let found = Found::Socket { family, kind, listening };
-        return Ok((found, Some(socket)));
+        return Ok((found, Taken::Socket(socket)));
     }
     let number = listen_fd.take_raw_fd(index).map_err(|source| SocketFault::System {
         operation: "taking",
         position: index + 1,
         source,
     })?;
-    Ok((number.map_or(Found::Closed, name_other), None))
+    Ok(number.map_or((Found::Closed, Taken::Nothing), |number| (name_other(number), Taken::Other(number))))
 }
 
 /// Says what an open file is that is not a known socket, by its number alone; proc_pid_fd(5).
@@ -447,8 +470,11 @@ mod tests {
 
     #[test]
     fn a_connection_is_never_taken_for_a_listener() {
-        // A stored connection that lost its name, under each name that a listener can have.
-        for names in [None, Some("tcp"), Some("ws"), Some("distrilock.socket")] {
+        // A stored connection that lost its name, or has one that a listener can have.
+        for names in [None, Some("distrilock.socket"), Some("store-7")] {
+            assert_eq!(decide(names, &[CONNECTION]), Ok(vec![Use::Stranger]));
+        }
+        for names in [Some("tcp"), Some("ws")] {
             let fault = decide(names, &[CONNECTION]).unwrap_err();
             assert!(fault.contains("is a socket of family IP and type stream that does not listen"), "{fault}");
         }
@@ -481,10 +507,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_must_be_a_socket() {
-        // A pipe under a name of the store.
-        let fault = decide(Some("tcp:store"), &[TCP, Found::Pipe]).unwrap_err();
-        assert_eq!(fault, "passed descriptor 2, \"store\", is a pipe, which this daemon never stores");
-        assert_eq!(decide(Some("tcp:store"), &[TCP, CONNECTION]), Ok(vec![Use::Tcp, Use::Stored]));
+    fn strangers_in_the_store_do_not_stop_the_daemon() {
+        // What can only come from the store, and was not put there by this daemon, and what a .socket unit can pass.
+        for found in [Found::Pipe, Found::File, Found::Anonymous, CONNECTION, TCP] {
+            assert_eq!(decide(Some("tcp:store"), &[TCP, found]), Ok(vec![Use::Tcp, Use::Stranger]));
+        }
+        for found in [Found::File, Found::Anonymous, CONNECTION, PAIR] {
+            assert_eq!(decide(Some("tcp:other"), &[TCP, found]), Ok(vec![Use::Tcp, Use::Stranger]));
+        }
+        for found in [Found::Pipe, TCP, socket(Family::Inet, Kind::Datagram, false)] {
+            assert!(decide(Some("tcp:other"), &[TCP, found]).unwrap_err().contains("the name \"other\""));
+        }
     }
 }

@@ -60,11 +60,17 @@ pub enum StoreFault {
 }
 
 impl Store {
-    /// The pair among what the service manager has passed, if it is there; what else is in the store is closed.
-    #[must_use]
-    pub fn of(stored: Vec<(String, OwnedFd)>) -> Option<Self> {
+    /// The pair among what the service manager has passed, if it is there and nothing else.
+    ///
+    /// # Errors
+    /// The names of what is there and is of no use; all of it is closed.
+    pub fn of(stored: Vec<(String, OwnedFd)>) -> Result<Option<Self>, Vec<String>> {
+        if stored.is_empty() {
+            return Ok(None);
+        }
+        let names = stored.iter().map(|(name, _)| name.clone()).collect();
         let ends: Vec<OwnedFd> = stored.into_iter().filter(|(name, _)| name == NAME).map(|(_, end)| end).collect();
-        Some(Self { ends: ends.try_into().ok()? })
+        ends.try_into().map(|ends| Some(Self { ends })).map_err(|_: Vec<OwnedFd>| names)
     }
 
     /// A new pair, which the service manager is asked to keep; `None` if there is nobody to keep it.

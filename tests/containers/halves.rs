@@ -36,7 +36,9 @@ fn all_is_read() {
 /// Requests of each dialect that are cut at several places, the first one of a session and a later one.
 pub(crate) fn requests(report: &Report) {
     guest::installed();
-    for replacement in ["systemctl restart distrilock.service", "systemctl kill --kill-whom=main distrilock.service"] {
+    for replacement in
+        ["systemctl restart distrilock.service", "systemctl kill --kill-whom=main -s USR2 distrilock.service"]
+    {
         let mut sessions = Vec::new();
         for dialect in Dialect::ALL {
             for later in [false, true] {

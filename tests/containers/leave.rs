@@ -4,8 +4,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -16,16 +15,16 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::guest::DIRECTORY;
 
-/// Run by the service itself, once (ExecStartPost=): puts strangers into its store of descriptors. The first are of a kind that the daemon has never had; the others are the two ends of a hand-over that was cut off
-/// after its beginning. True if it is done, now or by an earlier start.
+/// Run by the service itself, once (ExecStartPost=): puts strangers into its store of descriptors. The first are of a kind that the
+/// daemon has never had; the others are the two ends of a hand-over that was cut off after its beginning. True if it is done, now or
+/// by an earlier start.
 pub(crate) fn in_the_store() -> bool {
     if File::create_new(format!("{DIRECTORY}/left")).is_err() {
         return true;
     }
-    let address = SocketAddr::from_abstract_name("distrilock-test-stranger").expect("a short name");
-    let listener = UnixListener::bind_addr(&address).expect("nobody else has it");
+    let (connection, _peer) = UnixStream::pair().expect("the system has sockets");
     let file = locked("stranger");
-    store("FDSTORE=1\nFDNAME=stranger\nFDPOLL=0", &[file.as_raw_fd(), listener.as_raw_fd()]);
+    store("FDSTORE=1\nFDNAME=stranger\nFDPOLL=0", &[file.as_raw_fd(), connection.as_raw_fd()]);
 
     let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
     let (one, other): (OwnedFd, OwnedFd) = pair.expect("the system has sockets");

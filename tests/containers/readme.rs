@@ -8,16 +8,17 @@ use crate::report::Report;
 const HEADING: &str = "## Install it\n";
 
 /// What stands for the clone of the project: a container has no compiler and no network, so that the command which builds the
-/// package only puts the one that was built where the real one puts it. The other commands are real.
+/// package only puts the one that was built where the real one puts it, and what it needs for that is not installed: the host has
+/// done both. The other commands are real.
 const CLONE: &str = r#"mkdir -p /srv/distrilock/packaging && cd /srv/distrilock && cat > packaging/deb <<'SCRIPT'
 #!/bin/sh
 set -e
 mkdir -p target/debian
-deb=target/debian/distrilock_$(dpkg-deb -f /lab/distrilock.deb Version)_$(dpkg --print-architecture).deb
+deb=$PWD/target/debian/distrilock_$(dpkg-deb -f /lab/distrilock.deb Version)_$(dpkg --print-architecture).deb
 cp /lab/distrilock.deb "$deb"
 echo "$deb"
 SCRIPT
-printf '#!/bin/sh\nexec "$@"\n' > /usr/local/bin/sudo
+printf '#!/bin/sh\ncase $* in *debhelper*) exit;; esac\nexec "$@"\n' > /usr/local/bin/sudo
 chmod +x packaging/deb /usr/local/bin/sudo"#;
 
 /// The lines of the section's `sh` blocks, run in their order by one shell.
