@@ -91,11 +91,12 @@ const FORBIDDEN: [(&str, &[&str], &str); 7] = [
 const FILE_WORDS: [&str; 7] = ["fcntl", "F_OFD", "unlink", "remove_file", "openat", "flock", "OpenOptions"];
 
 /// What uses such a word all the same, and why.
-const FILE_WORDS_ELSEWHERE: [(&str, &str, &str); 6] = [
+const FILE_WORDS_ELSEWHERE: [(&str, &str, &str); 7] = [
     ("command/fence.rs", "fcntl", "where nix has the type for flock(2), by which records of fences are locked"),
     ("command/inherit.rs", "fcntl", "leaves a descriptor open for the next program"),
     ("command/run/front.rs", "fcntl", "where nix has the flags of pipe2(2)"),
     ("systemd/journal.rs", "fcntl", "sets O_NONBLOCK on the journal's socket"),
+    ("systemd/notify.rs", "fcntl", "where nix has the flags of pipe2(2)"),
     ("systemd/sockets.rs", "fcntl", "names the call in a fault of a socket"),
     ("server/life.rs", "remove_file", "removes the Unix socket that a dead daemon left"),
 ];
@@ -308,6 +309,27 @@ fn the_changelog_is_at_the_version() {
     let mut headings = changelog.lines().filter_map(|line| line.strip_prefix("## "));
     let top = headings.find(|heading| *heading != "Unreleased").expect("the changelog has a version");
     assert_eq!(top.split(' ').next(), Some(env!("CARGO_PKG_VERSION")), "CHANGELOG.md's top version");
+    let debian = text("debian/changelog");
+    let version = debian.split(['(', ')']).nth(1);
+    assert_eq!(version, Some(env!("CARGO_PKG_VERSION")), "debian/changelog's top version");
+}
+
+/// A unit or an example is written, and no package brings it; or it is gone, and packages still want it.
+#[test]
+fn every_unit_is_installed() {
+    let list = text("packaging/files");
+    let lines = list.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let listed: Vec<&str> = lines.filter_map(|line| line.split_whitespace().next()).collect();
+    let mut paths = Vec::new();
+    files_under(&root().join("systemd"), &mut paths);
+    let there: Vec<String> =
+        paths.iter().map(|path| path.strip_prefix(root()).expect("found there").display().to_string()).collect();
+    assert!(there.len() > 10, "this test finds only {there:?}");
+    let missing = there.iter().filter(|path| !listed.contains(&path.as_str()));
+    let mut offences: Vec<String> = missing.map(|path| format!("{path} is in no package")).collect();
+    let gone = listed.iter().filter(|path| !path.starts_with("build:") && !root().join(path).is_file());
+    offences.extend(gone.map(|path| format!("{path} is not there")));
+    none(&offences, "packaging/files");
 }
 
 /// A path of the machine that something was written on slips into what is published.
@@ -319,7 +341,7 @@ fn no_path_of_a_build_machine() {
             .iter()
             .map(|path| root().join(path))
             .collect();
-    for folder in ["src", "tests", "benches", "docs", "examples", "systemd", "fuzz/fuzz_targets"] {
+    for folder in ["src", "tests", "benches", "docs", "examples", "systemd", "packaging", "fuzz/fuzz_targets"] {
         files_under(&root().join(folder), &mut paths);
     }
     let mut offences = Vec::new();

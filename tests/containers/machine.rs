@@ -80,6 +80,7 @@ fn payload(folder: &Path) {
     success(Command::new("strip").arg(folder.join("payload")), "binutils are there");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     copy(&root.join("README.md"), "README.md");
+    copy(&root.join("debian/tests/lock"), "autopkgtest");
     copy(&package(root), "distrilock.deb");
     next_version(folder);
 }

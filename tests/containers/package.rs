@@ -35,6 +35,8 @@ pub(crate) fn comes_and_goes(report: &Report) {
     let owner = sh(&format!("stat -c %U:%G {}", guest::DIRECTORY));
     report.check("the lock directory has its owner", owner == "distrilock:distrilock", &owner);
     units(report);
+    let (passes, said) = attempt("sh /lab/autopkgtest");
+    report.check("the package's own test passes", passes && said.ends_with("free again"), said);
 
     sh("apt-get remove -y -qq distrilock");
     let socket = V1::try_connect(TCP);
