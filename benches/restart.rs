@@ -74,7 +74,8 @@ impl Manager {
 }
 
 fn signal(child: &Child, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(child.id()).expect("process numbers are small")), signal).expect("it is our child");
+    kill(Pid::from_raw(i32::try_from(child.id()).expect("process numbers are small")), signal)
+        .expect("it is our child");
 }
 
 fn say(session: &mut TcpStream, line: &str) {
@@ -93,7 +94,8 @@ fn hear(session: &mut TcpStream) -> String {
 
 fn main() {
     let words: Vec<String> = std::env::args().collect();
-    let wanted = words.iter().position(|word| word == "--sessions").and_then(|place| words.get(place + 1)?.parse().ok());
+    let wanted =
+        words.iter().position(|word| word == "--sessions").and_then(|place| words.get(place + 1)?.parse().ok());
     let hard = getrlimit(Resource::RLIMIT_NOFILE).map(|(_, hard)| hard).expect("there is a limit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit everybody may");
     let most = usize::try_from(hard / 2).unwrap_or(usize::MAX).saturating_sub(200);
