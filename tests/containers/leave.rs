@@ -40,7 +40,13 @@ pub(crate) fn in_the_store() -> bool {
 /// A lock file, locked as the daemon does it.
 fn locked(lock: &str) -> File {
     let path = format!("{DIRECTORY}/{lock}.lck");
-    let file = File::options().create(true).truncate(false).write(true).open(path).expect("we are the daemon's user");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
+        .expect("we are the daemon's user");
     let whole = libc::flock {
         l_type: libc::F_WRLCK.try_into().expect("a small number"),
         l_whence: libc::SEEK_SET.try_into().expect("a small number"),
