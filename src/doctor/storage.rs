@@ -70,7 +70,7 @@ fn nfs4(nfs: &Nfs4, findings: &mut Vec<Finding>) {
 
 fn clients(directory: &Path) -> Finding {
     const WHY: &str = "two hosts with one name for the server wipe each other's locks";
-    let own = Identity::of_this_process();
+    let own = Identity::of_this_process(directory);
     let clash = others(directory, None).into_iter().find(|other| own.clashes_with(other));
     match clash {
         None => Finding::ok("client identifier", WHY, format!("{:?}, of no other daemon's host", own.client)),

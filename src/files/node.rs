@@ -45,6 +45,10 @@ pub struct Identity {
     pub node: String,
     /// What tells two NFS clients apart that run at the same time: the kernel's boot and the network namespace.
     pub instance: String,
+    /// The kernel's boot and the device that it gave the mount. A daemon in a network namespace of its own (PrivateNetwork=) still uses
+    /// the NFS client of the namespace in which the directory was mounted. Empty in the files of daemons that do not know of it.
+    #[serde(default)]
+    pub mount: String,
     /// The name under which this host's kernel introduces itself to NFSv4 servers (nfs(5), "nfs4_unique_id").
     pub client: String,
     /// The daemon's process.
@@ -54,20 +58,22 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// This process.
+    /// This process, on a lock directory.
     #[must_use]
-    pub fn of_this_process() -> Self {
+    pub fn of_this_process(directory: &Path) -> Self {
         let node =
             nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
         let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
         let boot = read("/proc/sys/kernel/random/boot_id");
         let network = fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino());
+        let device = fs::metadata(directory).map_or(0, |directory| directory.dev());
         let unique = [read("/sys/fs/nfs/net/nfs_client/identifier"), read("/sys/module/nfs/parameters/nfs4_unique_id")];
         let unique = unique.into_iter().find(|text| !text.is_empty() && text != "(null)").unwrap_or_default();
         Self {
             client: if unique.is_empty() { node.clone() } else { format!("{unique}/{node}") },
             node,
             instance: format!("{boot}/{network}"),
+            mount: if boot.is_empty() { boot } else { format!("{boot}/{device}") },
             pid: std::process::id(),
             user: nix::unistd::geteuid().as_raw(),
         }
@@ -76,7 +82,8 @@ impl Identity {
     /// Whether another daemon's host has the same name for the server, so that each wipes the other's locks.
     #[must_use]
     pub fn clashes_with(&self, other: &Self) -> bool {
-        self.client == other.client && self.instance != other.instance
+        let one_mount = !self.mount.is_empty() && self.mount == other.mount;
+        self.client == other.client && self.instance != other.instance && !one_mount
     }
 }
 
@@ -176,7 +183,9 @@ pub fn leave(node: &Path) {
 pub(super) fn folder(directory: &Path) -> io::Result<PathBuf> {
     let folder = directory.join(FOLDER);
     let mode = fs::metadata(directory)?.mode() & 0o3777;
-    match fs::DirBuilder::new().mode(mode).create(&folder) {
+    // The set-group-ID bit is inherited; a unit with RestrictSUIDSGID= may not ask for it.
+    match fs::DirBuilder::new().mode(mode & 0o1777).create(&folder) {
+        Ok(()) if fs::metadata(&folder)?.mode() & 0o3777 == mode => {}
         Ok(()) => fs::set_permissions(&folder, fs::Permissions::from_mode(mode))?,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
@@ -243,4 +252,56 @@ fn living(path: &Path, now: i64) -> Option<Life> {
         return Some(Life::Over);
     }
     serde_json::from_str(&text).ok().map(Life::Lives)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(instance: &str, mount: &str) -> Identity {
+        let text = serde_json::json!({
+            "node": "files", "instance": instance, "mount": mount, "client": "files", "pid": 1, "user": 0
+        });
+        serde_json::from_value(text).unwrap()
+    }
+
+    /// Daemons of one host, each in a network namespace of its own by its unit, use one NFS client; two hosts with one name clash,
+    /// also if one's daemon is older and says nothing of its mount.
+    #[test]
+    fn hosts_clash_and_daemons_of_a_host_do_not() {
+        let one = identity("boot1/net1", "boot1/mount1");
+        for (other, clashes) in [
+            (identity("boot1/net1", "boot1/mount1"), false),
+            (identity("boot1/net2", "boot1/mount1"), false),
+            (identity("boot1/net1", "boot1/mount2"), false),
+            (identity("boot1/net2", "boot1/mount2"), true),
+            (identity("boot2/net1", "boot2/mount1"), true),
+            (identity("boot2/net1", ""), true),
+        ] {
+            assert_eq!((one.clashes_with(&other), other.clashes_with(&one)), (clashes, clashes), "{other:?}");
+        }
+        let unknown = identity("boot1/net2", "");
+        assert!(unknown.clashes_with(&identity("boot1/net1", "")), "two that say nothing");
+    }
+
+    /// A file of an older daemon is read.
+    #[test]
+    fn older_files_are_read() {
+        let text = r#"{"node":"a","instance":"b/1","client":"a","pid":2,"user":3}"#;
+        let older: Identity = serde_json::from_str(text).unwrap();
+        assert_eq!((older.mount.as_str(), older.user), ("", 3));
+    }
+
+    /// A folder takes the directory's mode, and where that has the set-group-ID bit, inherits it: a unit with RestrictSUIDSGID= may
+    /// not set it.
+    #[test]
+    fn the_folder_is_like_the_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        for mode in [0o2770, 0o2750, 0o1777] {
+            fs::set_permissions(&directory, fs::Permissions::from_mode(mode)).unwrap();
+            let made = folder(directory.path()).unwrap();
+            assert_eq!(fs::metadata(&made).unwrap().mode() & 0o7777, mode);
+            fs::remove_dir(made).unwrap();
+        }
+    }
 }

@@ -46,7 +46,7 @@ const ROUNDS_BETWEEN_LOOKS: u32 = 10;
 impl Watch {
     /// Makes the daemon known in the lock directory.
     pub(super) fn new(core: Arc<Core>, timing: Timing, by_name: bool) -> std::io::Result<Self> {
-        let identity = Identity::of_this_process();
+        let identity = Identity::of_this_process(core.files.directory());
         let network = core.files.network().expect("only a network file system is watched");
         let node = Node::enter(core.files.directory(), network, &identity)?;
         // A server that has just started lets it wait for its grace period: time counts from now.
