@@ -1,5 +1,7 @@
 //! `distrilock lock` and `try`: a lock without a command, for scripts that talk to us through our streams.
 
+use std::io::{BufRead, Read};
+
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,6 +13,9 @@ use super::run::is_ignored;
 use super::trouble::Trouble;
 use super::{say, session, status};
 use crate::client::{Client, Held, RequestError, Server};
+
+/// What is read of a line: more than the longest word that is understood.
+const LINE_BYTES_MAX: u64 = 64;
 
 /// Takes the lock, prints it, and holds it until the end of the input or a signal.
 pub(super) fn main(options: &Hold, servers: &[Server]) -> Result<u8, Trouble> {
@@ -103,13 +108,26 @@ fn print(object: &Value) -> Result<(), Trouble> {
 fn lines_of_input() -> mpsc::Receiver<String> {
     let (to, lines) = mpsc::channel(1);
     std::thread::spawn(move || {
-        for line in std::io::stdin().lines().map_while(Result::ok) {
-            if to.blocking_send(line.trim().to_owned()).is_err() {
+        let mut input = std::io::stdin().lock();
+        while let Ok(Some(line)) = next_line(&mut input) {
+            if to.blocking_send(line).is_err() {
                 return;
             }
         }
     });
     lines
+}
+
+/// A line, or the beginning of one that is too long for any word: an endless one takes no more memory. `None`: the input has ended.
+fn next_line(input: &mut impl BufRead) -> std::io::Result<Option<String>> {
+    let mut line = Vec::new();
+    if input.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+        return Ok(None);
+    }
+    if !line.ends_with(b"\n") {
+        input.skip_until(b'\n')?;
+    }
+    Ok(Some(String::from_utf8_lossy(&line).trim().to_owned()))
 }
 
 /// The signals that end a hold, each with its number. One that was ignored when we began does not, as nohup(1) needs it.
