@@ -46,10 +46,8 @@ impl Listening {
     pub(super) async fn accept(&self) -> io::Result<(Accepted, String)> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                let accepted = Accepted::Tcp(stream.into_std()?);
-                let peer = peer_of(&accepted);
-                Ok((accepted, peer))
+                let (stream, peer) = listener.accept().await?;
+                Ok((Accepted::Tcp(stream.into_std()?), peer.to_string()))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;

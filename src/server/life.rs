@@ -113,8 +113,7 @@ async fn serve(
     notifier.forget(&strangers);
     let (store, taken) = look_into(&core, store, &notifier);
     found.tell();
-    // A file server that has just started lets everybody wait until its grace period is over.
-    let node = notifier.while_starting(|| watch_storage(&core, &found))?;
+    let node = watch_storage(&core, &found, &notifier)?;
     if let Some(taken) = taken {
         take_over(&core, &workers, taken);
     }
@@ -253,11 +252,13 @@ async fn stop(core: &Arc<Core>, tasks: Vec<JoinHandle<()>>) {
 }
 
 /// Watches over an NFS server. Where no lease is known there is nothing to listen for.
-fn watch_storage(core: &Arc<Core>, found: &Directory) -> Result<Option<NodePlace>, StartFault> {
+fn watch_storage(core: &Arc<Core>, found: &Directory, notifier: &Notifier) -> Result<Option<NodePlace>, StartFault> {
     let Some(timing) = found.timing else { return Ok(None) };
     let by_name = matches!(&found.mount, Mount::Nfs4(nfs) if nfs.minor > 0);
     let fault = |error| StartFault::Node { path: found.path.clone(), error };
-    storage::Watch::new(Arc::clone(core), timing, by_name).and_then(storage::Watch::start).map(Some).map_err(fault)
+    // A file server that has just started lets everybody wait until its grace period is over.
+    let watch = notifier.while_starting(|| storage::Watch::new(Arc::clone(core), timing, by_name));
+    watch.and_then(storage::Watch::start).map(Some).map_err(fault)
 }
 
 /// Deletes what daemons left that were killed, in a thread of its own: there may be much of it, and the end need not wait.

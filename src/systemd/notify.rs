@@ -123,19 +123,16 @@ impl Notifier {
     /// # Errors
     /// If the message cannot be sent.
     pub fn keep(&self, name: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let states = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
-        let message: Vec<String> = states.iter().map(ToString::to_string).collect();
-        self.manager.as_ref().map_or(Ok(()), |manager| manager.send_with(&message.join("\n"), descriptors))
+        let message = joined(&[NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")]);
+        self.manager.as_ref().map_or(Ok(()), |manager| manager.send_and_wait(&message, descriptors))
     }
 
     /// Has the manager forget what nobody knows: `FDSTOREREMOVE=1`.
     pub fn forget(&self, names: &[String]) {
         for name in names {
             tracing::warn!("the service manager kept {name:?}, which this daemon does not know: it is closed");
-            let states = [NotifyState::FdStoreRemove, NotifyState::FdName(name)];
-            let message: Vec<String> = states.iter().map(ToString::to_string).collect();
             if let Some(manager) = &self.manager
-                && let Err(error) = manager.send(&message.join("\n"))
+                && let Err(error) = manager.send(&joined(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]))
             {
                 tracing::warn!("the service manager was not told to forget {name:?}: {error}");
             }
@@ -149,7 +146,7 @@ impl Notifier {
     pub fn barrier(&self) -> io::Result<()> {
         let Some(manager) = &self.manager else { return Ok(()) };
         let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-        manager.send_with("BARRIER=1", &[theirs.as_fd()])?;
+        manager.send_and_wait("BARRIER=1", &[theirs.as_fd()])?;
         drop(theirs);
         // The manager closes its end when it has come to this message.
         let mut pipe = [PollFd::new(ours.as_fd(), PollFlags::empty())];
@@ -170,7 +167,7 @@ impl Notifier {
         };
         let message = state.to_string();
         let sent = match state {
-            NotifyState::Ready => manager.send_and_wait(&message),
+            NotifyState::Ready => manager.send_and_wait(&message, &[]),
             _ => manager.send(&message),
         };
         if let Err(error) = sent {
@@ -195,8 +192,9 @@ impl Manager {
         self.socket.send_to_addr(message.as_bytes(), &self.address).map(drop)
     }
 
-    /// Sends descriptors along; for the rare message that must arrive, it waits for room.
-    fn send_with(&self, message: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    /// Sends a message that must arrive, with descriptors or without: waits for room. It uses a socket of its own, so that a ping from
+    /// another thread meanwhile does not wait too.
+    fn send_and_wait(&self, message: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let address = match (self.address.as_pathname(), self.address.as_abstract_name()) {
             (Some(path), _) => SocketAddrUnix::new(path)?,
             (_, Some(name)) => SocketAddrUnix::new_abstract_name(name)?,
@@ -206,19 +204,17 @@ impl Manager {
         socket.set_write_timeout(Some(READY_WAIT_MAX))?;
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut room);
-        if !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         sendmsg_addr(&socket, &address, &[IoSlice::new(message.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
     }
+}
 
-    /// Uses a socket of its own, so that a ping from another thread meanwhile does not wait too.
-    fn send_and_wait(&self, message: &str) -> io::Result<()> {
-        let socket = UnixDatagram::unbound()?;
-        socket.set_write_timeout(Some(READY_WAIT_MAX))?;
-        socket.send_to_addr(message.as_bytes(), &self.address).map(drop)
-    }
+/// Several states as one message.
+fn joined(states: &[NotifyState<'_>]) -> String {
+    states.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// How often the watchdog wants a ping: half of `WATCHDOG_USEC`, as sd_watchdog_enabled(3) advises.
