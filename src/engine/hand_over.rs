@@ -54,6 +54,17 @@ impl<F> Handed<F> {
     }
 }
 
+impl<F, E> Handed<Result<F, E>> {
+    /// The name with its file, or why there is none.
+    ///
+    /// # Errors
+    /// What stands in the place of the file.
+    pub fn transpose(self) -> Result<Handed<F>, E> {
+        let Self { name, file, locked, holders, waiters } = self;
+        Ok(Handed { name, file: file.transpose()?, locked, holders, waiters })
+    }
+}
+
 impl<F> Engine<F> {
     /// The names with a file operation in flight.
     pub fn in_flight(&self) -> impl Iterator<Item = &LockName> {

@@ -96,6 +96,12 @@ impl HandedConnection {
         self.session.id()
     }
 
+    /// How many bytes it has among those of all.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.input.saturating_add(self.output)
+    }
+
     /// Opens the session's mailbox, so that letters for it find it.
     #[must_use]
     pub fn open(&mut self, core: &Core) -> Arc<Mailbox> {
@@ -103,17 +109,17 @@ impl HandedConnection {
         core.mailboxes.reopen(self.session.id(), introduction)
     }
 
-    /// The connection as it was, and its peer for logs; `None` if it has not as many bytes as it says.
+    /// The connection as it was. Its bytes are the first of these, of which there have to be as many, and are taken away.
     #[must_use]
-    pub fn revive(self, core: &Arc<Core>, mailbox: Arc<Mailbox>, socket: OwnedFd, bytes: &mut &[u8]) -> Option<Frozen> {
+    pub fn revive(self, core: &Arc<Core>, mailbox: Arc<Mailbox>, socket: OwnedFd, bytes: &mut &[u8]) -> Frozen {
         let mut take = |count: usize| {
-            let (taken, rest) = bytes.split_at_checked(count)?;
+            let (taken, rest) = bytes.split_at(count);
             *bytes = rest;
-            Some(taken.to_vec())
+            taken.to_vec()
         };
-        let (input, output) = (take(self.input)?, take(self.output)?);
+        let (input, output) = (take(self.input), take(self.output));
         let session = Session::taken_over(self.session, Arc::clone(core), Arc::clone(&mailbox));
-        Some(Frozen { session, mailbox, socket, input, output })
+        Frozen { session, mailbox, socket, input, output }
     }
 }
 

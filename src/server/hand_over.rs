@@ -13,11 +13,12 @@ use serde::{Deserialize, Serialize};
 use super::{Core, STORAGE_REST};
 use crate::clock;
 use crate::engine::{Handed, Input};
-use crate::files::network::Network;
+use crate::files::contact::Contact;
 use crate::files::{HandedFile, OpenFile};
 use crate::front::{Frozen, HandedConnection, Worker, go_on};
 use crate::limits::SHARDS;
 use crate::name::LockName;
+use crate::systemd::ids;
 use crate::systemd::store::{Left, Store};
 
 /// The version of [`State`]: another one is not understood. Rises when a member is added that must not be ignored.
@@ -150,18 +151,21 @@ fn pack(core: &Core, going: Vec<Frozen>) -> std::io::Result<(State, Vec<u8>, Vec
             }));
         }
     }
-    let contact = core.files.network().and_then(Network::contact).map(|contact| contact.hand_over());
+    let contact = core.contact().map(Contact::hand_over);
     let next_session = core.mailboxes.next();
     let state = State { version: VERSION, directory: core.files.place()?, next_session, contact, connections, locks };
     Ok((state, bytes, descriptors))
 }
 
-/// What was left, when it was found to be whole.
+/// What was left, found to be whole: nothing of it is refused any more.
 #[derive(Debug)]
 pub(super) struct Taken {
-    state: State,
+    connections: Vec<(HandedConnection, OwnedFd)>,
     bytes: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
+    locks: Vec<Handed<OpenFile>>,
+    next_session: u64,
+    /// Of the contact with the file server.
+    epoch: Option<u64>,
 }
 
 /// Reads what was left, and goes on with what is known of the file server.
@@ -174,61 +178,56 @@ pub(super) fn read(core: &Core, left: Left) -> Result<Taken, Unusable> {
     if version != VERSION {
         return Err(Unusable::Version(version));
     }
-    let state: State = serde_json::from_slice(text)?;
-    let files = state.locks.iter().filter(|lock| lock.file.is_some()).count();
-    if descriptors.len() != state.connections.len() + files || !state.locks.iter().all(Handed::is_sound) {
+    let State { directory, next_session, contact, connections, locks, .. } = serde_json::from_slice(text)?;
+    let bytes = connections.iter().fold(0, |sum: usize, connection| sum.saturating_add(connection.bytes()));
+    let files = locks.iter().filter(|lock| lock.file.is_some()).count();
+    let counted = descriptors.len() == connections.len() + files && tail.len() == bytes;
+    if !counted || !locks.iter().all(Handed::is_sound) {
         return Err(Unusable::Count);
     }
-    if state.directory != core.files.place()? {
+    if directory != core.files.place()? {
         return Err(Unusable::Directory);
     }
-    if let (Some(heard), Some(contact)) = (state.contact, core.files.network().and_then(Network::contact)) {
+    let mut descriptors = descriptors.into_iter();
+    let connections = connections.into_iter().zip(descriptors.by_ref()).collect();
+    let mut open = |lock: Handed<HandedFile>| {
+        let (name, locked) = (lock.name.clone(), lock.locked);
+        let mut file = |told| core.files.take_over(&name, told, locked, descriptors.next()?);
+        lock.map_file(|told| file(told).ok_or(Unusable::Count)).transpose()
+    };
+    let locks = locks.into_iter().map(&mut open).collect::<Result<_, _>>()?;
+    if let (Some(heard), Some(contact)) = (contact, core.contact()) {
         contact.take_over(heard);
     }
-    Ok(Taken { state, bytes: tail.to_vec(), descriptors })
+    let epoch = contact.map(|(_, epoch)| epoch);
+    Ok(Taken { connections, bytes: tail.to_vec(), locks, next_session, epoch })
 }
 
 /// Goes on with sessions and locks where the process before has stopped.
-pub(super) fn take_over(core: &Arc<Core>, workers: &Arc<[Worker]>, taken: Taken) -> Result<Count, Unusable> {
-    let Taken { state, bytes, descriptors } = taken;
-    let epoch_before = state.contact.map(|(_, epoch)| epoch);
-    let mut descriptors = descriptors.into_iter();
+pub(super) fn take_over(core: &Arc<Core>, workers: &Arc<[Worker]>, taken: Taken) {
+    let Taken { connections, bytes, locks, next_session, epoch } = taken;
     let mut bytes = &bytes[..];
-    let mut frozen = Vec::new();
-    for (mut connection, socket) in state.connections.into_iter().zip(descriptors.by_ref()) {
+    let revive = |(mut connection, socket): (HandedConnection, OwnedFd)| {
         let mailbox = connection.open(core);
-        frozen.push(connection.revive(core, mailbox, socket, &mut bytes).ok_or(Unusable::Count)?);
-    }
-    core.mailboxes.begin_at(state.next_session);
-    let mut locks = Vec::new();
-    for lock in state.locks {
-        let (name, locked) = (lock.name.clone(), lock.locked);
-        let descriptor = if lock.file.is_some() { descriptors.next() } else { None };
-        let mut is_it = true;
-        let lock = lock.map_file(|file| {
-            let file = descriptor.and_then(|descriptor| core.files.take_over(&name, file, locked, descriptor));
-            is_it = file.is_some();
-            file
-        });
-        let Handed { name, file, locked, holders, waiters } = lock;
-        if !is_it {
-            return Err(Unusable::Count);
-        }
-        locks.push(Handed { name, file: file.flatten(), locked, holders, waiters });
-    }
-    let count =
-        Count { sessions: frozen.len(), locks: locks.iter().filter(|lock| lock.locked.is_some()).count(), ended: 0 };
-    let names: Vec<LockName> = locks.iter().filter(|lock| lock.locked.is_some()).map(|it| it.name.clone()).collect();
+        connection.revive(core, mailbox, socket, &mut bytes)
+    };
+    let frozen: Vec<Frozen> = connections.into_iter().map(revive).collect();
+    core.mailboxes.begin_at(next_session);
+    let held: Vec<LockName> = locks.iter().filter(|lock| lock.locked.is_some()).map(|it| it.name.clone()).collect();
+    let (sessions, locked) = (frozen.len(), held.len());
+    tracing::info!(
+        MESSAGE_ID = ids::TAKE_OVER,
+        "took over {sessions} sessions and {locked} locks of the process before"
+    );
+    // Every mailbox is there: letters find it.
     locks.into_iter().for_each(|lock| core.go_on(lock));
     frozen.into_iter().for_each(|frozen| go_on(core, workers, frozen));
     // The lease may have run out in between: each lock is looked at now, not in its turn.
-    let epoch = core.files.network().and_then(Network::contact).map(|contact| contact.epoch());
-    if epoch != epoch_before {
-        for name in names {
+    if core.contact().map(Contact::epoch) != epoch {
+        for name in held {
             core.carry_out(core.shard_of(&name), Input::Probe(name.clone()), None);
         }
     }
-    Ok(count)
 }
 
 impl Core {

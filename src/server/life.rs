@@ -115,7 +115,7 @@ async fn serve(
     found.tell();
     let node = watch_storage(&core, &found, &notifier)?;
     if let Some(taken) = taken {
-        take_over(&core, &workers, taken);
+        hand_over::take_over(&core, &workers, taken);
     }
     let mut tasks = Vec::new();
     for (front, listeners) in [(Front::Tcp, fronts.tcp), (Front::WebSocket, fronts.ws)] {
@@ -185,18 +185,6 @@ fn not_taken_over(why: &str) {
         MESSAGE_ID = ids::HAND_OVER_FAILED,
         "the sessions of the process before have ended, and their locks are free: what it left is of no use: {why}"
     );
-}
-
-fn take_over(core: &Arc<Core>, workers: &Arc<[Worker]>, taken: hand_over::Taken) {
-    match hand_over::take_over(core, workers, taken) {
-        Ok(count) => tracing::info!(
-            MESSAGE_ID = ids::TAKE_OVER,
-            "took over {} sessions and {} locks of the process before",
-            count.sessions,
-            count.locks
-        ),
-        Err(why) => not_taken_over(&why.to_string()),
-    }
 }
 
 /// Leaves all sessions to the next process.

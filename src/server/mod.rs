@@ -26,7 +26,6 @@ use nix::libc::{EMFILE, ENFILE};
 
 use crate::clock;
 use crate::engine::{Config, Effect, Engine, FileOp, Input, Outcome, Pace, SessionId, Timer, View};
-use crate::files::network::Network;
 use crate::files::{Files, OpenFile};
 use crate::front::Frozen;
 use crate::limits;
@@ -145,7 +144,7 @@ impl Core {
     /// the daemon lives, or nothing can be said.
     #[must_use]
     pub fn valid_ms(&self) -> Option<u64> {
-        let contact = self.files.network().and_then(Network::contact)?;
+        let contact = self.contact()?;
         (self.settings.on_storage_silence == OnSilence::Fence).then(|| contact.valid_ms(clock::now_ms()))
     }
 

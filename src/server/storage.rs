@@ -16,6 +16,7 @@ use super::Core;
 use crate::clock::now_ms;
 use crate::engine::Input;
 use crate::fault::Fault;
+use crate::files::contact::Contact;
 use crate::files::mount::Mount;
 use crate::files::network::Network;
 use crate::files::node::{Heard, Identity, Node, leave, others};
@@ -160,7 +161,7 @@ pub(super) async fn look_after(core: Arc<Core>, on_silence: OnSilence, timing: O
 
 /// Tells the sessions what silence means for their locks; half of it passes without a word.
 fn listen(core: &Arc<Core>, before: Silence, on_silence: OnSilence, timing: Timing) -> Silence {
-    let contact = core.files.network().and_then(Network::contact).expect("there is a lease, thus contact");
+    let contact = core.contact().expect("there is a lease, thus contact");
     let valid_ms = contact.valid_ms(now_ms());
     let doubt_ms = u64::try_from(timing.silence.as_millis() / 2).unwrap_or(u64::MAX);
     let now = match (valid_ms, on_silence) {
@@ -235,6 +236,11 @@ fn await_remount(directory: &Path, mount: &Mount) -> Option<String> {
 }
 
 impl Core {
+    /// What is known of the server's lease, if the directory is on one that has leases.
+    pub(super) fn contact(&self) -> Option<&Contact> {
+        self.files.network().and_then(Network::contact)
+    }
+
     /// The next held locks in turn.
     fn next_to_prove(&self, count: usize) -> Vec<LockName> {
         let mut last = self.proven.lock().expect("nothing panics while it is held");
