@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Mutex;
 
+use crate::report::{self, Read};
+
 /// A scenario on a suite.
 pub(crate) type Run = (&'static str, &'static str);
 
@@ -47,25 +49,12 @@ impl Tally {
 impl Counts {
     fn line(&mut self, run: Run, line: &str) {
         let (suite, name) = run;
-        let parts: Vec<&str> = line.split('\t').collect();
-        let [kind, scenario, what, detail, seconds] = parts[..] else {
-            if !line.is_empty() {
-                println!("{suite} says     {name}: {line}");
-            }
-            return;
-        };
-        match kind {
-            "ok" => self.passed += 1,
-            "FAILED" => self.failed += 1,
-            "done" => {
-                if what != "0" {
-                    self.missing.remove(&run);
-                }
-                println!("{suite} done     {scenario}: {what} checks, {detail}, {seconds} s");
-                return;
-            }
-            _ => {}
+        match report::read(&suite, line) {
+            Read::Passed => self.passed += 1,
+            Read::Failed => self.failed += 1,
+            Read::Done { scenario, checks: true } => self.missing.retain(|run| *run != (suite, scenario)),
+            Read::Foreign if !line.is_empty() => println!("{suite} says     {name}: {line}"),
+            Read::Done { .. } | Read::Other | Read::Foreign => {}
         }
-        println!("{suite} {kind:<8} {scenario}: {what}: {detail}");
     }
 }

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 use crate::chosen;
 use crate::hosts::Version;
+use crate::report::{self, Read};
 
 /// After so long a machine is switched off, whatever it does.
 const MACHINE_SECONDS_MAX: u32 = 2400;
@@ -140,26 +141,16 @@ fn boot(version: Version, words: &[String], image: &Path, scratch: &Path, tally:
     }
 }
 
-/// Shows a line and counts it. A scenario that checks nothing is as good as missing.
+/// Shows a line and counts it.
 fn show(version: Version, line: &str, missing: &mut HashSet<&str>, tally: &Mutex<Tally>) {
-    let parts: Vec<&str> = line.split('\t').collect();
-    let [kind, scenario, what, detail, seconds] = parts[..] else {
-        if !line.is_empty() {
-            println!("{version} says     {line}");
+    let mut tally = tally.lock().expect("no machine panics");
+    match report::read(&version, line) {
+        Read::Passed => tally.passed += 1,
+        Read::Failed => tally.failed += 1,
+        Read::Done { scenario, checks: true } => {
+            missing.remove(scenario);
         }
-        return;
-    };
-    match kind {
-        "ok" => tally.lock().expect("no machine panics").passed += 1,
-        "FAILED" => tally.lock().expect("no machine panics").failed += 1,
-        "done" => {
-            if what != "0" {
-                missing.remove(scenario);
-            }
-            println!("{version} done     {scenario}: {what} checks, {detail}, {seconds} s");
-            return;
-        }
-        _ => {}
+        Read::Foreign if !line.is_empty() => println!("{version} says     {line}"),
+        Read::Done { .. } | Read::Other | Read::Foreign => {}
     }
-    println!("{version} {kind:<8} {scenario}: {what}: {detail}");
 }

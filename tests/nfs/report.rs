@@ -1,4 +1,5 @@
-//! What a scenario finds out, as lines that leave the machine: tab-separated, one for each check or figure.
+//! What a scenario finds out, as lines that leave the machine: tab-separated, one for each check or figure; and how these are read
+//! outside.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -60,5 +61,36 @@ impl Report {
         }
         self.line("done", &counts.checks.to_string(), &format!("{} failed", counts.failures));
         counts.failures
+    }
+}
+
+/// What a line says, once it was shown.
+pub(crate) enum Read<'a> {
+    Passed,
+    Failed,
+    /// The end of a scenario. One that checks nothing is as good as missing.
+    Done {
+        scenario: &'a str,
+        checks: bool,
+    },
+    /// A figure, or a daemon's log.
+    Other,
+    /// No line of a report.
+    Foreign,
+}
+
+/// Reads a line, and shows it as one of this machine, unless it is none of a report.
+pub(crate) fn read<'a>(machine: &dyn Display, line: &'a str) -> Read<'a> {
+    let parts: Vec<&str> = line.split('\t').collect();
+    let [kind, scenario, what, detail, seconds] = parts[..] else { return Read::Foreign };
+    if kind == "done" {
+        println!("{machine} done     {scenario}: {what} checks, {detail}, {seconds} s");
+        return Read::Done { scenario, checks: what != "0" };
+    }
+    println!("{machine} {kind:<8} {scenario}: {what}: {detail}");
+    match kind {
+        "ok" => Read::Passed,
+        "FAILED" => Read::Failed,
+        _ => Read::Other,
     }
 }
