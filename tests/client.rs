@@ -239,6 +239,8 @@ async fn a_client_holds_a_lock_once() -> Outcome {
         let waiting = tokio::spawn(client.lock("a").wait().acquire());
         tokio::task::yield_now().await;
         waiting.abort();
+        // It is abandoned when its task has been dropped, which comes after the call.
+        assert!(waiting.await.is_err_and(|error| error.is_cancelled()), "it was granted what another one holds");
     }
     drop(held);
     due("the last one", client.lock("a").wait().acquire()).await?;
