@@ -11,6 +11,7 @@ use std::process::Command;
 
 use distrilock::systemd::sockets::{self, Listener};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 /// Set in the process that takes the sockets.
 const INSIDE: &str = "DISTRILOCK_TEST_INSIDE";
@@ -69,6 +70,9 @@ fn take_and_tell() {
         check(descriptor);
         println!("took stored {name}");
     }
+    for name in &passed.strangers {
+        println!("took stranger {name}");
+    }
     if passed.has_no_listener() {
         println!("took no listener");
     }
@@ -95,7 +99,12 @@ fn unix() -> OwnedFd {
     UnixListener::bind(dir.path().join("s")).unwrap().into()
 }
 
+/// An end of what the daemon stores.
 fn pair() -> OwnedFd {
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap().0
+}
+
+fn datagrams() -> OwnedFd {
     UnixDatagram::pair().unwrap().0.into()
 }
 
@@ -122,6 +131,11 @@ fn a_process_takes_its_sockets() {
         format!("tcp {address}, stored store-a, stored stored")
     );
     let (four, address) = tcp("127.0.0.1:0");
+    assert_eq!(
+        taken_by_child(Some("store-a:distrilock.socket:other"), "3", "", [datagrams(), four, null()]),
+        format!("tcp {address}, stranger store-a, stranger other")
+    );
+    let (four, address) = tcp("127.0.0.1:0");
     assert_eq!(taken_by_child(None, "1", "", [four, null(), null()]), format!("tcp {address}"));
 
     // The environment of another process was inherited.
@@ -144,7 +158,7 @@ fn refuses_wrong_ones() {
         (
             "tcp:ws",
             "2",
-            [unix(), pair(), null()],
+            [unix(), datagrams(), null()],
             "passed descriptor 2, \"ws\", is a socket of family Unix and type datagram, not",
         ),
         ("tcp", "1", [null(), null(), null()], "passed descriptor 1, \"tcp\", is a file, not"),

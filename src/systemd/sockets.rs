@@ -251,7 +251,8 @@ fn names_of(names: Option<&str>, count: usize) -> Result<Vec<String>, SocketFaul
 ///
 /// A single descriptor beside the stored ones may lack a name: then it is for TCP.
 fn plan(names: &[String], found: &[Found]) -> Result<Vec<Use>, SocketFault> {
-    let single = names.iter().filter(|name| !is_stored(name)).count() == 1;
+    let from_unit = |(name, found): &(&String, &Found)| !is_stored(name) && !only_stored(**found);
+    let single = names.iter().zip(found).filter(from_unit).count() == 1;
     let mut uses = Vec::new();
     for (index, (name, &found)) in names.iter().zip(found).enumerate() {
         let position = index + 1;
