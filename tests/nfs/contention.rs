@@ -132,7 +132,7 @@ pub(crate) fn waiting(server: &Server, report: &Report) {
         let (holder, waiter) = (n % 2, 1 - n % 2);
         let id = format!("w{n}");
         sessions[waiter].send(&json!({"id": id, "op": "acquire", "lock": "baton", "wait_ms": null}));
-        waits(&nodes[waiter], "baton", || false);
+        waits(&nodes[waiter].address, "baton", || false);
         // The time of waiting must not be a whole number of anybody's intervals.
         thread::sleep(Duration::from_millis(40 + n as u64 * 7 % 50));
         let start = Instant::now();
@@ -153,8 +153,8 @@ pub(crate) fn waiting(server: &Server, report: &Report) {
 }
 
 /// Waits until a daemon has a waiter for a name, or has granted it.
-pub(crate) fn waits(node: &Node, lock: &str, granted: impl Fn() -> bool) {
-    let mut session = node.session();
+pub(crate) fn waits(address: &str, lock: &str, granted: impl Fn() -> bool) {
+    let mut session = V1::connect(address);
     let deadline = Instant::now() + PATIENCE;
     loop {
         let reply = session.request(json!({"op": "peek", "lock": lock}));
@@ -172,7 +172,7 @@ fn cancel_while_blocked(sessions: &mut [V1; 2], nodes: &[Node; 2], report: &Repo
     for n in 0..20 {
         let id = format!("c{n}");
         sessions[1].send(&json!({"id": id, "op": "acquire", "lock": "baton", "wait_ms": null}));
-        waits(&nodes[1], "baton", || false);
+        waits(&nodes[1].address, "baton", || false);
         thread::sleep(Duration::from_millis(30));
         let start = Instant::now();
         sessions[1].send(&json!({"id": n, "op": "cancel", "request": id}));

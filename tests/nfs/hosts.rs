@@ -78,7 +78,7 @@ impl Server {
             chmod 1777 /export /run/lab
             mount -t nfsd nfsd /proc/fs/nfsd
             mount -t rpc_pipefs rpc_pipefs /run/rpc_pipefs
-            echo '/export *(rw,sync,no_root_squash,no_subtree_check,insecure,fsid=0)' > /etc/exports
+            echo '/export *(rw,sync,no_root_squash,no_subtree_check,insecure)' > /etc/exports
             rpcbind
             nfsdcld
             exportfs -ra
@@ -112,6 +112,8 @@ impl Server {
         fs::create_dir(&path).expect("a fresh folder");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).expect("our own folder");
         if !options.is_empty() {
+            // The server looks for an export of its own only where something is mounted.
+            sh(&format!("mount --bind {0} {0}", path.display()));
             sh(&format!("exportfs -o rw,sync,no_subtree_check,insecure,{options} '*:/export/{name}'"));
         }
     }
@@ -133,7 +135,11 @@ impl Server {
 
     /// Whether the server has a lock that begins at 0 and excludes others, on the file of a lock.
     pub(crate) fn has_lock(&self, folder: &str, lock: &str) -> bool {
-        let Ok(file) = fs::metadata(format!("/export/{folder}/{lock}.lck")) else { return false };
+        self.has_lock_on(Path::new(&format!("/export/{folder}/{lock}.lck")))
+    }
+
+    pub(crate) fn has_lock_on(&self, file: &Path) -> bool {
+        let Ok(file) = fs::metadata(file) else { return false };
         self.locks(file.ino()).iter().any(|(mode, start, _)| mode == "WRITE" && *start == 0)
     }
 }
@@ -176,6 +182,21 @@ impl Host {
         command
     }
 
+    /// No other host has it.
+    pub(crate) fn number(&self) -> u32 {
+        self.index
+    }
+
+    /// The name of its network namespace.
+    pub(crate) fn network(&self) -> String {
+        format!("h{}", self.index)
+    }
+
+    /// Its address, and that of the server on the same link.
+    pub(crate) fn addresses(&self) -> [String; 2] {
+        [2, 1].map(|last| format!("10.0.{}.{last}", self.index))
+    }
+
     #[track_caller]
     fn run(&self, line: &str) -> Output {
         self.command("sh").args(["-c", line]).output().expect("nsenter is there")
@@ -188,7 +209,7 @@ impl Host {
     /// Mounts a folder of the export at /mnt.
     pub(crate) fn mount(&self, folder: &str, version: Version, options: &str) -> Result<(), String> {
         let options = format!("vers={version},{options}");
-        self.mount_with(&format!("/{folder}"), &options)
+        self.mount_with(&format!("/export/{folder}"), &options)
     }
 
     pub(crate) fn mount_with(&self, path: &str, options: &str) -> Result<(), String> {

@@ -18,7 +18,7 @@ pub(crate) fn gone(server: &Server, report: &Report) {
     let (mut killed, right, lost) = (a.daemon(report, &[]), b.daemon(report, &[]), c.daemon(report, &[]));
     let mut session = killed.session();
     session.acquire("killed");
-    let rival = Rival::start(&right, "killed", true);
+    let rival = Rival::start(&right.address, "killed", true);
     let start = Instant::now();
     killed.kill();
     let (_rival, granted) = rival.granted();
@@ -28,7 +28,7 @@ pub(crate) fn gone(server: &Server, report: &Report) {
 
     let mut session = lost.session();
     session.acquire("gone");
-    let rival = Rival::start(&right, "gone", true);
+    let rival = Rival::start(&right.address, "gone", true);
     let start = Instant::now();
     c.destroy();
     let (_rival, granted) = rival.granted();

@@ -87,13 +87,25 @@ fn payload(scratch: &Path) {
         fs::copy(program, folder.join(name)).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
     }
     // Symbols are most of it.
-    let stripped = Command::new("strip").args(programs.map(|(_, name)| folder.join(name))).status();
-    assert!(stripped.is_ok_and(|status| status.success()), "binutils are there");
+    succeed(Command::new("strip").args(programs.map(|(_, name)| folder.join(name))));
+    package(&folder, scratch);
     let disk = scratch.join("payload.tar");
-    let packed = Command::new("tar").arg("cf").arg(&disk).arg("-C").arg(&folder).arg(".").status();
-    assert!(packed.is_ok_and(|status| status.success()), "the programs are packed");
+    succeed(Command::new("tar").arg("cf").arg(&disk).arg("-C").arg(&folder).arg("."));
     let length = fs::metadata(&disk).expect("it is there").len().next_multiple_of(1 << 20);
     fs::File::options().write(true).open(&disk).and_then(|file| file.set_len(length)).expect("there is room");
+}
+
+/// What the package installs, for hosts with systemd: by the scripts of every package, with the programs that are tested.
+fn package(folder: &Path, scratch: &Path) {
+    let build = format!("BUILD={}", scratch.join("build").display());
+    let packaging = |script: &str| Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(script));
+    succeed(packaging("build").arg(format!("PROGRAMS={}", folder.display())).arg(&build));
+    succeed(packaging("install").arg(format!("DESTDIR={}", folder.join("package").display())).arg(&build));
+}
+
+fn succeed(command: &mut Command) {
+    let status = command.status();
+    assert!(status.as_ref().is_ok_and(std::process::ExitStatus::success), "{command:?}: {status:?}");
 }
 
 /// Boots one machine and waits for its end.

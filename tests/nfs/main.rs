@@ -5,6 +5,7 @@
 //! Arguments choose versions (`4.1`) and scenarios by parts of their names. On the host this program builds and boots the
 //! machine (`machine`); inside, as `payload guest`, it is the lab itself. The test has no harness for that reason.
 
+mod booted;
 mod contention;
 mod hosts;
 mod loss;
@@ -14,6 +15,7 @@ mod partition;
 mod readme;
 mod relock;
 mod report;
+mod shipped;
 #[path = "../support/mod.rs"]
 mod support;
 mod unlink;
@@ -65,6 +67,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "twins", together: true, versions: WITH_SESSIONS, run: mounts::twins },
     Scenario { name: "blink", together: true, versions: ALL, run: partition::shorter_than_the_lease },
     Scenario { name: "collector", together: false, versions: WITH_SESSIONS, run: contention::collector },
+    Scenario { name: "systemd", together: false, versions: &[Version::V42], run: shipped::three_hosts },
     Scenario { name: "restart", together: false, versions: ALL, run: partition::server_restart },
 ];
 

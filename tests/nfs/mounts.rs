@@ -30,7 +30,7 @@ pub(crate) fn refused(server: &Server, report: &Report) {
         ("vers=3,hard,local_lock=all,nolock".to_owned(), "NFS version 3"),
         (format!("vers={version},hard,local_lock=all"), "local_lock"),
     ] {
-        let mounted = host.mount_with("/mounts", &options).or_else(|_| host.mount_with("/export/mounts", &options));
+        let mounted = host.mount_with("/export/mounts", &options);
         if let Err(error) = mounted {
             report.check(&format!("{options} can be mounted"), false, error);
             continue;

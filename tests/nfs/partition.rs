@@ -98,8 +98,8 @@ impl Watch {
 pub(crate) struct Rival(JoinHandle<(V1, Value, Instant)>);
 
 impl Rival {
-    pub(crate) fn start(node: &Node, lock: &str, keeps: bool) -> Self {
-        let mut session = node.session();
+    pub(crate) fn start(address: &str, lock: &str, keeps: bool) -> Self {
+        let mut session = V1::connect(address);
         session.stream().set_read_timeout(Some(RIVAL)).expect("it is a socket");
         let name = lock.to_owned();
         let thread = thread::spawn(move || {
@@ -114,7 +114,7 @@ impl Rival {
             }
             (session, reply, granted)
         });
-        waits(node, lock, || thread.is_finished());
+        waits(address, lock, || thread.is_finished());
         Self(thread)
     }
 
@@ -152,7 +152,7 @@ pub(crate) fn longer_than_the_lease(server: &Server, report: &Report) {
     let mut old = Gob::connect(&left.address);
     assert!(old.gets("old"));
     let [keep, pass, third] =
-        [("keep", true), ("pass", false), ("old", true)].map(|(lock, keeps)| Rival::start(&right, lock, keeps));
+        [("keep", true), ("pass", false), ("old", true)].map(|(lock, keeps)| Rival::start(&right.address, lock, keeps));
     let old = ends(old);
     let watch = Watch::start(holder);
     a.cut();
@@ -223,7 +223,7 @@ pub(crate) fn shorter_than_the_lease(server: &Server, report: &Report) {
     let (left, right) = (a.daemon(report, &[]), b.daemon(report, &[]));
     let mut holder = left.session();
     holder.acquire("kept");
-    let rival = Rival::start(&right, "kept", true);
+    let rival = Rival::start(&right.address, "kept", true);
     let watch = Watch::start(holder);
     a.cut();
     let cut = Instant::now();
@@ -256,7 +256,7 @@ pub(crate) fn server_restart(server: &Server, report: &Report) {
     let (left, right) = (a.daemon(report, &[]), b.daemon(report, &[]));
     let mut holder = left.session();
     holder.acquire("kept");
-    let rival = Rival::start(&right, "kept", true);
+    let rival = Rival::start(&right.address, "kept", true);
     let watch = Watch::start(holder);
     let start = Instant::now();
     server.down();

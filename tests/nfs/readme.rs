@@ -23,7 +23,7 @@ fn lines_of_the_readme() -> ([&'static str; 3], &'static str) {
 
 /// A line with the lab's addresses in the place of README.md's names: the server, whose export is one folder, and the other host.
 fn fit(line: &str, host: &Host, other: &Host) -> String {
-    let server = format!("{}.1:/readme", network(host));
+    let server = format!("{}.1:/export/readme", network(host));
     let other = format!("{}.2", network(other));
     line.replace("files.example.com:/srv/locks", &server).replace("host2", &other)
 }

@@ -227,7 +227,7 @@ fn cut_during(server: &Server, report: &Report, folder: &str, hosts: &[Host; 3],
     let Some(caught) = caught else { return report.check(&what, false, "never caught") };
     let name = &*caught.lock;
     report.check(&what, true, format!("{name}, whose size is {:?}", size(folder, name)));
-    let (mut keeper, granted) = Rival::start(&right, name, true).granted();
+    let (mut keeper, granted) = Rival::start(&right.address, name, true).granted();
     witness.enter(name, &b.name, "rival");
     let detail = format!("{:.2} s after the cut", (granted - cut).as_secs_f64());
     report.figure(&format!("the rival is granted ({folder})"), detail);
