@@ -120,12 +120,15 @@ impl V1 {
 
     fn read_some(&mut self) -> std::io::Result<()> {
         let mut buffer = [0; 16 * 1024];
-        match self.stream.read(&mut buffer)? {
-            0 => Err(ErrorKind::UnexpectedEof.into()),
-            count => {
+        match self.stream.read(&mut buffer) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
                 self.received.extend_from_slice(&buffer[..count]);
                 Ok(())
             }
+            // The kernel does not go on by itself with a read that has a time-out (signal(7)).
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -371,6 +374,7 @@ impl Ws {
             match self.socket.read() {
                 Ok(Message::Pong(_)) => {}
                 Ok(message) => return message,
+                Err(tungstenite::Error::Io(error)) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("nothing received: {error}"),
             }
         }
