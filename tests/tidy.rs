@@ -314,22 +314,36 @@ fn the_changelog_is_at_the_version() {
     assert_eq!(version, Some(env!("CARGO_PKG_VERSION")), "debian/changelog's top version");
 }
 
-/// A unit or an example is written, and no package brings it; or it is gone, and packages still want it.
+/// A unit, an example or a page is written, and no package brings it; or it is gone, and packages still want it.
 #[test]
-fn every_unit_is_installed() {
+fn everything_is_installed() {
     let list = text("packaging/files");
     let lines = list.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     let listed: Vec<&str> = lines.filter_map(|line| line.split_whitespace().next()).collect();
     let mut paths = Vec::new();
     files_under(&root().join("systemd"), &mut paths);
+    files_under(&root().join("docs"), &mut paths);
     let there: Vec<String> =
         paths.iter().map(|path| path.strip_prefix(root()).expect("found there").display().to_string()).collect();
-    assert!(there.len() > 10, "this test finds only {there:?}");
+    assert!(there.len() > 30, "this test finds only {there:?}");
     let missing = there.iter().filter(|path| !listed.contains(&path.as_str()));
     let mut offences: Vec<String> = missing.map(|path| format!("{path} is in no package")).collect();
     let gone = listed.iter().filter(|path| !path.starts_with("build:") && !root().join(path).is_file());
     offences.extend(gone.map(|path| format!("{path} is not there")));
     none(&offences, "packaging/files");
+}
+
+/// Something is changed in distrilock.service and forgotten in the template for further nodes.
+#[test]
+fn the_template_is_like_the_service() {
+    let settings = |unit: &str, of_one: &[&str]| -> Vec<String> {
+        let text = text(&format!("systemd/{unit}.service"));
+        let text = of_one.iter().fold(text, |text, part| text.replace(part, ""));
+        text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+    };
+    let service = settings("distrilock", &[" distrilock-local.socket"]);
+    assert!(service.len() > 30, "this test reads only {service:?}");
+    assert_eq!(service, settings("distrilock@", &["@%i", "-%i", " of %I"]));
 }
 
 /// A path of the machine that something was written on slips into what is published.
