@@ -20,7 +20,7 @@
 //! - [`doctor`] examines a lock directory; [`timing`] has the times on which exclusion over NFS rests.
 //! - [`client`] is the other end of the protocol, and knows the daemon by it alone.
 //! - [`command`] is the other program, `distrilock`: it runs commands under a lock, and shows who holds and who waits.
-//! - [`clock`], [`limits`], [`name`], [`fault`] and [`settings`] are what the others speak of.
+//! - [`clock`], [`limits`], [`name`], [`fault`], [`readiness`] and [`settings`] are what the others speak of.
 //!
 //! Deliberately absent: leases, since a lock lives as long as its connection; a quorum, since the file system decides; any state
 //! of its own beside the lock files and what `.distrilock/` has, of which nothing has to be kept but the mark of fences.
@@ -35,6 +35,7 @@ pub mod files;
 pub mod front;
 pub mod limits;
 pub mod name;
+pub mod readiness;
 pub mod server;
 pub mod session;
 pub mod settings;

@@ -104,6 +104,10 @@ pub const RECHECK_MS: u64 = 2000;
 /// one may have come to hold it since, or to the directory.
 pub const ASK_AGAIN_MS: u64 = 2000;
 
+/// For how long after the last try for a name of another process closings of lock files are still watched, in milliseconds. With
+/// many thousand names a try is not due within it; then the watch begins anew.
+pub const CLOSINGS_WATCHED_MS: u64 = 2000;
+
 /// Daemons of the same directory that one of them talks with, in each direction: each costs two descriptors.
 pub const PEERS_MAX: usize = 64;
 

@@ -6,10 +6,9 @@ mod support;
 use std::fs::{self, File};
 use std::path::Path;
 
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc::{F_UNLCK, F_WRLCK, SEEK_SET, flock};
+use nix::libc::{F_UNLCK, F_WRLCK};
 use serde_json::{Value, json};
-use support::{Daemon, V1, eventually};
+use support::{Daemon, V1, eventually, lock_file};
 use tempfile::TempDir;
 
 /// Two daemons over one directory.
@@ -125,11 +124,7 @@ fn whole_file_locks_and_slots() {
     assert_eq!(slot(&mut a, 2, &json!({}))["slot"], 0);
     let path = directory.path().join("gpu.lck");
     let file = File::options().read(true).write(true).open(&path).expect("the lock file");
-    let set = |kind: i32| {
-        let small = |number: i32| i16::try_from(number).expect("a small number");
-        let all = flock { l_type: small(kind), l_whence: small(SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 };
-        fcntl(&file, FcntlArg::F_SETLK(&all)).is_ok()
-    };
+    let set = |kind: i32| lock_file(&file, kind);
     assert!(!set(F_WRLCK), "a slot is held");
     a.release("gpu");
     assert!(set(F_WRLCK), "nobody holds it");

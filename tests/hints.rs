@@ -4,13 +4,14 @@
 mod support;
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::libc::F_WRLCK;
 use serde_json::{Value, json};
-use support::{Daemon, Dice, Setup, V1, eventually};
+use support::{Daemon, Dice, Setup, V1, eventually, lock_file};
 
 /// Sets up another daemon on a directory; it logs what it hears.
 fn beside(directory: &Path) -> Setup {
@@ -142,6 +143,31 @@ fn the_holding_daemon_stops() {
         assert_eq!(waiter.receive()["ok"], true);
     }
     assert_eq!(sockets(two.directory()).len(), 1);
+}
+
+/// A program that is no daemon closes the files that it has locked, and its waiters are served for that. The many that it keeps
+/// make tries rare.
+#[test]
+fn a_program_closes_its_files() {
+    let daemon = Daemon::setup().flag("--log", "trace").start();
+    let mut waiter = V1::connect(&daemon.tcp());
+    let lock = |number: usize| format!("many-{number}");
+    let hold = |number: usize| {
+        let file = File::create(daemon.file(&lock(number))).expect("a lock file");
+        assert!(lock_file(&file, F_WRLCK), "nobody else has it");
+        file
+    };
+    let mut files: Vec<File> = (0..500).map(hold).collect();
+    for number in 0..files.len() {
+        wait_for(&mut waiter, &lock(number), "exclusive");
+    }
+    eventually("closings are watched", || said(&daemon, "closed lock files are watched") > 0);
+    while let Some(file) = files.pop() {
+        drop(file);
+        granted(&mut waiter, &lock(files.len()));
+    }
+    let heard = said(&daemon, "was closed");
+    assert!(heard > 400, "{heard}");
 }
 
 /// The holder's socket is removed by hand, or there is a file where the sockets should be: the lock changes hands all the same.

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,8 +25,10 @@ const IDLE: Duration = Duration::from_secs(5);
 enum Holder {
     /// Another daemon on the directory.
     Daemon,
-    /// A program that is none: this one, by the same locks on the same files.
-    Program,
+    /// A program that is none: this one, by the same locks on the same files, which it closes to release them.
+    Closer,
+    /// The same, but it unlocks them and keeps them open.
+    Unlocker,
 }
 
 /// Compares holders, numbers of names, and numbers of sessions that wait for them.
@@ -42,13 +45,16 @@ pub(crate) fn compare(site: &Site) -> Result<Table> {
         (Holder::Daemon, 1000, 1000),
         (Holder::Daemon, 1000, 10),
         (Holder::Daemon, 10, 10),
-        (Holder::Program, 1000, 1000),
-        (Holder::Program, 10, 10),
+        (Holder::Closer, 1000, 1000),
+        (Holder::Closer, 10, 10),
+        (Holder::Unlocker, 1000, 1000),
+        (Holder::Unlocker, 10, 10),
     ];
     for (holder, names, sessions) in cases {
         let title = match holder {
             Holder::Daemon => format!("{names}, a daemon"),
-            Holder::Program => format!("{names}, a program that is none"),
+            Holder::Closer => format!("{names}, a program that closes"),
+            Holder::Unlocker => format!("{names}, a program that only unlocks"),
         };
         eprintln!("waiting: {title}, {sessions} sessions");
         let cells = measure(site, holder, names, sessions).with_context(|| title.clone())?;
@@ -61,11 +67,11 @@ fn measure(site: &Site, holder: Holder, names: usize, sessions: usize) -> Result
     let daemon = Server::daemon(site, None)?;
     let contender = match holder {
         Holder::Daemon => Some(Server::daemon(site, Some(&daemon))?),
-        Holder::Program => None,
+        Holder::Closer | Holder::Unlocker => None,
     };
     let mut held = match &contender {
         Some(contender) => Held::by_daemon(contender, names)?,
-        None => Held::by_program(&daemon, names)?,
+        None => Held::by_program(&daemon, names, matches!(holder, Holder::Closer))?,
     };
     let mut waiters = open(&daemon, sessions)?;
     for number in 0..names {
@@ -113,7 +119,7 @@ fn measure(site: &Site, holder: Holder, names: usize, sessions: usize) -> Result
 /// The names that are held.
 enum Held {
     ByDaemon(Vec<Session>),
-    ByProgram(Vec<File>),
+    ByProgram { paths: Vec<PathBuf>, files: Vec<Option<File>>, closes: bool },
 }
 
 impl Held {
@@ -123,15 +129,15 @@ impl Held {
         Ok(held)
     }
 
-    fn by_program(daemon: &Server, names: usize) -> Result<Self> {
+    fn by_program(daemon: &Server, names: usize, closes: bool) -> Result<Self> {
+        let paths: Vec<PathBuf> = (0..names).map(|number| daemon.locks().join(format!("wait-{number}.lck"))).collect();
         // The daemon may still be deleting the empty files that nobody locks: these are never empty.
-        let open = |number| {
-            let (new, path) = (daemon.locks().join("new"), daemon.locks().join(format!("wait-{number}.lck")));
+        let new = daemon.locks().join("new");
+        for path in &paths {
             fs::write(&new, "held by a program")?;
-            fs::rename(&new, &path)?;
-            File::options().read(true).write(true).open(path)
-        };
-        let mut held = Self::ByProgram((0..names).map(open).collect::<std::io::Result<_>>()?);
+            fs::rename(&new, path)?;
+        }
+        let mut held = Self::ByProgram { files: paths.iter().map(|_| None).collect(), paths, closes };
         (0..names).try_for_each(|number| held.again(number))?;
         Ok(held)
     }
@@ -144,14 +150,24 @@ impl Held {
                 session.ask(number, "acquire", "")?;
                 session.expect_granted(number)
             }
-            Self::ByProgram(files) => lock(&files[number], F_WRLCK),
+            Self::ByProgram { paths, files, .. } => {
+                let file = match files[number].take() {
+                    Some(file) => file,
+                    None => File::options().read(true).write(true).open(&paths[number])?,
+                };
+                lock(files[number].insert(file), F_WRLCK)
+            }
         }
     }
 
     fn release(&mut self, number: usize) -> Result<()> {
         match self {
             Self::ByDaemon(sessions) => sessions[number % 10].ask(number, "release", ""),
-            Self::ByProgram(files) => lock(&files[number], F_UNLCK),
+            Self::ByProgram { files, closes: true, .. } => {
+                files[number] = None;
+                Ok(())
+            }
+            Self::ByProgram { files, .. } => lock(files[number].as_ref().context("it is held")?, F_UNLCK),
         }
     }
 
@@ -159,7 +175,7 @@ impl Held {
     fn released(&mut self, number: usize) -> Result<()> {
         match self {
             Self::ByDaemon(sessions) => sessions[number % 10].expect_granted(number),
-            Self::ByProgram(_) => Ok(()),
+            Self::ByProgram { .. } => Ok(()),
         }
     }
 }

@@ -10,6 +10,8 @@ use nix::sys::timerfd::{self, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
 
+use crate::readiness::watched;
+
 /// A moment on CLOCK_BOOTTIME, which unlike that of [`Instant`](std::time::Instant) goes on while the host is suspended.
 ///
 /// ```
@@ -97,12 +99,7 @@ impl Alarm {
     pub(super) fn new() -> io::Result<Self> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(timerfd::ClockId::CLOCK_BOOTTIME, flags)?;
-        #[expect(
-            deprecated,
-            reason = "what replaces it is unsafe, for values whose descriptor changes; a timer keeps its own until it is dropped"
-        )]
-        let timer = AsyncFd::new(Timer(timer))?;
-        Ok(Self(timer))
+        Ok(Self(watched(Timer(timer))?))
     }
 
     /// Waits until `at`, for ever if there is none.

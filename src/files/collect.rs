@@ -14,7 +14,7 @@ use nix::sys::stat::lstat;
 use super::fence;
 use super::local::Answer;
 use super::node::servers_now;
-use super::os::{Files, Hand, SUFFIX};
+use super::os::{Files, Hand};
 use crate::engine::FileOp;
 use crate::fault::Fault;
 use crate::name::LockName;
@@ -78,8 +78,7 @@ impl Files {
         for entry in fs::read_dir(self.directory()).map_err(|error| self.failed("read", &error))? {
             let entry = entry.map_err(|error| self.failed("read", &error))?;
             let file = entry.file_name();
-            let Some(stem) = file.as_bytes().strip_suffix(SUFFIX.as_bytes()) else { continue };
-            let Ok(name) = LockName::parse(stem) else { continue };
+            let Some(name) = Self::name_of(file.as_bytes()) else { continue };
             // What has gone meanwhile is not there any more.
             let Ok(metadata) = entry.metadata() else { continue };
             if metadata.is_file() {

@@ -85,6 +85,12 @@ impl Files {
         self.directory.join(file)
     }
 
+    /// The lock of which a file of this name is the lock file, if it is one.
+    #[must_use]
+    pub fn name_of(file: &[u8]) -> Option<LockName> {
+        LockName::parse(file.strip_suffix(SUFFIX.as_bytes())?).ok()
+    }
+
     /// Carries out one operation: microseconds on a local file system.
     #[must_use]
     pub fn perform(&self, name: &LockName, op: FileOp, file: Option<OpenFile>) -> (Option<OpenFile>, Outcome) {

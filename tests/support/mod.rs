@@ -8,10 +8,13 @@ mod command;
 mod daemon;
 mod scripted;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::{SEEK_SET, flock};
 
 pub(crate) use clients::{GOB_REPLY_TYPES, GOB_REQUEST_TYPE, Gob, V1, Ws, connect, frame, gob_request, http, reset};
 pub(crate) use command::{DISTRILOCK, Ended, Running, Tree, command, ended, number_of};
@@ -30,6 +33,13 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "never came true: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Locks a whole file (`F_WRLCK`) or unlocks it, as a program that is no daemon does (fcntl_locking(2)); whether that was possible.
+pub(crate) fn lock_file(file: &File, kind: i32) -> bool {
+    let small = |number: i32| i16::try_from(number).expect("a small number");
+    let all = flock { l_type: small(kind), l_whence: small(SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 };
+    fcntl(file, FcntlArg::F_SETLK(&all)).is_ok()
 }
 
 /// The names in a lock directory, sorted, but for what the daemons keep there for themselves.

@@ -24,6 +24,7 @@ use crate::client::Client;
 use crate::command::options::{CommandLine, Run, Verb};
 use crate::command::trouble::Trouble;
 use crate::command::{say, session, status};
+use crate::readiness::watched;
 
 /// The word that makes a process of our program a guard. It is nothing that a user types.
 pub(in crate::command) const WORD: &str = "run:guard";
@@ -116,11 +117,7 @@ impl Guard {
         let front = Front { pid: order.front, group: getpgid(Some(order.front)).unwrap_or(order.front) };
         let Verb::Run(options) = order.line.verb else { return Err(io::ErrorKind::InvalidInput.into()) };
         let words = options.words().map_err(|_| io::ErrorKind::InvalidInput)?;
-        #[expect(
-            deprecated,
-            reason = "what replaces it is unsafe, for values whose descriptor changes; this one keeps its own until it is dropped"
-        )]
-        let signals = AsyncFd::new(signals)?;
+        let signals = watched(signals)?;
         Ok(Self {
             options: *options,
             words,

@@ -6,9 +6,12 @@
 //! repeated costs time. Each daemon listens on a socket in the directory and connects to the others' ([`Meeting`]); a connection's
 //! end is word, too: its daemon is gone.
 //!
-//! `ask` is the side of the waiting daemon, `promise` that of the holding one, `words` what passes between them.
+//! `ask` is the side of the waiting daemon, `promise` that of the holding one, `words` what passes between them. Programs that are
+//! no daemon speak by closing files: `closings`.
 
 mod ask;
+mod closings;
+mod portions;
 mod promise;
 mod words;
 
@@ -24,6 +27,7 @@ use crate::files::meeting::Meeting;
 use crate::limits::ASK_AGAIN_MS;
 use crate::name::LockName;
 use ask::Questions;
+use closings::Closings;
 use promise::Promises;
 
 /// What a daemon has asked others, and has promised them.
@@ -33,11 +37,13 @@ pub(super) struct Hints {
     meeting: OnceLock<Meeting>,
     questions: Questions,
     promises: Promises,
+    closings: Closings,
 }
 
 impl Hints {
     /// Sessions wait for a name that another process holds.
     pub(super) fn contended(&self, name: LockName) {
+        self.closings.want();
         if self.meeting.get().is_some() {
             self.questions.want(name);
         }
@@ -59,6 +65,7 @@ impl Hints {
 /// Goes to the meeting place of the lock directory, which has to be on a local file system. Without one, or if it cannot be used,
 /// names of others are polled.
 pub(super) fn start(core: &Arc<Core>) {
+    tokio::spawn(closings::watch(Arc::clone(core)));
     match enter(core) {
         Ok(listener) => {
             tokio::spawn(promise::listen(Arc::clone(core), listener));

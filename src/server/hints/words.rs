@@ -2,12 +2,10 @@
 //! parsed as such, and there are only so many of them in a time.
 
 use std::io;
-use std::time::Duration;
 
 use tokio::net::UnixStream;
-use tokio::time::{MissedTickBehavior, interval};
 
-use crate::limits::{WORDS_PER_PERIOD_MAX, WORDS_PERIOD_MS};
+use super::portions::Portions;
 use crate::name::{LockName, NAME_BYTES_MAX};
 
 /// The longest line, with its end.
@@ -54,9 +52,7 @@ impl Word {
 
 /// Takes words from a connection until it ends; what comes too fast stays in the kernel's buffer for a while.
 pub(super) async fn read(stream: &UnixStream, mut take: impl FnMut(Word)) -> io::Result<()> {
-    let mut periods = interval(Duration::from_millis(WORDS_PERIOD_MS));
-    periods.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut lines_left = 0;
+    let mut portions = Portions::new();
     let mut buffer = [0; 8 * LINE_BYTES_MAX];
     let mut filled = 0;
     loop {
@@ -69,11 +65,7 @@ pub(super) async fn read(stream: &UnixStream, mut take: impl FnMut(Word)) -> io:
         }
         let mut start = 0;
         while let Some(length) = buffer[start..filled].iter().position(|byte| *byte == b'\n') {
-            if lines_left == 0 {
-                periods.tick().await;
-                lines_left = WORDS_PER_PERIOD_MAX;
-            }
-            lines_left -= 1;
+            portions.take().await;
             Word::parse(&buffer[start..start + length]).into_iter().for_each(&mut take);
             start += length + 1;
         }
@@ -101,7 +93,10 @@ pub(super) async fn write(stream: &UnixStream, lines: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::limits::{WORDS_PER_PERIOD_MAX, WORDS_PERIOD_MS};
 
     /// Takes bytes as a daemon would that gets them at once; tells the words, and whether the sender was cut off.
     fn taken(bytes: &[u8]) -> (Vec<Word>, bool) {
