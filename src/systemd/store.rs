@@ -54,6 +54,9 @@ pub enum StoreFault {
     /// The process before was killed in the middle.
     #[error("the process before was ended while it handed over")]
     Cut,
+    /// Not all of its descriptors could be opened here.
+    #[error("more descriptors were left than this process may open (LimitNOFILE=)")]
+    Descriptors,
     /// A system call failed.
     #[error("reading what the process before has left: {0}")]
     System(#[from] io::Error),
@@ -124,17 +127,19 @@ impl Store {
         for end in &self.ends {
             loop {
                 match receive(end) {
-                    Ok(message) => messages.push(message),
+                    Ok(Received { word, descriptors, whole: true }) => messages.push((word, descriptors)),
+                    // What stays in the queue stays open and locked, though nobody has it.
+                    Ok(_) => failed = Some(StoreFault::Descriptors),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => {
-                        failed = Some(error);
+                        failed = Some(error.into());
                         break;
                     }
                 }
             }
         }
-        if let Some(error) = failed {
-            return Err(error.into());
+        if let Some(fault) = failed {
+            return Err(fault);
         }
         let mut messages = messages.into_iter();
         let Some((word, begun)) = messages.next() else { return Ok(None) };
@@ -158,7 +163,14 @@ impl Store {
 }
 
 /// One message: its word, and the descriptors that it carries.
-fn receive(end: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+struct Received {
+    word: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+    /// Whether that is all of them.
+    whole: bool,
+}
+
+fn receive(end: &OwnedFd) -> io::Result<Received> {
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_MESSAGE))];
     let mut control = RecvAncillaryBuffer::new(&mut room);
     let mut word = [0; 16];
@@ -169,10 +181,8 @@ fn receive(end: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         _ => None,
     });
     let descriptors: Vec<OwnedFd> = rights.flatten().collect();
-    if got.flags.contains(rustix::net::ReturnFlags::CTRUNC) {
-        return Err(io::Error::other("too few descriptors are allowed for what was left (LimitNOFILE=)"));
-    }
-    Ok((word[..got.bytes].to_vec(), descriptors))
+    let whole = !got.flags.contains(rustix::net::ReturnFlags::CTRUNC);
+    Ok(Received { word: word[..got.bytes].to_vec(), descriptors, whole })
 }
 
 #[cfg(test)]
