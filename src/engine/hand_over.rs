@@ -1,6 +1,8 @@
 //! What of the engine goes to the next process of the daemon, and how it comes to life there. It goes at rest: with no file
 //! operation in flight there is no open question (I6, I9), and timers are armed anew.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::Engine;
@@ -72,12 +74,15 @@ impl<F> Engine<F> {
         self.records.iter().filter(busy).map(|(name, _)| name)
     }
 
-    /// Takes out what the next process needs, all but the names with an operation in flight. The engine is not used after that.
+    /// Takes out what the next process needs. Names with an operation in flight stay, since it may be completed; the engine is not
+    /// used for anything else after that.
     pub fn hand_over(&mut self) -> Vec<Handed<F>> {
-        let records = std::mem::take(&mut self.records);
+        let in_flight = |(_, record): &(LockName, Record<F>)| matches!(record.file, File::InFlight { .. });
+        let (busy, records) = std::mem::take(&mut self.records).into_iter().partition::<BTreeMap<_, _>, _>(in_flight);
+        self.records = busy;
         let handed = |(name, record): (LockName, Record<F>)| {
             let (file, locked) = match record.file {
-                File::InFlight { .. } => return None,
+                File::InFlight { .. } => unreachable!("they stay"),
                 File::Closed if record.at_rest() => return None,
                 File::Closed => (None, None),
                 File::Idle(file) => (Some(file), None),

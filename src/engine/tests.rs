@@ -591,6 +591,16 @@ fn stale_timers_are_no_ops() {
     }
 }
 
+/// A name whose operation does not come back stays behind: it may yet be completed while the rest is on its way to the next process.
+#[test]
+fn completed_after_the_hand_over() {
+    let mut n = Scenario::new();
+    n.wait(1, Exclusive);
+    assert_eq!(n.engine.hand_over(), []);
+    n.leave(1);
+    assert_eq!(n.done(Outcome::Locked), [file(FileOp::Unlock)]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
 

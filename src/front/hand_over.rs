@@ -89,6 +89,20 @@ impl Frozen {
     }
 }
 
+#[cfg(test)]
+impl Frozen {
+    /// A connection whose client is gone.
+    pub fn of(session: Session, mailbox: Arc<Mailbox>, output: Vec<u8>) -> Self {
+        let (socket, _) = UnixStream::pair().unwrap();
+        Self { session, mailbox, socket: socket.into(), input: Vec::new(), output }
+    }
+
+    /// What its client is to be sent.
+    pub fn output(&self) -> &str {
+        std::str::from_utf8(&self.output).unwrap()
+    }
+}
+
 impl HandedConnection {
     /// Its session.
     #[must_use]

@@ -30,6 +30,9 @@ const BETWEEN_WAIT: Duration = Duration::from_millis(200);
 /// How long it waits for the sessions' tasks to stop, which each do between two messages.
 const TASKS_WAIT: Duration = Duration::from_secs(5);
 
+/// How long it then waits for what sessions give back that had to end.
+const ENDED_WAIT: Duration = Duration::from_secs(1);
+
 /// What goes to the next process, besides descriptors and bytes. The bytes of the connections follow it.
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
@@ -74,21 +77,20 @@ pub(super) enum Unusable {
     System(#[from] std::io::Error),
 }
 
-/// Leaves all sessions to the next process. This one is not to serve anybody any more.
-pub(super) async fn hand_over(core: &Arc<Core>, workers: &[Worker], store: &Store) -> std::io::Result<Count> {
+/// Leaves all sessions to the next process, with locks in that directory (its [place](crate::files::Files::place)). This one is not to
+/// serve anybody any more.
+pub(super) async fn hand_over(
+    core: &Arc<Core>,
+    workers: &[Worker],
+    store: &Store,
+    directory: (u64, u64),
+) -> std::io::Result<Count> {
     core.is_frozen.store(true, Ordering::SeqCst);
     core.mailboxes.hand_over_all();
-    let mut frozen = stopped(core, workers).await;
-    let hung = come_to_rest(core, &mut frozen).await;
-    let (going, ending): (Vec<Frozen>, Vec<Frozen>) =
-        frozen.into_iter().partition(|it| it.session.is_at_rest() && !it.session.touches(&hung));
-    let ended = ending.len();
-    for mut one in ending {
-        one.tell("the daemon is restarted while the file server does not answer");
-        one.end();
-    }
+    let frozen = stopped(core, workers).await;
+    let (going, ended) = those_at_rest(core, frozen, (STORAGE_REST, ENDED_WAIT)).await;
     let sessions = going.len();
-    let (state, tail, descriptors) = pack(core, going)?;
+    let (state, tail, descriptors) = pack(core, going, directory);
     let locks = state.locks.iter().filter(|lock| lock.locked.is_some()).count();
     let mut bytes = serde_json::to_vec(&state)?;
     let length = bytes.len() as u64;
@@ -114,16 +116,41 @@ async fn stopped(core: &Arc<Core>, workers: &[Worker]) -> Vec<Frozen> {
     }
 }
 
-/// Lets sessions and engine come to rest; tells the names whose operations do not come back.
-async fn come_to_rest(core: &Arc<Core>, frozen: &mut [Frozen]) -> BTreeSet<LockName> {
-    let begun = Instant::now();
+/// Lets sessions and engine come to rest, and ends the sessions that do not; tells how many those were.
+async fn those_at_rest(
+    core: &Arc<Core>,
+    mut frozen: Vec<Frozen>,
+    (wait, ended_wait): (Duration, Duration),
+) -> (Vec<Frozen>, usize) {
+    let (before, mut end) = (frozen.len(), Instant::now() + wait);
+    let last = end + ended_wait;
     loop {
+        let hung = come_to_rest(core, &mut frozen, end).await;
+        let (going, ending): (Vec<Frozen>, Vec<Frozen>) =
+            frozen.into_iter().partition(|it| it.session.is_at_rest() && !it.session.touches(&hung));
+        if ending.is_empty() {
+            let ended = before - going.len();
+            return (going, ended);
+        }
+        for mut one in ending {
+            one.tell("the daemon is restarted while the file server does not answer");
+            one.end();
+        }
+        // What these held may be on its way to others, who have to come to rest with it, or end as well.
+        (frozen, end) = (going, last);
+    }
+}
+
+/// Lets sessions and engine come to rest, until `end` at the latest; tells the names whose operations do not come back.
+async fn come_to_rest(core: &Arc<Core>, frozen: &mut [Frozen], end: Instant) -> BTreeSet<LockName> {
+    loop {
+        // Before the mail is read: what is complete now has been posted.
+        let busy = core.in_flight();
         let mut any = false;
         for one in &mut *frozen {
             any |= one.read_mail();
         }
-        let busy = core.in_flight();
-        if !any && busy.is_empty() || begun.elapsed() > STORAGE_REST {
+        if !any && (busy.is_empty() || Instant::now() > end) {
             return busy;
         }
         if !any {
@@ -133,7 +160,7 @@ async fn come_to_rest(core: &Arc<Core>, frozen: &mut [Frozen]) -> BTreeSet<LockN
 }
 
 /// What is told of all, the bytes of the connections, and the descriptors.
-fn pack(core: &Core, going: Vec<Frozen>) -> std::io::Result<(State, Vec<u8>, Vec<OwnedFd>)> {
+fn pack(core: &Core, going: Vec<Frozen>, directory: (u64, u64)) -> (State, Vec<u8>, Vec<OwnedFd>) {
     let (mut bytes, mut descriptors) = (Vec::new(), Vec::new());
     let mut connections = Vec::new();
     for frozen in going {
@@ -153,8 +180,8 @@ fn pack(core: &Core, going: Vec<Frozen>) -> std::io::Result<(State, Vec<u8>, Vec
     }
     let contact = core.contact().map(Contact::hand_over);
     let next_session = core.mailboxes.next();
-    let state = State { version: VERSION, directory: core.files.place()?, next_session, contact, connections, locks };
-    Ok((state, bytes, descriptors))
+    let state = State { version: VERSION, directory, next_session, contact, connections, locks };
+    (state, bytes, descriptors)
 }
 
 /// What was left, found to be whole: nothing of it is refused any more.
@@ -247,5 +274,52 @@ impl Core {
             engine.input(Input::Now(clock::now_ms()), effects);
             engine.take_over(lock, |session| self.mailboxes.is_open(session), effects);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Asked, Mode, RequestId, SessionId};
+    use crate::files::Files;
+    use crate::session::Session;
+    use crate::settings::Settings;
+    use crate::wire::Codec;
+
+    /// A session that has sent these requests.
+    fn frozen(core: &Arc<Core>, requests: &[&str]) -> Frozen {
+        let (id, mailbox) = core.mailboxes.open().unwrap();
+        let mut session = Session::new(id, Arc::clone(core), Arc::clone(&mailbox), Codec::stream());
+        let mut output = Vec::new();
+        for request in requests {
+            session.take(format!("{request}\n").as_bytes(), &mut output).unwrap();
+        }
+        Frozen::of(session, mailbox, output)
+    }
+
+    /// A session ends since a call does not come back that it waits for. What it held goes to one that waits, is told so, and goes
+    /// on; nobody is left whose answer was on its way.
+    #[test]
+    fn what_the_ended_held() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = Settings::for_directory(Some(directory.path().into()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let files = (Files::new(directory.path().into()), "local", None);
+        let core = Arc::new(Core::new(settings, files, String::new(), 1000, runtime.handle().clone()));
+        let name = LockName::parse(b"hung").unwrap();
+        let asked = Asked { name: name.clone(), session: SessionId(1000), request: RequestId(0) };
+        // Its file operation is carried out by nobody.
+        let begins = Input::Acquire { asked, want: Mode::Exclusive.into(), wait: true };
+        core.shard(core.shard_of(&name)).input(begins, &mut Vec::new());
+        let ends =
+            frozen(&core, &[r#"{"op":"acquire","lock":"held"}"#, r#"{"op":"acquire","lock":"hung","wait_ms":null}"#]);
+        let goes = frozen(&core, &[r#"{"id":7,"op":"acquire","lock":"held","wait_ms":null}"#]);
+        assert_eq!(goes.output(), "");
+        let waits = (Duration::from_millis(5), Duration::from_millis(5));
+        let (going, ended) = runtime.block_on(those_at_rest(&core, vec![ends, goes], waits));
+        assert_eq!((going.len(), ended), (1, 1));
+        assert_eq!(going[0].output(), "{\"id\":7,\"ok\":true,\"lock\":\"held\"}\n");
+        let (state, ..) = pack(&core, going, (0, 0));
+        assert_eq!(state.locks.len(), 1, "the other one stays behind");
     }
 }

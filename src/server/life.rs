@@ -111,6 +111,8 @@ async fn serve(
     let directory = core.files.directory().display().to_string();
     let notifier = Arc::new(Notifier::from_env());
     notifier.forget(&strangers);
+    // Once and for all: at the end the file server might not answer.
+    let place = core.files.place()?;
     let (store, taken) = look_into(&core, store, &notifier);
     found.tell();
     let node = watch_storage(&core, &found, &notifier)?;
@@ -156,7 +158,7 @@ async fn serve(
     tracing::info!(MESSAGE_ID = ids::DAEMON_STOPPING, "stopping on {by}");
     notifier.stopping();
     match store.filter(|_| by == HAND_OVER) {
-        Some(store) => leave_to_the_next(&core, &workers, tasks, &store, &notifier).await,
+        Some(store) => leave_to_the_next(&core, &workers, tasks, (&store, place), &notifier).await,
         None => stop(&core, tasks).await,
     }
     if let Some(place) = node {
@@ -192,12 +194,12 @@ async fn leave_to_the_next(
     core: &Arc<Core>,
     workers: &[Worker],
     tasks: Vec<JoinHandle<()>>,
-    store: &Store,
+    (store, place): (&Store, (u64, u64)),
     notifier: &Notifier,
 ) {
     tasks.iter().for_each(JoinHandle::abort);
     core.hints.leave();
-    match hand_over::hand_over(core, workers, store).await {
+    match hand_over::hand_over(core, workers, store, place).await {
         Ok(count) => {
             tracing::info!(
                 MESSAGE_ID = ids::HAND_OVER,

@@ -178,10 +178,12 @@ impl Core {
     /// nobody else begins another operation on the name (I4). Tells whether a file operation or a timer followed.
     fn carry_out(self: &Arc<Self>, shard: usize, input: Input<OpenFile>, mine: Option<(SessionId, &Mailbox)>) -> bool {
         // A completion always comes through; timers and what others say have to wait for the next process.
-        if mine.is_none() && self.is_frozen.load(Ordering::SeqCst) && !matches!(input, Input::Done { .. }) {
-            return false;
-        }
+        let waits = mine.is_none() && !matches!(input, Input::Done { .. });
         self.work(shard, mine, |engine, effects| {
+            // Asked under the engine's mutex: who has found it frozen and at rest finds it so ever after.
+            if waits && self.is_frozen.load(Ordering::SeqCst) {
+                return;
+            }
             engine.input(Input::Now(clock::now_ms()), effects);
             engine.input(input, effects);
         })
