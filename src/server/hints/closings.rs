@@ -89,11 +89,51 @@ async fn follow(core: &Arc<Core>, events: &AsyncFd<OwnedFd>) -> io::Result<()> {
                 Err(Errno::WOULDBLOCK) => break ready.clear_ready(),
                 Err(error) => return Err(error.into()),
             };
+            // Also of what is no lock file, the directory itself for example: whoever may read that can open and close it.
+            portions.take().await;
             if let Some(name) = closed {
-                portions.take().await;
                 tracing::trace!(LOCK = %name, "the file of {name} was closed");
                 core.bring(&name, Input::Hint(name.clone()));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, create_dir};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::limits::{WORDS_PER_PERIOD_MAX, WORDS_PERIOD_MS};
+    use crate::settings::Settings;
+
+    /// Somebody looks at the directory and at one in it, again and again: that is taken no faster than what concerns locks.
+    #[test]
+    fn a_flood_is_slowed_down() {
+        const ROUNDS: usize = 2000;
+        let directory = tempfile::tempdir().unwrap();
+        let other = directory.path().join("other");
+        create_dir(&other).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let settings = Settings::for_directory(Some(directory.path().into()));
+        let files = (Files::new(directory.path().into()), "local", None);
+        let core = Arc::new(Core::new(settings, files, String::new(), 1000, runtime.handle().clone()));
+        runtime.block_on(async {
+            let events = open(&core).unwrap();
+            for _ in 0..ROUNDS {
+                // The kernel makes one event of several that are the same.
+                File::open(directory.path()).and_then(|_| File::open(&other)).unwrap();
+            }
+            let begun = Instant::now();
+            let _ = timeout(Duration::from_millis(2 * WORDS_PERIOD_MS), follow(&core, &events)).await;
+            let periods = begun.elapsed().as_millis() / u128::from(WORDS_PERIOD_MS) + 2;
+            let mut room = [MaybeUninit::uninit(); EVENTS_BYTES];
+            let mut reader = Reader::new(events.get_ref(), &mut room);
+            let left = std::iter::from_fn(|| reader.next().is_ok().then_some(())).count();
+            let (taken, buffered) = (2 * ROUNDS - left, EVENTS_BYTES / 16);
+            let most = periods * u128::from(WORDS_PER_PERIOD_MAX) + buffered as u128;
+            assert!(taken as u128 <= most, "{taken} in {periods} periods");
+        });
     }
 }
