@@ -276,8 +276,11 @@ impl<F> Record<F> {
             FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) => {
                 self.waiters.iter_mut().for_each(|waiter| waiter.tried = true);
             }
-            // Slots are for the first one alone.
-            FileOp::Take { .. } => self.waiters.front_mut().into_iter().for_each(|waiter| waiter.tried = true),
+            // Slots are for the first one alone: should it go meanwhile, the outcome says nothing to those behind it.
+            FileOp::Take { .. } => {
+                let places = (0..).zip(&mut self.waiters);
+                places.for_each(|(place, waiter)| waiter.tried = place == 0);
+            }
             FileOp::Give { .. } | FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire => {}
         }
         self.file = File::InFlight { op, queries };
