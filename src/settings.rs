@@ -14,7 +14,11 @@ use crate::limits;
 /// Each connection is a session, and a lock lives exactly as long as its session. Each lock is an fcntl lock on one file in the
 /// lock directory, so that daemons which use the same directory exclude each other.
 #[derive(Clone, Debug, Parser)]
-#[command(version, name = "distrilockd", after_help = "The protocol is described in docs/protocol.md.")]
+#[command(
+    version,
+    name = "distrilockd",
+    after_help = "The manual is docs/distrilockd.md, and docs/protocol.md describes the protocol."
+)]
 pub struct Settings {
     /// Where the lock files are. Default: $STATE_DIRECTORY, else distrilock in the user's state folder, which is created
     #[arg(short, long, value_name = "DIR")]

@@ -19,9 +19,15 @@ fn slots() {
         .map(|server| Running::start(command(server, &["run", "-N", "2", "gpu", "sh", "-c", show])))
         .collect();
     holders.iter().for_each(|holder| holder.says("slot "));
-    let mut slots: Vec<String> = holders.iter().map(Running::out).collect();
-    slots.sort();
-    assert_eq!(slots, ["slot 0\n", "slot 1\n"]);
+    let slots: Vec<String> = holders.iter().map(Running::out).collect();
+    assert!(slots == ["slot 0\n", "slot 1\n"] || slots == ["slot 1\n", "slot 0\n"], "{slots:?}");
+    for (server, slot) in servers.iter().zip(&slots) {
+        let ls = ended(command(server, &["ls"])).out;
+        assert!(ls.contains(&format!("{} of 2", slot.trim())), "{ls}");
+        let json = ended(command(server, &["ls", "--json"])).out;
+        let number = slot.trim().trim_start_matches("slot ");
+        assert!(json.contains(&format!("\"taken\":[{number}]")) && json.contains("\"slots\":2"), "{json}");
+    }
     for server in &servers {
         let third = ended(command(server, &["run", "-n", "-N", "2", "gpu", "true"]));
         assert_eq!(third.code(), 1, "{}", third.err);

@@ -110,15 +110,21 @@ pub enum Failure {
 }
 
 fn remedy(server: &Server, failure: &Failure) -> &'static str {
-    let (Failure::Io(error), local) = (failure, matches!(server, Server::Unix(_))) else { return "" };
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound if local => {
-            "; start the daemon: systemctl start distrilock.socket"
+    use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
+    let error = match failure {
+        Failure::Io(error) => error.kind(),
+        Failure::TimedOut { .. } => return "; look at that daemon (systemctl status distrilock) and at the network",
+        Failure::Stranger { .. } => {
+            return "; mend the address: distrilockd has port 40800 for tcp:// and 40801 for ws://";
         }
-        io::ErrorKind::ConnectionRefused => {
+        _ => return "",
+    };
+    match (error, matches!(server, Server::Unix(_))) {
+        (ConnectionRefused | NotFound, true) => "; start the daemon: systemctl start distrilock.socket",
+        (ConnectionRefused, false) => {
             "; nothing listens there: start the daemon on that host (systemctl start distrilock.socket), or mend the address"
         }
-        io::ErrorKind::PermissionDenied => "; this user may not use the socket: see its group and mode",
+        (PermissionDenied, _) => "; use TCP, as in tcp://127.0.0.1:40800, or join the socket's group",
         _ => "",
     }
 }

@@ -89,10 +89,8 @@ pub struct Peeked {
 pub struct Listed {
     /// Its name.
     pub lock: String,
-    /// `exclusive` or `shared`, if it is held here.
+    /// `exclusive`, `shared` or `slots`, if it is held here.
     pub mode: Option<String>,
-    /// How many slots it has, if it has slots.
-    pub slots: Option<u32>,
     /// Who holds it.
     #[serde(default)]
     pub holders: Vec<Seen>,
@@ -140,15 +138,19 @@ pub struct Seen {
     pub command: Option<String>,
     /// Its user.
     pub user: Option<String>,
-    /// `exclusive` or `shared`.
+    /// `exclusive`, `shared` or `slots`.
     #[serde(default)]
     pub mode: String,
     /// How long it has held it or waited for it, in milliseconds.
     #[serde(default)]
     pub since_ms: u64,
-    /// Its first slot, if it holds slots.
-    pub slot: Option<u32>,
-    /// All its slots, if it holds several.
+    /// How many slots the name has, if it holds some of them or waits for some.
+    pub slots: Option<u32>,
+    /// The slots that it holds.
     #[serde(default)]
     pub taken: Vec<u32>,
+    /// How many slots it waits for.
+    pub take: Option<u32>,
+    /// The fence of its grant.
+    pub fence: Option<u64>,
 }

@@ -95,11 +95,17 @@ fn json_of_seen(seen: &Seen) -> Value {
     for (member, text) in texts.into_iter().filter_map(|(member, text)| Some((member, text.as_ref()?))) {
         object[member] = json!(text);
     }
-    if let Some(pid) = seen.pid {
-        object["pid"] = json!(pid);
+    let numbers = [
+        ("pid", seen.pid.map(u64::from)),
+        ("slots", seen.slots.map(u64::from)),
+        ("take", seen.take.map(u64::from)),
+        ("fence", seen.fence),
+    ];
+    for (member, number) in numbers.into_iter().filter_map(|(member, number)| Some((member, number?))) {
+        object[member] = json!(number);
     }
-    if let Some(slot) = seen.slot {
-        object["slot"] = json!(slot);
+    if !seen.taken.is_empty() {
+        object["taken"] = json!(seen.taken);
     }
     object
 }
@@ -124,13 +130,10 @@ pub(super) fn ls(options: &Ls, servers: &[Server]) -> Result<u8, Trouble> {
 
 fn json_of_locks(locks: &[Listed]) -> String {
     let objects = locks.iter().map(|lock| {
-        let mut object = json!({
+        let object = json!({
             "lock": lock.lock, "mode": lock.mode, "holders": json_of_all(&lock.holders), "waiters": json_of_all(&lock.waiters),
             "contender": lock.contender,
         });
-        if let Some(slots) = lock.slots {
-            object["slots"] = json!(slots);
-        }
         format!("{object}\n")
     });
     objects.collect()
@@ -141,12 +144,7 @@ fn table(locks: &[Listed]) -> String {
     const HEADINGS: [&str; 7] = ["LOCK", "STATE", "SINCE", "NAME", "PID", "COMMAND", "NOTE"];
     let mut rows = vec![HEADINGS.map(str::to_owned)];
     for lock in locks {
-        let state = |seen: &Seen| match (seen.slot, seen.mode.as_str()) {
-            (Some(slot), _) => format!("slot {slot}"),
-            (None, "shared") => "shared".to_owned(),
-            (None, _) => "held".to_owned(),
-        };
-        rows.extend(lock.holders.iter().map(|seen| row(&lock.lock, &state(seen), seen)));
+        rows.extend(lock.holders.iter().map(|seen| row(&lock.lock, &how(seen), seen)));
         if lock.contender {
             let mut row = [const { String::new() }; 7];
             row[0] = say::shown(&lock.lock);
@@ -163,6 +161,16 @@ fn table(locks: &[Listed]) -> String {
         format!("{}\n", cells.collect::<String>().trim_end())
     };
     rows.iter().map(line).collect()
+}
+
+/// How a holder holds.
+fn how(seen: &Seen) -> String {
+    let list = || seen.taken.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    match (&seen.taken[..], seen.slots, seen.mode.as_str()) {
+        ([_, ..], Some(slots), _) => format!("slot {} of {slots}", list()),
+        (_, _, "shared") => "shared".to_owned(),
+        _ => "held".to_owned(),
+    }
 }
 
 fn row(lock: &str, state: &str, seen: &Seen) -> [String; 7] {
@@ -227,6 +235,18 @@ mod tests {
             "waiters": [{"session": "s-2", "mode": "shared", "since_ms": 0}],
         }))
         .unwrap();
+        let slots: Listed = serde_json::from_value(json!({
+            "lock": "cpu", "mode": "slots",
+            "holders": [{"session": "s-3", "mode": "slots", "slots": 4, "taken": [0, 2], "fence": 9, "since_ms": 0}],
+            "waiters": [{"session": "s-4", "mode": "slots", "slots": 4, "take": 3, "since_ms": 0}],
+        }))
+        .unwrap();
+        let json = json_of_locks(std::slice::from_ref(&slots));
+        assert!(
+            json.contains(r#""taken":[0,2]"#) && json.contains(r#""fence":9"#) && json.contains(r#""take":3"#),
+            "{json}"
+        );
+        assert!(table(&[slots]).contains("cpu   slot 0,2 of 4  0 s    s-3"));
         let text = table(&[lock]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(

@@ -13,7 +13,7 @@ use super::status;
 use super::storage::{Doctor, Gc};
 use super::values::{self, BadValue, Lease, Names, OnLost};
 use crate::client::Server;
-use crate::limits::HELLO_NOTE_BYTES_MAX;
+use crate::limits::{HELLO_NOTE_BYTES_MAX, LOCKS_PER_REQUEST_MAX, SLOTS_MAX};
 
 /// Runs commands under named locks that a distrilockd keeps, and tells who holds and who waits.
 #[derive(Debug, Parser)]
@@ -96,7 +96,7 @@ pub(super) struct Asking {
     pub(super) conflict_exit_code: Option<u8>,
 
     /// Take one of N slots of NAME; all that use the name have to agree on N
-    #[arg(short = 'N', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(short = 'N', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(SLOTS_MAX)))]
     pub(super) slots: Option<u16>,
 
     /// Take COUNT of the TOTAL slots of RES as well; repeatable. All locks are taken together, or none
@@ -134,7 +134,7 @@ impl Asking {
         if let Some(twice) = all.iter().enumerate().find_map(|(n, name)| all[..n].contains(name).then_some(*name)) {
             return Err(BadValue::Twice(twice.clone()).into());
         }
-        if all.len() > values::NAMES_MAX {
+        if all.len() > LOCKS_PER_REQUEST_MAX {
             return Err(BadValue::TooMany(all.len()).into());
         }
         if self.slots.is_some() && names.0.len() > 1 {

@@ -4,21 +4,17 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::time::Duration;
 
-use nix::unistd::{Uid, User, gethostname};
+use nix::unistd::{Uid, gethostname};
 
 use super::options::Asking;
 use super::say::{self, Passing};
 use super::trouble::Trouble;
 use super::values::Names;
 use crate::client::{Acquire, Builder, Client, ConnectError, Failure, Held, Introduction, Seen, Server, Wanted};
-use crate::limits::HELLO_NAME_BYTES_MAX;
+use crate::limits::{HELLO_COMMAND_BYTES_MAX, HELLO_NAME_BYTES_MAX};
 
 /// How long a wait has to take before people are told about it, and how often they are told again.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
-
-/// The longest command in a hello, and the longest host and user (docs/protocol.md, chapter 7).
-const COMMAND_BYTES_MAX: usize = 256;
-const WHO_BYTES_MAX: usize = 64;
 
 /// Runs one future on a runtime of this thread. The runtime is not taken apart afterwards: the process ends, and the kernel does it
 /// in less time.
@@ -43,16 +39,13 @@ pub(super) fn servers(named: &[Server]) -> Result<Vec<Server>, Trouble> {
 
 /// Who we are, and what we do if that may be told.
 pub(super) fn introduction(note: Option<&str>, command: Option<&str>) -> Introduction {
-    let host = host();
-    let user = User::from_uid(Uid::effective()).ok().flatten().map(|user| user.name);
-    let name = format!("{}@{host}", user.clone().unwrap_or_else(|| Uid::effective().to_string()));
+    let process = Introduction::of_this_process();
+    let user = process.user.clone().unwrap_or_else(|| Uid::effective().to_string());
     Introduction {
-        name: Some(cut(&name, HELLO_NAME_BYTES_MAX)),
+        name: Some(cut(&format!("{user}@{}", host()), HELLO_NAME_BYTES_MAX)),
         note: note.map(str::to_owned),
-        host: Some(cut(&host, WHO_BYTES_MAX)),
-        pid: Some(std::process::id()),
-        command: command.map(|command| cut(command, COMMAND_BYTES_MAX)),
-        user: user.map(|user| cut(&user, WHO_BYTES_MAX)),
+        command: command.map(|command| cut(command, HELLO_COMMAND_BYTES_MAX)),
+        ..process
     }
 }
 

@@ -8,16 +8,11 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::name::{BadName, LockName};
+use crate::limits::{LOCKS_PER_REQUEST_MAX, SLOTS_MAX};
+use crate::name::{BadName, LockName, NAME_BYTES_MAX};
 
 /// The longest time that an option takes: a year.
 const SECONDS_MAX: f64 = 365.0 * 86_400.0;
-
-/// The most slots that a name can have.
-const SLOTS_MAX: u16 = 1024;
-
-/// The most names that one request takes.
-pub(super) const NAMES_MAX: usize = 64;
 
 /// Why the text behind an option is not what it has to be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,13 +27,13 @@ pub(super) enum BadValue {
     Lease,
     #[error("{0}")]
     Name(#[from] BadName),
-    #[error("\"{}\" stands for a path, and makes a lock name of {bytes} bytes, 251 at most: use a shorter one", .shown.escape_debug())]
+    #[error("\"{}\" stands for a path, and makes a lock name of {bytes} bytes, {NAME_BYTES_MAX} at most: use a shorter one", .shown.escape_debug())]
     LongPath { shown: String, bytes: usize },
     #[error("a relative path needs the current directory, which cannot be read")]
     NoDirectory,
     #[error("a name stands there twice: {0}")]
     Twice(LockName),
-    #[error("there are {0} names; {NAMES_MAX} are the most that can be taken at once")]
+    #[error("there are {0} names; {LOCKS_PER_REQUEST_MAX} are the most that can be taken at once")]
     TooMany(usize),
     #[error("it has to be the name of a signal, as in TERM, or its number from 1 to 31")]
     Signal,
@@ -136,7 +131,7 @@ impl Names {
             }
             names.push(name);
         }
-        if names.len() > NAMES_MAX {
+        if names.len() > LOCKS_PER_REQUEST_MAX {
             return Err(BadValue::TooMany(names.len()));
         }
         Ok(Self(names))

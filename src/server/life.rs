@@ -155,11 +155,10 @@ async fn serve(
             _ = hang_up.recv() => {}
         }
     };
-    tracing::info!(MESSAGE_ID = ids::DAEMON_STOPPING, "stopping on {by}");
     notifier.stopping();
     match store.filter(|_| by == HAND_OVER) {
         Some(store) => leave_to_the_next(&core, &workers, tasks, (&store, place), &notifier).await,
-        None => stop(&core, tasks).await,
+        None => stop(&core, tasks, by).await,
     }
     if let Some(place) = node {
         node::leave(&place.lock().expect("nothing panics while it is held"));
@@ -222,7 +221,8 @@ async fn leave_to_the_next(
 }
 
 /// Ends every session and leaves the directory as clean as it was found.
-async fn stop(core: &Arc<Core>, tasks: Vec<JoinHandle<()>>) {
+async fn stop(core: &Arc<Core>, tasks: Vec<JoinHandle<()>>, by: &str) {
+    tracing::info!(MESSAGE_ID = ids::DAEMON_STOPPING, "stopping on {by}");
     tasks.iter().for_each(JoinHandle::abort);
     core.hints.leave();
     core.drain();

@@ -2,7 +2,8 @@
 //!
 //! The way of a request: `front` reads bytes and hands them to a [`Session`](crate::session::Session), which decodes them and
 //! gives the engine an input through [`Core::submit`]. The same task then carries out the effects: it makes the file calls
-//! itself (microseconds on a local file system), and posts answers to other sessions into their mailboxes.
+//! itself (microseconds on a local file system; on a network file system it leaves them to `workers`), and posts answers to other
+//! sessions into their mailboxes. What other daemons of the directory do is heard of in `hints`.
 
 pub mod directory;
 mod hand_over;

@@ -8,13 +8,13 @@
 /// The daemon serves; `DIRECTORY=` is where its locks are.
 pub const DAEMON_READY: &str = "f37211dafd7f4622993f69748ce11720";
 
-/// The daemon was asked to stop.
+/// The daemon was asked to stop, and ends its sessions.
 pub const DAEMON_STOPPING: &str = "bd02056e397841fe99f3f2a65c674dc6";
 
 /// A descriptor could not be had, so that new sessions wait.
 pub const DESCRIPTORS_EXHAUSTED: &str = "026342be0d504d759c3671487192b1d4";
 
-/// At start, the limit of descriptors is below what the configured sessions need; `LIMIT=` is it.
+/// At start, the limit of descriptors is low; `LIMIT=` is it.
 pub const DESCRIPTOR_LIMIT_LOW: &str = "eb9c3f5a71484ebfb34a5c49f47c0a9e";
 
 /// There are as many sessions as are allowed, so that new ones are turned away; `LIMIT=` is it.
@@ -23,7 +23,7 @@ pub const SESSION_LIMIT: &str = "1015ec24d6234199af1b18130d27729d";
 /// The lock directory failed; `LOCK=` is the name whose file it was, if it was one name's.
 pub const STORAGE_FAULT: &str = "32e98d82e32e457dbce593c71110dc72";
 
-/// A lock that a session held is gone; `LOCK=` and `SESSION=` tell which and whose.
+/// A lock that a session held is gone; `LOCK=` tells which, and `SESSION=` whose, if it was held until now.
 pub const LOCK_LOST: &str = "5468911fb838457ebc321dea1812422d";
 
 /// A peer broke the protocol and was closed; `SESSION=`, `PEER=` and `DIALECT=` tell which.

@@ -50,7 +50,10 @@ impl Passed {
 #[derive(Debug, thiserror::Error)]
 pub enum SocketFault {
     /// `LISTEN_FDNAMES` and `LISTEN_FDS` do not agree, so no name can be trusted.
-    #[error("LISTEN_FDNAMES has {names} names for the {descriptors} descriptors of LISTEN_FDS")]
+    #[error(
+        "LISTEN_FDNAMES has {names} names for the {descriptors} descriptors of LISTEN_FDS: \
+         whoever passes sockets has to set both for this process, as systemd does, or neither"
+    )]
     Count {
         /// How many names there are.
         names: usize,

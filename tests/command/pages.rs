@@ -79,7 +79,7 @@ fn coming_from() {
     let daemon = Daemon::start();
     let folder = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(DISTRILOCK, folder.path().join("distrilock")).unwrap();
-    for name in ["backup.sh", "job.sh", "daemon"] {
+    for name in ["backup.sh", "job.sh", "train.sh", "make", "daemon"] {
         program(folder.path(), name, &format!("echo {name} ran"));
     }
     fs::write(folder.path().join("config"), "the config\n").unwrap();
@@ -101,6 +101,8 @@ fn coming_from() {
         ("the config", 1),
         ("backup.sh ran", 9),
         ("job.sh ran", 1),
+        ("train.sh ran", 2),
+        ("make ran", 1),
         ("daemon ran", 1),
         ("alone: a b", 1),
         ("input", 1),

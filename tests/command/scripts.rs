@@ -1,4 +1,4 @@
-//! What only a daemon of the next version answers, against one that follows a script: slots, several names, fences.
+//! What is asked of a daemon, and what becomes of its answers, against one that follows a script: slots, several names, fences, events.
 
 use serde_json::json;
 

@@ -39,6 +39,11 @@ pub(crate) fn explains(report: &Report) {
     violation();
     let told = [("SESSION", ""), ("PEER", "127.0.0.1:"), ("DIALECT", "")];
     found(report, "a peer broke the protocol", ids::SESSION_VIOLATION, &told);
+    sh(&format!("systemctl restart {SERVICE}"));
+    found(report, "sessions are left to the next process", ids::HAND_OVER, &[]);
+    found(report, "sessions are taken over", ids::TAKE_OVER, &[]);
+    let stops = events(&format!("MESSAGE_ID={}", ids::DAEMON_STOPPING));
+    report.check("a restart is not told as a stop", stops.is_empty(), stops.len());
     sh(&format!("systemctl stop {SERVICE}"));
     found(report, "the daemon stops", ids::DAEMON_STOPPING, &[]);
     let by_field = events("LOCK=precious");
