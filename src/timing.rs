@@ -50,6 +50,12 @@ impl Timing {
         Self { lease, silence, probe_every: silence / 6, stop, dead_after }
     }
 
+    /// Whether so much silence of the server is more than that between two probes.
+    #[must_use]
+    pub fn is_silence(&self, silent: Duration) -> bool {
+        silent > 2 * self.probe_every
+    }
+
     /// Whether holders stop before their locks can be given away: when the server is not heard (B), and when a client and its
     /// daemon do not hear each other (A).
     ///
@@ -119,6 +125,14 @@ mod tests {
         }
         let timing = Timing::of(s(90), None, None, s(45));
         assert_eq!((timing.silence, timing.probe_every, timing.stop), (s(60), s(10), s(10)));
+    }
+
+    /// What is no silence for a hand-over is told to no session either, and leaves half of the time to be told.
+    #[test]
+    fn silence_before_doubt() {
+        let timing = Timing::of(s(90), None, None, s(45));
+        assert!(!timing.is_silence(s(20)) && timing.is_silence(s(21)));
+        assert!(timing.is_silence(timing.silence / 2));
     }
 
     /// Times with which a holder may still work when the server gives its lock away are refused, and the message tells which.

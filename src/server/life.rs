@@ -27,6 +27,7 @@ use crate::systemd::notify::{Notifier, watchdog_interval};
 use crate::systemd::sockets::{Listener, Passed};
 use crate::systemd::store::Store;
 use crate::systemd::{ids, journal, sockets};
+use crate::timing::Timing;
 
 /// Why the daemon does not start. Each names what is wrong and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +157,7 @@ async fn serve(
         }
     };
     notifier.stopping();
-    match store.filter(|_| by == HAND_OVER) {
+    match store.filter(|_| by == HAND_OVER && may_hand_over(&core, found.timing)) {
         Some(store) => leave_to_the_next(&core, &workers, tasks, (&store, place), &notifier).await,
         None => stop(&core, tasks, by).await,
     }
@@ -218,6 +219,19 @@ async fn leave_to_the_next(
              LimitNOFILE= of the service may be on their way"
         ),
     }
+}
+
+/// Not while the file server is silent: between two processes nobody would tell sessions that their locks are lost, and the next one
+/// might wait for the server.
+fn may_hand_over(core: &Core, timing: Option<Timing>) -> bool {
+    let silent = storage::is_silent(core, timing);
+    if silent {
+        tracing::warn!(
+            MESSAGE_ID = ids::STORAGE_SILENT,
+            "the file server does not answer: sessions end with this process, since they may have to know of lost locks in time"
+        );
+    }
+    !silent
 }
 
 /// Ends every session and leaves the directory as clean as it was found.

@@ -145,6 +145,12 @@ enum Silence {
     Lost,
 }
 
+/// Whether sessions may have to be told soon that their locks are lost.
+pub(super) fn is_silent(core: &Core, timing: Option<Timing>) -> bool {
+    let silent = core.contact().map(|contact| Duration::from_millis(contact.silent_ms(now_ms())));
+    silent.zip(timing).is_some_and(|(silent, timing)| timing.is_silence(silent))
+}
+
 /// Looks, several times a second, whether the server is silent or a call does not come back.
 pub(super) async fn look_after(core: Arc<Core>, on_silence: OnSilence, timing: Option<Timing>) {
     let mut silence = Silence::None;

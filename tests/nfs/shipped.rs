@@ -48,6 +48,7 @@ pub(crate) fn three_hosts(server: &Server, report: &Report) {
     second_node(&hosts, report);
     from_the_network(&hosts, report);
     detached(&hosts, report);
+    restarted_in_silence(server, &hosts, report);
     late_server(server, &hosts, report);
     rebooted(&mut hosts, report);
     collected(&hosts, report);
@@ -311,6 +312,25 @@ fn detached(hosts: &[Booted; 3], report: &Report) {
     let (reply, time) = eventually_granted(c.address(""), "detached").join().expect("it ends");
     let back = reply["ok"] == true && c.is_active("srv-locks.mount");
     report.check("the next connection brings both back", back, format!("{reply} after {time:.1?}"));
+}
+
+/// A daemon is restarted while the server does not answer: its sessions are not left to a process that could not tell them of lost locks.
+fn restarted_in_silence(server: &Server, hosts: &[Booted; 3], report: &Report) {
+    let c = &hosts[2];
+    let mut holder = session(c);
+    holder.acquire("silence");
+    server.down();
+    while holder.receive()["event"] != "suspect" {}
+    let start = Instant::now();
+    let (status, text) = c.systemctl(&["restart", "--no-block", "distrilock.service"]);
+    assert_eq!(status, Some(0), "{text}");
+    holder.closed();
+    let time = start.elapsed();
+    let said = c.journal(&["--unit=distrilock.service", "--grep=sessions end with this process"]);
+    report.check("a restart in silence ends sessions", !said.is_empty(), format!("after {time:.1?}"));
+    server.up();
+    let (reply, time) = eventually_granted(c.address(""), "silence").join().expect("it ends");
+    report.check("and grants when the server is back", reply["ok"] == true, format!("{reply} after {time:.1?}"));
 }
 
 /// Changes a unit until the host is booted again.
