@@ -383,8 +383,14 @@ fn who_holds() {
     assert!(holder["host"].is_string() && holder["user"].is_string(), "{holder}");
     let table = ended(command(&server, &["ls"])).out;
     assert!(table.contains("sleep 1001"), "{table}");
+    let mut watching = Running::start(command(&server, &["ls", "--watch"]));
+    watching.says("sleep 1001");
+    assert!(!watching.out().contains("waits"), "{}", watching.out());
     let waiting = Running::start(command(&server, &["run", "x", "true"]));
     eventually("the waiter is listed", || ended(command(&server, &["ls"])).out.contains("waits"));
+    watching.says("waits");
+    watching.signal(Signal::SIGINT);
+    watching.end();
     drop(waiting);
     running.signal(Signal::SIGTERM);
     running.end();

@@ -112,7 +112,8 @@ pub(crate) fn garbled(report: &Report) {
     let cut: &[(&[u8], Option<&str>)] = &[(b"begin", Some("first")), (b"more", Some("second"))];
     let unknown: &[(&[u8], Option<&str>)] = &[(b"begin", Some("first")), (b"more", Some("second")), (b"end", None)];
     let noise: &[(&[u8], Option<&str>)] = &[(b"noise", Some("first")), (b"", Some("second"))];
-    let all = [("cut", cut, ""), ("unknown", unknown, "version 4000000000"), ("noise", noise, "")];
+    let ended = "ended while it handed over";
+    let all = [("cut", cut, ended), ("unknown", unknown, "version 4000000000"), ("noise", noise, ended)];
     for (what, messages, word) in all {
         let mut sessions = holders(report);
         let pid = main_pid(SERVICE);
