@@ -128,5 +128,7 @@ pub(crate) fn twins(server: &Server, report: &Report) {
     }
     let line = warning();
     report.check("two hosts with one client identifier are warned about", line.is_some(), line.unwrap_or_default());
-    doctor(&hosts[0], report, "two hosts with one client identifier", 2);
+    // A daemon whose host is wiped while it starts gives up: the other one is found from there.
+    let gave_up = nodes[1].said().contains("cannot make this daemon known");
+    doctor(&hosts[usize::from(gave_up)], report, "two hosts with one client identifier", 2);
 }
