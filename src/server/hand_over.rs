@@ -73,8 +73,6 @@ pub(super) enum Unusable {
     Count,
     #[error("its locks are on another directory")]
     Directory,
-    #[error("the lock directory cannot be looked at: {0}")]
-    System(#[from] std::io::Error),
 }
 
 /// Leaves all sessions to the next process, with locks in that directory (its [place](crate::files::Files::place)). This one is not to
@@ -196,7 +194,7 @@ pub(super) struct Taken {
 }
 
 /// Reads what was left, and goes on with what is known of the file server.
-pub(super) fn read(core: &Core, left: Left) -> Result<Taken, Unusable> {
+pub(super) fn read(core: &Core, left: Left, place: (u64, u64)) -> Result<Taken, Unusable> {
     let Left { bytes, descriptors } = left;
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or(Unusable::Count)?;
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
@@ -212,7 +210,7 @@ pub(super) fn read(core: &Core, left: Left) -> Result<Taken, Unusable> {
     if !counted || !locks.iter().all(Handed::is_sound) {
         return Err(Unusable::Count);
     }
-    if directory != core.files.place()? {
+    if directory != place {
         return Err(Unusable::Directory);
     }
     let mut descriptors = descriptors.into_iter();

@@ -27,7 +27,6 @@ use crate::systemd::notify::{Notifier, watchdog_interval};
 use crate::systemd::sockets::{Listener, Passed};
 use crate::systemd::store::Store;
 use crate::systemd::{ids, journal, sockets};
-use crate::timing::Timing;
 
 /// Why the daemon does not start. Each names what is wrong and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +113,7 @@ async fn serve(
     notifier.forget(&strangers);
     // Once and for all: at the end the file server might not answer.
     let place = core.files.place()?;
-    let (store, taken) = look_into(&core, store, &notifier);
+    let (store, taken) = look_into(&core, store, place, &notifier);
     found.tell();
     let node = watch_storage(&core, &found, &notifier)?;
     if let Some(taken) = taken {
@@ -157,7 +156,7 @@ async fn serve(
         }
     };
     notifier.stopping();
-    match store.filter(|_| by == HAND_OVER && may_hand_over(&core, found.timing)) {
+    match store.filter(|_| by == HAND_OVER && storage::may_hand_over(&core, found.timing)) {
         Some(store) => leave_to_the_next(&core, &workers, tasks, (&store, place), &notifier).await,
         None => stop(&core, tasks, by).await,
     }
@@ -168,7 +167,12 @@ async fn serve(
 }
 
 /// What is in the store, or a new one. Without one, a restart ends the sessions, as a stop does.
-fn look_into(core: &Arc<Core>, store: Option<Store>, notifier: &Notifier) -> (Option<Store>, Option<hand_over::Taken>) {
+fn look_into(
+    core: &Arc<Core>,
+    store: Option<Store>,
+    place: (u64, u64),
+    notifier: &Notifier,
+) -> (Option<Store>, Option<hand_over::Taken>) {
     let Some(store) = store else {
         let made = Store::new(notifier);
         let made = made.inspect_err(|error| tracing::warn!("sessions will end with this process: {error}"));
@@ -176,7 +180,7 @@ fn look_into(core: &Arc<Core>, store: Option<Store>, notifier: &Notifier) -> (Op
     };
     let read = store.take().map_err(|fault| fault.to_string());
     let read = read.and_then(|left| {
-        left.map(|left| hand_over::read(core, left)).transpose().map_err(|unusable| unusable.to_string())
+        left.map(|left| hand_over::read(core, left, place)).transpose().map_err(|unusable| unusable.to_string())
     });
     let read = read.inspect_err(|why| not_taken_over(why));
     (Some(store), read.ok().flatten())
@@ -219,19 +223,6 @@ async fn leave_to_the_next(
              LimitNOFILE= of the service may be on their way"
         ),
     }
-}
-
-/// Not while the file server is silent: between two processes nobody would tell sessions that their locks are lost, and the next one
-/// might wait for the server.
-fn may_hand_over(core: &Core, timing: Option<Timing>) -> bool {
-    let silent = storage::is_silent(core, timing);
-    if silent {
-        tracing::warn!(
-            MESSAGE_ID = ids::STORAGE_SILENT,
-            "the file server does not answer: sessions end with this process, since they may have to know of lost locks in time"
-        );
-    }
-    !silent
 }
 
 /// Ends every session and leaves the directory as clean as it was found.

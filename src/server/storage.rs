@@ -145,10 +145,18 @@ enum Silence {
     Lost,
 }
 
-/// Whether sessions may have to be told soon that their locks are lost.
-pub(super) fn is_silent(core: &Core, timing: Option<Timing>) -> bool {
-    let silent = core.contact().map(|contact| Duration::from_millis(contact.silent_ms(now_ms())));
-    silent.zip(timing).is_some_and(|(silent, timing)| timing.is_silence(silent))
+/// Not while the file server is silent: between two processes nobody would tell sessions that their locks are lost, and the next one
+/// might wait for the server.
+pub(super) fn may_hand_over(core: &Core, timing: Option<Timing>) -> bool {
+    let silence = core.contact().map(|contact| Duration::from_millis(contact.silent_ms(now_ms())));
+    let is_silent = silence.zip(timing).is_some_and(|(silence, timing)| timing.is_silence(silence));
+    if is_silent {
+        tracing::warn!(
+            MESSAGE_ID = ids::STORAGE_SILENT,
+            "the file server does not answer: sessions end with this process, since they may have to know of lost locks in time"
+        );
+    }
+    !is_silent
 }
 
 /// Looks, several times a second, whether the server is silent or a call does not come back.
