@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use distrilock::client::blocking::Client;
-use distrilock::client::{Server, Standing};
+use distrilock_client::blocking::Client;
+use distrilock_client::{Server, Standing};
 
 fn main() -> ExitCode {
     match work() {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use distrilock::client::{AcquireError, Client, Server};
+use distrilock_client::{AcquireError, Client, Server};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {

@@ -25,20 +25,16 @@
 //! Deliberately absent: leases, since a lock lives as long as its connection; a quorum, since the file system decides; any state
 //! of its own beside the lock files and what `.distrilock/` has, of which nothing has to be kept but the mark of fences.
 
-pub mod client;
 pub mod clock;
 pub mod command;
 pub mod doctor;
-pub mod engine;
-pub mod fault;
 pub mod files;
 pub mod front;
 pub mod limits;
-pub mod name;
 pub mod readiness;
 pub mod server;
 pub mod session;
 pub mod settings;
+pub mod sync;
 pub mod systemd;
 pub mod timing;
-pub mod wire;

@@ -1,5 +1,6 @@
 //! What the daemon is told on its command line, and where that comes from if it is not told.
 
+use distrilock_engine::limits::SHARDS;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -152,7 +153,7 @@ impl Settings {
     #[must_use]
     pub fn threads(&self) -> usize {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        self.threads.map_or((processors / 2).clamp(1, limits::SHARDS), usize::from)
+        self.threads.map_or((processors / 2).clamp(1, SHARDS), usize::from)
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use distrilock::client::{
+use distrilock_client::{
     AcquireError, BootTime, Builder, Client, ConnectError, Disconnected, Failure, Introduction, Lost, RequestError,
     Server, Standing, Wanted, blocking,
 };

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use distrilock::client::Server;
+use distrilock_client::Server;
 use nix::sys::signal::Signal;
 use scripted::play;
 use serde_json::json;

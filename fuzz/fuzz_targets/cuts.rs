@@ -1,6 +1,6 @@
 //! What a [`Codec`] makes of bytes must not depend on how they were cut on their way.
 
-use distrilock::wire::{Codec, Incoming, Violation};
+use distrilock_protocol::{Codec, Incoming, Violation};
 
 /// What came of a stream: its messages, whether and how it broke the protocol, and what was answered to its framing.
 #[derive(Debug, PartialEq, Eq)]

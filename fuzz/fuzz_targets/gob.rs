@@ -5,7 +5,7 @@
 
 mod cuts;
 
-use distrilock::wire::Codec;
+use distrilock_protocol::Codec;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -2,8 +2,8 @@
 
 #![no_main]
 
-use distrilock::limits::ID_BYTES_MAX;
-use distrilock::wire::{v0, v1};
+use distrilock_protocol::limits::ID_BYTES_MAX;
+use distrilock_protocol::{v0, v1};
 use libfuzzer_sys::fuzz_target;
 
 /// A refusal quotes the request; it is not as long as one.

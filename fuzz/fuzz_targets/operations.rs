@@ -3,12 +3,12 @@
 
 #![no_main]
 
-use distrilock::engine::{
+use distrilock_engine::{
     Answer, Asked, Config, Effect, Engine, FileOp, Input, Mode, Outcome, Pace, RequestId, SessionId, Timer, Want,
     Withdrawal,
 };
-use distrilock::fault::Fault;
-use distrilock::name::LockName;
+use distrilock_engine::fault::Fault;
+use distrilock_protocol::name::LockName;
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../src/engine/tests/run.rs"]

@@ -14,7 +14,7 @@ use tungstenite::{Message, WebSocket};
 use super::options::Bench;
 use super::trouble::Trouble;
 use super::{say, session, status};
-use crate::client::{ConnectError, Server};
+use distrilock_client::{ConnectError, Server};
 
 /// How long an answer may take before the bench gives up.
 const PATIENCE: Duration = Duration::from_secs(30);

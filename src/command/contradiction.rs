@@ -1,7 +1,7 @@
 //! Command lines that can be read, and make no sense.
 
 use super::values::BadValue;
-use crate::limits::HELLO_NOTE_BYTES_MAX;
+use distrilock_protocol::limits::HELLO_NOTE_BYTES_MAX;
 
 /// Options that each make sense, but not together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -12,7 +12,7 @@ use super::options::Hold;
 use super::run::is_ignored;
 use super::trouble::Trouble;
 use super::{say, session, status};
-use crate::client::{Client, Held, RequestError, Server};
+use distrilock_client::{Client, Held, RequestError, Server};
 
 /// What is read of a line: more than the longest word that is understood.
 const LINE_BYTES_MAX: u64 = 64;

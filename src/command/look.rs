@@ -9,8 +9,8 @@ use super::options::{Ls, Peek, Wait};
 use super::session::{self, who};
 use super::trouble::Trouble;
 use super::{say, status};
-use crate::client::{Client, Listed, Peeked, RequestError, Seen, Server};
-use crate::name::LockName;
+use distrilock_client::{Client, Listed, Peeked, RequestError, Seen, Server};
+use distrilock_protocol::name::LockName;
 
 /// How often `wait` looks, and `ls --watch` lists.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);

@@ -12,8 +12,8 @@ use super::contradiction::Contradiction;
 use super::status;
 use super::storage::{Doctor, Gc};
 use super::values::{self, BadValue, Lease, Names, OnLost};
-use crate::client::Server;
-use crate::limits::{HELLO_NOTE_BYTES_MAX, LOCKS_PER_REQUEST_MAX, SLOTS_MAX};
+use distrilock_client::Server;
+use distrilock_protocol::limits::{HELLO_NOTE_BYTES_MAX, LOCKS_PER_REQUEST_MAX, SLOTS_MAX};
 
 /// Runs commands under named locks that a distrilockd keeps, and tells who holds and who waits.
 #[derive(Debug, Parser)]

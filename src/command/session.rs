@@ -10,8 +10,8 @@ use super::options::Asking;
 use super::say::{self, Passing};
 use super::trouble::Trouble;
 use super::values::Names;
-use crate::client::{Acquire, Builder, Client, ConnectError, Failure, Held, Introduction, Seen, Server, Wanted};
-use crate::limits::{HELLO_COMMAND_BYTES_MAX, HELLO_NAME_BYTES_MAX};
+use distrilock_client::{Acquire, Builder, Client, ConnectError, Failure, Held, Introduction, Seen, Server, Wanted};
+use distrilock_protocol::limits::{HELLO_COMMAND_BYTES_MAX, HELLO_NAME_BYTES_MAX};
 
 /// How long a wait has to take before people are told about it, and how often they are told again.
 const TELL_AGAIN: Duration = Duration::from_secs(1);

@@ -5,8 +5,8 @@ use std::io;
 use super::contradiction::Contradiction;
 use super::verify::{NoGuard, NotHeld};
 use super::{say, status};
-use crate::client::{AcquireError, BadServer, ConnectError, Disconnected, Failure, Lost, RequestError, Server};
 use crate::doctor::CollectFault;
+use distrilock_client::{AcquireError, BadServer, ConnectError, Disconnected, Failure, Lost, RequestError, Server};
 
 /// Why the command ends without having done what it was asked for.
 #[derive(Debug, thiserror::Error)]

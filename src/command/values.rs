@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::limits::{LOCKS_PER_REQUEST_MAX, SLOTS_MAX};
-use crate::name::{BadName, LockName, NAME_BYTES_MAX};
+use distrilock_protocol::limits::{LOCKS_PER_REQUEST_MAX, SLOTS_MAX};
+use distrilock_protocol::name::{BadName, LockName, NAME_BYTES_MAX};
 
 /// The longest time that an option takes: a year.
 const SECONDS_MAX: f64 = 365.0 * 86_400.0;

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use nix::sys::stat::{Mode, umask};
 
-use crate::fault::Fault;
 use crate::files::Collected;
 use crate::files::mount::Mount;
 use crate::server::directory::{Directory, DirectoryFault};
 use crate::settings::Settings;
+use distrilock_engine::fault::Fault;
 
 /// Why nothing was collected, or not all. Each says what to do.
 #[derive(Debug, thiserror::Error)]

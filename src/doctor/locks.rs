@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Finding;
-use crate::engine::{FileOp, Mode, Outcome};
 use crate::files::{Files, OpenFile, probe};
-use crate::name::LockName;
 use crate::server::directory::Directory;
+use distrilock_engine::{FileOp, Mode, Outcome};
+use distrilock_protocol::name::LockName;
 
 /// The first argument of the other process: lock this file, say so, and end when the input does.
 const WORD: &str = "--lock-and-tell";

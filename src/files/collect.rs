@@ -12,12 +12,12 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::lstat;
 
 use super::fence;
-use super::local::Answer;
 use super::node::servers_now;
 use super::os::{Files, Hand};
-use crate::engine::FileOp;
-use crate::fault::Fault;
-use crate::name::LockName;
+use distrilock_engine::FileOp;
+use distrilock_engine::fault::Fault;
+use distrilock_engine::steps::local::Answer;
+use distrilock_protocol::name::LockName;
 
 /// What a collector did with one lock file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,12 +20,13 @@ use nix::libc::{F_WRLCK, SEEK_SET, flock};
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::fdatasync;
 
-use super::local::Answer;
 use super::os::OpenFile;
 use super::ranges::FENCE;
-use crate::engine::Mode;
-use crate::fault::Fault;
-use crate::limits::{FENCE_WAIT_MS_MAX, FENCES_AHEAD};
+use crate::limits::FENCE_WAIT_MS_MAX;
+use distrilock_engine::Mode;
+use distrilock_engine::fault::Fault;
+use distrilock_engine::fence::following;
+use distrilock_engine::steps::local::Answer;
 
 /// What every text of ours begins with.
 const MAGIC: &str = "distrilock fence ";
@@ -68,16 +69,6 @@ fn content(bytes: &[u8]) -> Content {
     let begun =
         bytes.len() <= TEXT_BYTES && (bytes.starts_with(MAGIC.as_bytes()) || bytes.iter().all(|byte| *byte == 0));
     if begun { Content::Nothing } else { Content::Foreign }
-}
-
-/// The fence that follows, and what the mark has to be at least before it is granted.
-#[must_use]
-pub fn following(last: Option<u64>, mark: u64) -> (u64, u64) {
-    match last {
-        None => (mark + 1, mark + 1),
-        Some(last) if last < mark => (last + 1, mark),
-        Some(last) => (last + 1, last + FENCES_AHEAD),
-    }
 }
 
 /// Whether a lock file of so many bytes has nothing in it but what daemons write.

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::local::Answer;
 use super::network::Network;
 use super::node::{FOLDER, folder};
 use super::os::lock;
-use crate::engine::Mode;
-use crate::fault::Fault;
-use crate::name::LockName;
+use distrilock_engine::Mode;
+use distrilock_engine::fault::Fault;
+use distrilock_engine::steps::local::Answer;
+use distrilock_protocol::name::LockName;
 
 const FILE: &str = "gate";
 

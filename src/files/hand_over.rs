@@ -7,8 +7,8 @@ use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
 
 use super::os::{Files, OpenFile, identity};
-use crate::engine::Mode;
-use crate::name::LockName;
+use distrilock_engine::Mode;
+use distrilock_protocol::name::LockName;
 
 /// What has to be told of an open file besides its descriptor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode as Permissions;
 use nix::unistd::mkdir;
 
-use crate::fault::Fault;
+use distrilock_engine::fault::Fault;
 
 /// The folder of the sockets. Its name is none of a lock file.
 const FOLDER: &str = ".distrilock";

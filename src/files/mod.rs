@@ -10,7 +10,6 @@ pub mod contact;
 mod fence;
 mod gate;
 mod hand_over;
-pub mod local;
 pub mod meeting;
 pub mod mount;
 pub mod network;
@@ -22,8 +21,7 @@ mod ranges;
 mod slots;
 
 pub use collect::Collected;
-pub use fence::following;
 pub use hand_over::HandedFile;
 pub use os::{Files, OpenFile};
 
-use crate::engine::{FileOp, Outcome};
+use distrilock_engine::{FileOp, Outcome};

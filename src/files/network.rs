@@ -8,13 +8,13 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::contact::Contact;
 use super::gate::{Gate, gate_failed};
-use super::local::Answer;
 use super::mount::Mount;
 use super::os::lock;
 use crate::clock::now_ms;
-use crate::engine::Mode;
 use crate::limits::UNLINK_MS_MAX;
-use crate::name::LockName;
+use distrilock_engine::Mode;
+use distrilock_engine::steps::local::Answer;
+use distrilock_protocol::name::LockName;
 
 /// A network file system, as far as lock files are concerned.
 #[derive(Debug)]

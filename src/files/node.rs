@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::network::Network;
 use super::os::lock;
 use crate::clock::now_ms;
-use crate::engine::Mode;
+use distrilock_engine::Mode;
 
 /// What daemons keep for themselves in a lock directory.
 pub const FOLDER: &str = ".distrilock";

@@ -11,13 +11,13 @@ use nix::sys::stat::{FileStat, Mode as Permissions, SFlag, fstat, lstat};
 use nix::unistd::unlink;
 
 use super::fence::Mark;
-use super::local::{Answer, Call, Next, Steps};
 use super::network::Network;
 use super::ranges::{ALL, BEYOND_SHARED, DELETION, HELD, Range, SHARED};
 use super::{FileOp, Outcome, nfs4};
-use crate::engine::Mode;
-use crate::fault::Fault;
-use crate::name::LockName;
+use distrilock_engine::Mode;
+use distrilock_engine::fault::Fault;
+use distrilock_engine::steps::local::{Answer, Call, Next, Steps};
+use distrilock_protocol::name::LockName;
 
 /// What is added to a lock's name to make its file's name.
 pub(super) const SUFFIX: &str = ".lck";

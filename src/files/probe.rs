@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::os;
-use crate::engine::Mode;
+use distrilock_engine::Mode;
 
 /// Makes the file, if there is none, and locks it; dropping what it returns unlocks it. `None`: somebody else locks it.
 ///

@@ -12,7 +12,7 @@
 //! So a whole-file lock, as daemons of the original have it, excludes all of them, and is excluded by each. Shared holders and
 //! holders of slots exclude each other, since slots cannot be locked under a shared lock.
 
-use crate::limits::SLOTS_MAX;
+use distrilock_protocol::limits::SLOTS_MAX;
 
 /// A range of bytes: the first one and how many; 0 is all that follow.
 pub(super) type Range = (i64, i64);

@@ -2,10 +2,10 @@
 
 use nix::libc::{F_RDLCK, flock};
 
-use super::local::Answer;
 use super::os::OpenFile;
 use super::ranges::{NUMBERS, SLOTS_HELD, TURN, number, slots};
-use crate::engine::Mode;
+use distrilock_engine::Mode;
+use distrilock_engine::steps::local::Answer;
 
 impl OpenFile {
     pub(super) fn lock_turn(&mut self) -> Answer {
@@ -118,9 +118,9 @@ fn mode_of(found: &flock) -> Mode {
 
 #[cfg(test)]
 mod tests {
-    use crate::engine::{FileOp, Mode, Outcome};
     use crate::files::{Files, OpenFile};
-    use crate::name::LockName;
+    use distrilock_engine::{FileOp, Mode, Outcome};
+    use distrilock_protocol::name::LockName;
 
     /// Processes take slots between and behind those of others, never one that is taken, and all they asked for or none; what one
     /// gives back, or loses as it closes the file, is free for the next.

@@ -11,7 +11,7 @@ use super::stream::{Accepted, Listening, Stream, farewell};
 use super::upgrade::{refuse, upgrade};
 use crate::server::Core;
 use crate::server::mailbox::TooMany;
-use crate::wire::{Codec, v1};
+use distrilock_protocol::{Codec, v1};
 use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
 
 /// What a listener's connections speak.

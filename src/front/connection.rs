@@ -16,13 +16,13 @@ use tokio::time::Sleep;
 use super::burst;
 use super::hand_over::{Frozen, Parts};
 use super::stream::{Stream, farewell};
-use crate::engine::SessionId;
 use crate::limits::{HANG_UP_CHECK_MS, OUTBOX_BYTES_PAUSE, READ_BYTES_MAX, REQUESTS_PER_TURN_MAX};
 use crate::server::Core;
 use crate::server::mailbox::Mailbox;
 use crate::session::{End, Session};
 use crate::systemd::ids;
-use crate::wire::{Codec, Violation};
+use distrilock_engine::SessionId;
+use distrilock_protocol::{Codec, Violation};
 
 thread_local! {
     static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES_MAX]);

@@ -10,10 +10,10 @@ use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname
 use serde::{Deserialize, Serialize};
 
 use super::stream::{Accepted, Stream, peer_of};
-use crate::engine::SessionId;
 use crate::server::Core;
 use crate::server::mailbox::Mailbox;
 use crate::session::{HandedSession, Session};
+use distrilock_engine::SessionId;
 
 /// A connection that nobody reads any more. Its socket belongs to no runtime.
 #[derive(Debug)]

@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{Core, STORAGE_REST};
 use crate::clock;
-use crate::engine::{Handed, Input};
 use crate::files::contact::Contact;
 use crate::files::{HandedFile, OpenFile};
 use crate::front::{Frozen, HandedConnection, Worker, go_on};
-use crate::limits::SHARDS;
-use crate::name::LockName;
 use crate::systemd::ids;
 use crate::systemd::store::{Left, Store};
+use distrilock_engine::limits::SHARDS;
+use distrilock_engine::{Handed, Input};
+use distrilock_protocol::name::LockName;
 
 /// The version of [`State`]: another one is not understood. Rises when a member is added that must not be ignored.
 const VERSION: u32 = 1;
@@ -278,11 +278,11 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Asked, Mode, RequestId, SessionId};
     use crate::files::Files;
     use crate::session::Session;
     use crate::settings::Settings;
-    use crate::wire::Codec;
+    use distrilock_engine::{Asked, Mode, RequestId, SessionId};
+    use distrilock_protocol::Codec;
 
     /// A session that has sent these requests.
     fn frozen(core: &Arc<Core>, requests: &[&str]) -> Frozen {

@@ -2,9 +2,9 @@
 
 use super::Core;
 use super::mailbox::TooMany;
-use crate::fault::Fault;
-use crate::name::LockName;
 use crate::systemd::ids;
+use distrilock_engine::fault::Fault;
+use distrilock_protocol::name::LockName;
 
 impl Core {
     pub(super) fn log_fault(&self, name: &LockName, fault: &Fault) {

@@ -8,10 +8,10 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::sync::Notify;
 
-use crate::engine::{Answer, RequestId, SessionId};
-use crate::limits::SHARDS;
-use crate::name::LockName;
-use crate::wire::v1::Introduction;
+use distrilock_engine::limits::SHARDS;
+use distrilock_engine::{Answer, RequestId, SessionId};
+use distrilock_protocol::name::LockName;
+use distrilock_protocol::v1::Introduction;
 
 /// What a session is told by others.
 #[derive(Debug)]

@@ -26,13 +26,14 @@ use std::task::Waker;
 use nix::libc::{EMFILE, ENFILE};
 
 use crate::clock;
-use crate::engine::{Config, Effect, Engine, FileOp, Input, Outcome, Pace, SessionId, Timer, View};
 use crate::files::{Files, OpenFile};
 use crate::front::Frozen;
 use crate::limits;
-use crate::name::LockName;
 use crate::settings::{OnSilence, Settings};
 use crate::systemd::ids;
+use distrilock_engine::limits::SHARDS;
+use distrilock_engine::{Config, Effect, Engine, FileOp, Input, Outcome, Pace, SessionId, Timer, View};
+use distrilock_protocol::name::LockName;
 use hints::Hints;
 pub use life::{StartFault, run};
 use logs::log_deleted;
@@ -103,9 +104,9 @@ impl Core {
         let config = Config {
             pace: if network { Pace::NETWORK } else { Pace::LOCAL },
             linger_ms: u64::try_from(linger.as_millis()).unwrap_or(u64::MAX),
-            linger_files_max: usize::try_from(files_max).unwrap_or(usize::MAX).div_ceil(limits::SHARDS),
+            linger_files_max: usize::try_from(files_max).unwrap_or(usize::MAX).div_ceil(SHARDS),
         };
-        let shards = (0..limits::SHARDS).map(|_| Mutex::new(Engine::new(config.clone()))).collect();
+        let shards = (0..SHARDS).map(|_| Mutex::new(Engine::new(config.clone()))).collect();
         let mailboxes = Mailboxes::new(settings.sessions);
         Self {
             settings,
@@ -167,7 +168,7 @@ impl Core {
     }
 
     fn shard_of(&self, name: &LockName) -> usize {
-        let places = limits::SHARDS as u64;
+        let places = SHARDS as u64;
         usize::try_from(self.hash.hash_one(name) % places).expect("there are few shards")
     }
 
@@ -342,26 +343,26 @@ impl Core {
 
     /// Whether every shard can be reached: nobody keeps one locked.
     fn turn_shards(&self) {
-        for shard in 0..limits::SHARDS {
+        for shard in 0..SHARDS {
             drop(self.shard(shard));
         }
     }
 
     /// Closes and deletes the released file that is oldest in some shard; false if there is none.
     pub fn shed(self: &Arc<Self>) -> bool {
-        (0..limits::SHARDS).any(|shard| self.carry_out(shard, Input::Shed, None))
+        (0..SHARDS).any(|shard| self.carry_out(shard, Input::Shed, None))
     }
 
     /// Another daemon is gone, and nothing that it promised will come.
     fn promises_broken(self: &Arc<Self>) {
-        for shard in 0..limits::SHARDS {
+        for shard in 0..SHARDS {
             self.carry_out(shard, Input::PromisesBroken, None);
         }
     }
 
     /// Tells who waits that the daemon stops, and deletes each file as soon as it is released.
     fn drain(self: &Arc<Self>) {
-        for shard in 0..limits::SHARDS {
+        for shard in 0..SHARDS {
             self.carry_out(shard, Input::Drain, None);
         }
     }
@@ -369,16 +370,14 @@ impl Core {
     /// How many locks are held, and how many requests wait.
     #[must_use]
     pub fn count(&self) -> (usize, usize) {
-        (0..limits::SHARDS)
-            .map(|shard| self.shard(shard).count())
-            .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+        (0..SHARDS).map(|shard| self.shard(shard).count()).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
     /// The first names after `after` that are held or waited for, at most `count`, in order.
     #[must_use]
     pub fn names(&self, after: Option<&LockName>, count: usize) -> Vec<LockName> {
         let mut names: Vec<LockName> = Vec::new();
-        for shard in 0..limits::SHARDS {
+        for shard in 0..SHARDS {
             names.extend(self.shard(shard).names(after).take(count).cloned());
         }
         names.sort_unstable();

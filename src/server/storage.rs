@@ -14,17 +14,18 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Core;
 use crate::clock::now_ms;
-use crate::engine::Input;
-use crate::fault::Fault;
 use crate::files::contact::Contact;
 use crate::files::mount::Mount;
 use crate::files::network::Network;
 use crate::files::node::{Heard, Identity, Node, leave, others};
-use crate::limits::{PROBES_PER_SECOND_MAX, SHARDS, STORAGE_CHECK_MS};
-use crate::name::LockName;
+use crate::limits::{PROBES_PER_SECOND_MAX, STORAGE_CHECK_MS};
 use crate::settings::OnSilence;
 use crate::systemd::ids;
 use crate::timing::Timing;
+use distrilock_engine::Input;
+use distrilock_engine::fault::Fault;
+use distrilock_engine::limits::SHARDS;
+use distrilock_protocol::name::LockName;
 
 /// Why sessions lose their locks when the server is not heard.
 const SILENT: &str = "the file server does not answer, and may give the lock to another host";

@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
-use crate::engine::{Mode, SessionId, ViewedSession};
-use crate::name::LockName;
+use distrilock_engine::{Mode, SessionId, ViewedSession};
+use distrilock_protocol::name::LockName;
 
 /// The names that sessions wait for.
 #[derive(Debug, Default)]
@@ -251,7 +251,7 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Want;
+    use distrilock_engine::Want;
 
     fn name(text: &str) -> LockName {
         LockName::parse(text.as_bytes()).unwrap()

@@ -7,10 +7,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::Core;
 use crate::clock::now_ms;
-use crate::engine::{FileOp, Input};
 use crate::files::OpenFile;
 use crate::limits::STORAGE_THREADS_MAX;
-use crate::name::LockName;
+use distrilock_engine::{FileOp, Input};
+use distrilock_protocol::name::LockName;
 
 thread_local! {
     /// Whether this thread is a worker, which makes the calls that follow from its own by itself.

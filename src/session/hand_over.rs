@@ -8,12 +8,12 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::several::Several;
 use super::{End, Kind, Pending, Session};
-use crate::engine::SessionId;
-use crate::name::LockName;
 use crate::server::Core;
 use crate::server::mailbox::Mailbox;
-use crate::wire::HandedCodec;
-use crate::wire::v1::Introduction;
+use distrilock_engine::SessionId;
+use distrilock_protocol::HandedCodec;
+use distrilock_protocol::name::LockName;
+use distrilock_protocol::v1::Introduction;
 
 /// A [`Session`] on its way.
 #[derive(Debug, Serialize, Deserialize)]

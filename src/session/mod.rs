@@ -14,13 +14,13 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::engine::{Answer, Asked, Input, RequestId, SessionId, Withdrawal};
 use crate::files::OpenFile;
-use crate::name::LockName;
 use crate::server::Core;
 use crate::server::mailbox::{Letter, Mailbox};
-use crate::wire::v1::{Event, Id, Refusal};
-use crate::wire::{Codec, Dialect, Form, Incoming, Violation};
+use distrilock_engine::{Answer, Asked, Input, RequestId, SessionId, Withdrawal};
+use distrilock_protocol::name::LockName;
+use distrilock_protocol::v1::{Event, Id, Refusal};
+use distrilock_protocol::{Codec, Dialect, Form, Incoming, Violation};
 pub use hand_over::HandedSession;
 use several::{Releasing, Several};
 

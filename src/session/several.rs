@@ -7,9 +7,9 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, Session, To};
-use crate::engine::{Answer, Input, Mode, RequestId, Want, Withdrawal};
-use crate::name::LockName;
-use crate::wire::v1::{Error, Grant, Id, Reply, Wait, slots, word};
+use distrilock_engine::{Answer, Input, Mode, RequestId, Want, Withdrawal};
+use distrilock_protocol::name::LockName;
+use distrilock_protocol::v1::{Error, Grant, Id, Reply, Wait, slots, word};
 
 /// An acquire of several locks that is not granted yet.
 #[derive(Debug, Serialize, Deserialize)]

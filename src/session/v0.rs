@@ -1,11 +1,11 @@
 //! Requests of version 0.1 and their replies, word for word as the original's (docs/protocol.md, chapter 8).
 
 use super::{Kind, Session, To};
-use crate::engine::{Answer, Input, Mode};
-use crate::fault::Fault;
-use crate::name::{BadName, LockName};
-use crate::wire::Form;
-use crate::wire::v0::{self, Outcome, Reply, Request};
+use distrilock_engine::fault::Fault;
+use distrilock_engine::{Answer, Input, Mode};
+use distrilock_protocol::Form;
+use distrilock_protocol::name::{BadName, LockName};
+use distrilock_protocol::v0::{self, Outcome, Reply, Request};
 
 impl Session {
     pub(super) fn request_v0(&mut self, request: &Request, form: Form, out: &mut Vec<u8>) {

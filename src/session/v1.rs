@@ -6,10 +6,11 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{End, Kind, LockInput, Pending, Session, To};
 use crate::clock::now_ms;
-use crate::engine::{Answer, Asked, Input, Mode, RequestId, View, ViewedSession, Want, Withdrawal};
-use crate::limits::{LIST_BYTES_ENOUGH, LIST_LOCKS_MAX};
-use crate::name::LockName;
-use crate::wire::v1::{
+use crate::limits::LIST_BYTES_ENOUGH;
+use distrilock_engine::{Answer, Asked, Input, Mode, RequestId, View, ViewedSession, Want, Withdrawal};
+use distrilock_protocol::limits::LIST_LOCKS_MAX;
+use distrilock_protocol::name::LockName;
+use distrilock_protocol::v1::{
     Error, Id, Introduction, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, slots, word,
 };
 

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
 
-use distrilock::client::Server;
+use distrilock_client::Server;
 use serde_json::{Value, json};
 
 use crate::support::PATIENCE;

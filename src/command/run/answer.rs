@@ -14,9 +14,9 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::variables;
-use crate::client::{Client, Held, Standing};
 use crate::command::trouble::Trouble;
 use crate::command::{session, status};
+use distrilock_client::{Client, Held, Standing};
 
 /// The variable that names the guard's socket, in the abstract name space (unix(7)): there is no file to clean up.
 pub(in crate::command) const GUARD: &str = "DISTRILOCK_GUARD";

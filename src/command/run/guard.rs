@@ -20,11 +20,11 @@ use super::job::{Front, Job};
 use super::report::{End, Report};
 use super::signals::{self, Signalled, Signals};
 use super::watch;
-use crate::client::Client;
 use crate::command::options::{CommandLine, Run, Verb};
 use crate::command::trouble::Trouble;
 use crate::command::{say, session, status};
 use crate::readiness::watched;
+use distrilock_client::Client;
 
 /// The word that makes a process of our program a guard. It is nothing that a user types.
 pub(in crate::command) const WORD: &str = "run:guard";
@@ -86,7 +86,7 @@ enum Early {
 pub(super) struct Guard {
     pub(super) options: Run,
     words: Vec<OsString>,
-    line_servers: Vec<crate::client::Server>,
+    line_servers: Vec<distrilock_client::Server>,
     mask: SigSet,
     pub(super) signals: AsyncFd<Signals>,
     pub(super) front: Front,

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use super::options::Run;
 use super::values::is_one_of;
 use super::{say, session, status};
-use crate::client::Server;
+use distrilock_client::Server;
 
 pub(super) use answer::{Answer, GUARD as GUARD_SOCKET};
 pub(super) use guard::{WORD as GUARD, main as guard};
@@ -69,7 +69,7 @@ const VARIABLES: [&str; 8] = [
 
 /// What CMD is told of the lock. Several locks stand in the order in which they were asked for, separated by commas, and so do
 /// the slots of one; a lock without a slot, or without a fence, has none there.
-fn variables(session: &str, held: &crate::client::Held) -> Vec<(&'static str, String)> {
+fn variables(session: &str, held: &distrilock_client::Held) -> Vec<(&'static str, String)> {
     let join = |parts: Vec<String>| if parts.is_empty() { None } else { Some(parts.join(",")) };
     let locks = held.locks();
     let lock = join(locks.iter().map(|lock| lock.name.to_string()).collect());

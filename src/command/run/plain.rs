@@ -7,10 +7,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
 use super::{VARIABLES, start, variables};
-use crate::client::{Client, Server};
 use crate::command::options::Run;
 use crate::command::trouble::Trouble;
 use crate::command::{inherit, session};
+use distrilock_client::{Client, Server};
 
 /// The variable that names the descriptor.
 pub(in crate::command) const DESCRIPTOR: &str = "DISTRILOCK_FD";

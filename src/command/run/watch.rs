@@ -14,9 +14,9 @@ use super::job::Job;
 use super::report::End;
 use super::signals::Signalled;
 use super::tree;
-use crate::client::{Held, Lost};
 use crate::command::values::OnLost;
 use crate::command::{say, status};
+use distrilock_client::{Held, Lost};
 
 /// What happened while CMD ran.
 pub(super) enum Watched {

@@ -9,13 +9,16 @@ use nix::sys::uio::pread;
 use nix::unistd::ftruncate;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use super::{Answer, Call, FileOp, Next, Outcome, Start, Steps, mortal};
+use distrilock_engine::steps::nfs4::{Answer, Call, Next, Start, Steps};
+use distrilock_engine::{FileOp, Outcome};
+
+use super::mortal;
 use crate::clock::now_ms;
-use crate::engine::Mode;
 use crate::files::network::Network;
 use crate::files::os::{Files, OpenFile, failed, identity};
 use crate::files::ranges::{ALL, DELETION, FENCE, HELD, Range, TURN};
-use crate::name::LockName;
+use distrilock_engine::Mode;
+use distrilock_protocol::name::LockName;
 
 /// Where the anchor is; the lock itself ends before it.
 const ANCHOR: i64 = 1 << 61;

@@ -15,9 +15,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{alarm, unlink as delete};
 
-use super::Answer;
 use crate::clock::now_ms;
 use crate::files::os::failed;
+use distrilock_engine::steps::nfs4::Answer;
 
 /// The first argument of the process: what it is for.
 const WORD: &str = "--delete-before-the-lease-ends";

@@ -10,11 +10,11 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, broadcast};
 
 use super::words::{self, Word};
-use crate::engine::Input;
 use crate::files::meeting::Meeting;
 use crate::limits::{PEERS_MAX, QUESTIONS_MAX};
-use crate::name::LockName;
 use crate::server::Core;
+use distrilock_engine::Input;
+use distrilock_protocol::name::LockName;
 
 /// So many batches of questions wait for a daemon that does not read them; the oldest go first, and are asked again later.
 const BATCHES_MAX: usize = 64;

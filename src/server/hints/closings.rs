@@ -15,11 +15,11 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::portions::Portions;
-use crate::engine::Input;
 use crate::files::Files;
 use crate::limits::CLOSINGS_WATCHED_MS;
 use crate::readiness::watched;
 use crate::server::Core;
+use distrilock_engine::Input;
 
 /// The kernel tells of a close before it drops an open file description's lock: a try that came at once could be refused. Closings
 /// within this time are taken together.

@@ -22,12 +22,12 @@ use tokio::net::UnixListener;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Core;
-use crate::fault::Fault;
 use crate::files::meeting::Meeting;
 use crate::limits::ASK_AGAIN_MS;
-use crate::name::LockName;
 use ask::Questions;
 use closings::Closings;
+use distrilock_engine::fault::Fault;
+use distrilock_protocol::name::LockName;
 use promise::Promises;
 
 /// What a daemon has asked others, and has promised them.

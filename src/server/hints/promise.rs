@@ -11,8 +11,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::words::{self, Word};
 use crate::limits::{PEERS_MAX, PROMISES_MAX, WORDS_UNSENT_MAX};
-use crate::name::LockName;
 use crate::server::Core;
+use distrilock_protocol::name::LockName;
 
 /// A question that is not asked again within so many ticks is forgotten: nobody waits any more.
 const TICKS_MAX: u8 = 3;

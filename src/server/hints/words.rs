@@ -6,7 +6,7 @@ use std::io;
 use tokio::net::UnixStream;
 
 use super::portions::Portions;
-use crate::name::{LockName, NAME_BYTES_MAX};
+use distrilock_protocol::name::{LockName, NAME_BYTES_MAX};
 
 /// The longest line, with its end.
 const LINE_BYTES_MAX: usize = VERB_BYTES + NAME_BYTES_MAX + 1;

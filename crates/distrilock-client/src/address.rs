@@ -1,0 +1,178 @@
+//! Where a daemon is found.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Where the package's socket unit listens.
+const LOCAL_SOCKET: &str = "/run/distrilock/distrilock.sock";
+
+/// Where a daemon listens that was told nothing.
+const LOCAL_PORT: &str = "127.0.0.1:40800";
+
+/// The path of the WebSocket front.
+const WEBSOCKET_PATH: &str = "/distrilock";
+
+/// The variable that names the servers.
+const VARIABLE: &str = "DISTRILOCK_SERVER";
+
+/// Where a daemon listens, and what is spoken there.
+///
+/// ```
+/// use distrilock_client::Server;
+///
+/// let server: Server = "db1:40800".parse()?;
+/// assert_eq!(server.to_string(), "tcp://db1:40800");
+/// assert_eq!("ws://db1:40801".parse::<Server>()?.to_string(), "ws://db1:40801/distrilock");
+/// assert_eq!("unix:/run/distrilock/distrilock.sock".parse::<Server>()?, Server::Unix("/run/distrilock/distrilock.sock".into()));
+/// # Ok::<(), distrilock_client::BadServer>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Server {
+    /// TCP at `HOST:PORT`.
+    Tcp(String),
+    /// WebSocket.
+    WebSocket {
+        /// `HOST:PORT`.
+        host: String,
+        /// The path of the request, `/distrilock` unless told otherwise.
+        path: String,
+    },
+    /// A Unix stream socket.
+    Unix(PathBuf),
+}
+
+/// Why a text does not say where a daemon is.
+///
+/// ```
+/// use distrilock_client::Server;
+///
+/// let error = "http://db1".parse::<Server>().unwrap_err();
+/// assert!(error.to_string().contains("tcp://HOST:PORT"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{text}\" is no server: {what}; write tcp://HOST:PORT, ws://HOST:PORT, unix:PATH, or HOST:PORT")]
+pub struct BadServer {
+    text: String,
+    what: &'static str,
+}
+
+impl Server {
+    /// The servers to use when nobody names one: those of `$DISTRILOCK_SERVER`, separated by commas; else the local socket
+    /// `/run/distrilock/distrilock.sock` if it is there; else TCP at 127.0.0.1:40800.
+    ///
+    /// # Errors
+    /// If the variable holds what is no server.
+    ///
+    /// ```
+    /// use distrilock_client::Server;
+    ///
+    /// assert!(!Server::defaults()?.is_empty());
+    /// # Ok::<(), distrilock_client::BadServer>(())
+    /// ```
+    pub fn defaults() -> Result<Vec<Self>, BadServer> {
+        match std::env::var(VARIABLE) {
+            Ok(text) if !text.trim().is_empty() => Self::parse_list(&text),
+            _ if Path::new(LOCAL_SOCKET).exists() => Ok(vec![Self::Unix(LOCAL_SOCKET.into())]),
+            _ => Ok(vec![Self::Tcp(LOCAL_PORT.into())]),
+        }
+    }
+
+    /// Several servers, separated by commas.
+    ///
+    /// # Errors
+    /// If one of them is none.
+    ///
+    /// ```
+    /// use distrilock_client::Server;
+    ///
+    /// assert_eq!(Server::parse_list("db1:40800, unix:/run/lock.sock")?.len(), 2);
+    /// # Ok::<(), distrilock_client::BadServer>(())
+    /// ```
+    pub fn parse_list(text: &str) -> Result<Vec<Self>, BadServer> {
+        text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::parse).collect()
+    }
+}
+
+impl FromStr for Server {
+    type Err = BadServer;
+
+    fn from_str(text: &str) -> Result<Self, BadServer> {
+        let bad = |what| BadServer { text: text.escape_debug().take(200).collect(), what };
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return if path.is_empty() { Err(bad("the path is missing")) } else { Ok(Self::Unix(path.into())) };
+        }
+        if let Some(rest) = text.strip_prefix("ws://") {
+            let (host, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+            let path = if path.is_empty() { WEBSOCKET_PATH } else { path };
+            return Ok(Self::WebSocket { host: host_and_port(host).map_err(bad)?, path: path.into() });
+        }
+        let rest = text.strip_prefix("tcp://").unwrap_or(text);
+        Ok(Self::Tcp(host_and_port(rest).map_err(bad)?))
+    }
+}
+
+/// Checks `HOST:PORT`; an IPv6 address stands in brackets.
+fn host_and_port(text: &str) -> Result<String, &'static str> {
+    let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
+    if !port.parse::<u16>().is_ok_and(|port| port > 0) {
+        return Err("the port is no number from 1 to 65535");
+    }
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    match inner.unwrap_or(host) {
+        "" => Err("the host is missing"),
+        name if name.contains(['/', '@', '[', ']', ' ']) || name.contains(char::is_control) => {
+            Err("the host has a character that no host has")
+        }
+        name if name.contains(':') && inner.is_none() => Err("an IPv6 address stands in brackets"),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host) => write!(f, "tcp://{host}"),
+            Self::WebSocket { host, path } => write!(f, "ws://{host}{path}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is written is read again, and what is wrong is named.
+    #[test]
+    fn servers_are_read() {
+        for (text, shown) in [
+            ("db1:40800", "tcp://db1:40800"),
+            ("tcp://[::1]:1", "tcp://[::1]:1"),
+            ("ws://a.b:40801", "ws://a.b:40801/distrilock"),
+            ("ws://a.b:40801/x/y", "ws://a.b:40801/x/y"),
+            ("unix:/run/a", "unix:/run/a"),
+            ("unix:///run/a", "unix:/run/a"),
+            ("unix:a b", "unix:a b"),
+        ] {
+            let server: Server = text.parse().unwrap();
+            assert_eq!(server.to_string(), shown);
+            assert_eq!(shown.parse(), Ok(server));
+        }
+        for (text, part) in [
+            ("db1", "port is missing"),
+            ("db1:0", "1 to 65535"),
+            ("http://db1:80", "no host has"),
+            ("wss://db1:80", "no host has"),
+            (":1", "host is missing"),
+            ("::1:80", "brackets"),
+            ("unix:", "path is missing"),
+            ("a\nb:1", "no host has"),
+            ("", "port is missing"),
+        ] {
+            let error = text.parse::<Server>().unwrap_err().to_string();
+            assert!(error.contains(part) && !error.contains('\n'), "{text:?}: {error}");
+        }
+    }
+}

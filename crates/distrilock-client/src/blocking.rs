@@ -1,0 +1,374 @@
+//! The same client without `async`: each call blocks its thread. A connection has a thread of its own, which sends the heartbeats,
+//! so that a program that computes for minutes keeps its locks.
+//!
+//! ```
+//! use distrilock_client::blocking::Client;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let daemon = distrilock_testing::Daemon::start();
+//! # let servers = daemon.servers();
+//! let client = Client::connect(&servers)?;
+//! let held = client.lock("backup").wait().acquire()?;
+//! // Work that nobody else is to do now; from time to time:
+//! if held.is_lost() {
+//!     return Err("the lock is lost".into());
+//! }
+//! held.release()?;
+//! # Ok(()) }
+//! ```
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::runtime;
+use tokio::sync::oneshot;
+
+use super::park::{block, block_until};
+use super::{
+    AcquireError, BootTime, Builder, ConnectError, Disconnected, HeldLock, Introduction, Listed, Lost, Peeked,
+    RequestError, Server, Standing, Wanted, Welcome,
+};
+use distrilock_protocol::name::LockName;
+
+/// A connection to a daemon: one session; see [`super::Client`], of which this is the twin. Cheap to clone; the clones share it.
+///
+/// ```
+/// use distrilock_client::Introduction;
+/// use distrilock_client::blocking::Client;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let daemon = distrilock_testing::Daemon::start();
+/// # let servers = daemon.servers();
+/// let client = Client::connect(&servers)?;
+/// client.ping()?;
+/// assert_eq!((client.server(), client.welcome().version), (&servers[0], 1));
+/// client.hello(&Introduction { note: Some("weekly".into()), ..Introduction::default() })?;
+/// assert!(client.list()?.is_empty() && !client.peek("nightly")?.locked);
+/// let held = client.locks(["nightly", "weekly"]).acquire()?;
+/// client.verify("nightly")?;
+/// client.bye()?;
+/// assert!(held.is_lost() && client.ended().is_some());
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Client(super::Client);
+
+impl Builder {
+    /// Connects as [`connect`](Self::connect) does, without `async`.
+    ///
+    /// # Errors
+    /// Names each server that was tried, and why it does not serve.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::builder().name("backup@db1").connect_blocking(&servers)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn connect_blocking(self, servers: &[Server]) -> Result<Client, ConnectError> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let (to, opened) = oneshot::channel();
+        let servers = servers.to_vec();
+        let life = async move {
+            match self.open(&servers).await {
+                Ok((client, driver)) => {
+                    // Whoever asked for it has not gone away; if it had, the client would end with this.
+                    drop(to.send(Ok(client)));
+                    driver.await;
+                }
+                Err(error) => drop(to.send(Err(error))),
+            }
+        };
+        thread::Builder::new().name("distrilock".into()).spawn(move || runtime.block_on(life))?;
+        block(opened).expect("the thread sends before it ends").map(Client)
+    }
+}
+
+impl Client {
+    /// Connects to the first of the servers that answers, with everything at its default; see [`Client`] for an example.
+    ///
+    /// # Errors
+    /// Names each server that was tried, and why it does not serve.
+    pub fn connect(servers: &[Server]) -> Result<Self, ConnectError> {
+        Self::builder().connect_blocking(servers)
+    }
+
+    /// Connects otherwise; see [`Builder::connect_blocking`] for an example.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The server that answered; see [`Client`] for an example.
+    #[must_use]
+    pub fn server(&self) -> &Server {
+        self.0.server()
+    }
+
+    /// What the daemon said of itself and of this session; see [`Client`] for an example.
+    #[must_use]
+    pub fn welcome(&self) -> &Welcome {
+        self.0.welcome()
+    }
+
+    /// Why the connection has ended, if it has; see [`Client`] for an example.
+    #[must_use]
+    pub fn ended(&self) -> Option<Disconnected> {
+        self.0.ended()
+    }
+
+    /// Begins to acquire a lock; see [`Acquire`] for an example.
+    pub fn lock(&self, name: impl Into<String>) -> Acquire {
+        Acquire(self.0.lock(name))
+    }
+
+    /// Begins to acquire several locks, all or none; see [`Client`] for an example.
+    pub fn locks<I>(&self, locks: I) -> Acquire
+    where
+        I: IntoIterator,
+        I::Item: Into<Wanted>,
+    {
+        Acquire(self.0.locks(locks))
+    }
+
+    /// Asks who holds a lock; see [`Client`] for an example.
+    ///
+    /// # Errors
+    /// If it cannot be told.
+    pub fn peek(&self, name: &str) -> Result<Peeked, RequestError> {
+        block(self.0.peek(name))
+    }
+
+    /// Asks whether this session holds a lock and the lock is still real; see [`Client`] for an example.
+    ///
+    /// # Errors
+    /// [`RequestError::Refused`] with the word `not_held` or `lost` if it does not.
+    pub fn verify(&self, name: &str) -> Result<(), RequestError> {
+        block(self.0.verify(name))
+    }
+
+    /// All locks that are held or waited for at this daemon; see [`Client`] for an example.
+    ///
+    /// # Errors
+    /// If they cannot be told.
+    pub fn list(&self) -> Result<Vec<Listed>, RequestError> {
+        block(self.0.list())
+    }
+
+    /// Asks whether the daemon answers; see [`Client`] for an example.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn ping(&self) -> Result<(), RequestError> {
+        block(self.0.ping())
+    }
+
+    /// Introduces the session anew; see [`Client`] for an example.
+    ///
+    /// # Errors
+    /// If the daemon does not take it.
+    pub fn hello(&self, introduction: &Introduction) -> Result<Welcome, RequestError> {
+        block(self.0.hello(introduction))
+    }
+
+    /// Releases everything, waits until that is done, and closes the connection; see [`Client`] for an example.
+    ///
+    /// # Errors
+    /// If the connection ends before the daemon has confirmed it.
+    pub fn bye(&self) -> Result<(), RequestError> {
+        block(self.0.bye())
+    }
+}
+
+/// An acquire that is being put together; see [`super::Acquire`], of which this is the twin.
+///
+/// ```
+/// use std::time::Duration;
+/// use distrilock_client::blocking::Client;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let daemon = distrilock_testing::Daemon::start();
+/// # let servers = daemon.servers();
+/// let client = Client::connect(&servers)?;
+/// let held = client.lock("config").shared().wait_at_most(Duration::from_secs(60)).acquire()?;
+/// let gpus = client.lock("gpu").slots(4).take(2).fence().wait().acquire()?;
+/// assert_eq!((gpus.slot(), gpus.slots()), (Some(0), &[0, 1][..]));
+/// assert!(gpus.fence().is_some());
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "nothing is asked before `acquire`"]
+pub struct Acquire(super::Acquire);
+
+impl Acquire {
+    /// Together with others who share it; see [`Acquire`] for an example.
+    pub fn shared(self) -> Self {
+        Self(self.0.shared())
+    }
+
+    /// Waits until the lock is granted, without limit; see [`Acquire`] for an example.
+    pub fn wait(self) -> Self {
+        Self(self.0.wait())
+    }
+
+    /// Waits for at most so long; see [`Acquire`] for an example.
+    pub fn wait_at_most(self, time: Duration) -> Self {
+        Self(self.0.wait_at_most(time))
+    }
+
+    /// The name is a lock of so many slots, of which one is acquired; see [`Acquire`] for an example.
+    pub fn slots(self, slots: u32) -> Self {
+        Self(self.0.slots(slots))
+    }
+
+    /// So many of the slots; see [`Acquire`] for an example.
+    pub fn take(self, take: u32) -> Self {
+        Self(self.0.take(take))
+    }
+
+    /// The grant carries a fence; see [`Acquire`] for an example.
+    pub fn fence(self) -> Self {
+        Self(self.0.fence())
+    }
+
+    /// Acquires, all or none; see [`Acquire`] for an example.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub fn acquire(self) -> Result<Held, AcquireError> {
+        block(self.0.acquire()).map(Held)
+    }
+}
+
+/// One or several locks that were acquired together; see [`super::Held`], of which this is the twin. Dropping it releases them, in
+/// the background.
+///
+/// ```
+/// use std::time::Duration;
+/// use distrilock_client::Standing;
+/// use distrilock_client::blocking::Client;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let daemon = distrilock_testing::Daemon::start();
+/// # let servers = daemon.servers();
+/// let client = Client::connect(&servers)?;
+/// let held = client.locks(["nightly", "weekly"]).acquire()?;
+/// assert!(held.names().eq(held.locks().iter().map(|lock| &lock.name)));
+/// assert!(held.standing() == Standing::Held && !held.is_suspected() && held.valid_until().is_some());
+/// held.verify()?;
+/// assert!(!held.is_lost() && held.valid_for() > Duration::from_secs(10));
+/// assert_eq!(held.lost_within(Duration::from_millis(1)), None);
+/// held.release()?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Held(super::Held);
+
+impl Held {
+    /// What is held, in the order in which it was asked for; see [`Held`] for an example.
+    #[must_use]
+    pub fn locks(&self) -> &[HeldLock] {
+        self.0.locks()
+    }
+
+    /// The names; see [`Held`] for an example.
+    pub fn names(&self) -> impl Iterator<Item = &LockName> {
+        self.0.names()
+    }
+
+    /// The first slot of the first lock; see [`Acquire`] for an example.
+    #[must_use]
+    pub fn slot(&self) -> Option<u32> {
+        self.0.slot()
+    }
+
+    /// All slots of the first lock; see [`Acquire`] for an example.
+    #[must_use]
+    pub fn slots(&self) -> &[u32] {
+        self.0.slots()
+    }
+
+    /// The fence of the first lock; see [`Acquire`] for an example.
+    #[must_use]
+    pub fn fence(&self) -> Option<u64> {
+        self.0.fence()
+    }
+
+    /// Whether any of the locks is lost; see [`Held`] for an example.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.0.is_lost()
+    }
+
+    /// How the locks stand now; see [`Held`] for an example.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.0.standing()
+    }
+
+    /// Whether the daemon doubts that the storage still keeps the locks; see [`Held`] for an example.
+    #[must_use]
+    pub fn is_suspected(&self) -> bool {
+        self.0.is_suspected()
+    }
+
+    /// Waits until any of the locks is lost, and tells why: best in a thread of its own.
+    ///
+    /// ```
+    /// use distrilock_client::blocking::Client;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers)?;
+    /// let held = client.lock("nightly").acquire()?;
+    /// std::thread::scope(|scope| {
+    ///     let watch = scope.spawn(|| println!("{}", held.lost()));
+    ///     client.bye()?;
+    ///     watch.join().expect("the watch does not panic");
+    ///     Ok(())
+    /// })
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn lost(&self) -> Lost {
+        block(self.0.lost())
+    }
+
+    /// Waits until any of the locks is lost, at most for `time`; None if they are still held then. See [`Held`] for an example.
+    #[must_use]
+    pub fn lost_within(&self, time: Duration) -> Option<Lost> {
+        // A time beyond what the clock can tell is as good as no limit.
+        block_until(self.0.lost(), Instant::now().checked_add(time))
+    }
+
+    /// Until when the locks are surely held if nothing more is heard; see [`Held`] for an example.
+    #[must_use]
+    pub fn valid_until(&self) -> Option<BootTime> {
+        self.0.valid_until()
+    }
+
+    /// For how long the locks are surely held if nothing more is heard; see [`Held`] for an example.
+    #[must_use]
+    pub fn valid_for(&self) -> Duration {
+        self.0.valid_for()
+    }
+
+    /// Asks whether all the locks are still real; see [`Held`] for an example.
+    ///
+    /// # Errors
+    /// [`RequestError::Lost`] if they are not; others if it cannot be told.
+    pub fn verify(&self) -> Result<(), RequestError> {
+        block(self.0.verify())
+    }
+
+    /// Releases the locks, and waits until the daemon has done it; see [`Held`] for an example.
+    ///
+    /// # Errors
+    /// [`RequestError::Lost`] if they were lost before; others if it cannot be told. In any case they are not held any more.
+    pub fn release(self) -> Result<(), RequestError> {
+        block(self.0.release())
+    }
+}

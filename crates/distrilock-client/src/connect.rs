@@ -1,0 +1,305 @@
+//! Connecting: one server after the other, until one answers the hello.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::unistd::{Uid, User};
+
+use super::boot::Alarm;
+use super::drive::drive;
+use super::error::{Attempt, ConnectError, Disconnected, Failure, RequestError};
+use super::link::Link;
+use super::message::{Hello, Request};
+use super::shared::{Handle, Shared};
+use super::timing::{HEARTBEAT_MIN, SILENCE_MIN, Timing};
+use super::{About, Client, Server, Welcome};
+use distrilock_protocol::limits::{
+    FRAME_BYTES_MAX, HELLO_COMMAND_BYTES_MAX, HELLO_HOST_BYTES_MAX, HELLO_USER_BYTES_MAX,
+};
+use distrilock_protocol::v1::VERSION;
+
+/// How long one server has to answer.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// What others see of a session in [`Client::peek`] and [`Client::list`]: nothing unless it is said here; see
+/// [`Client::hello`] for an example.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Introduction {
+    /// Its name, such as `backup@db1`: at most 128 bytes.
+    pub name: Option<String>,
+    /// What it does: at most 256 bytes.
+    pub note: Option<String>,
+    /// Its host: at most 64 bytes.
+    pub host: Option<String>,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// Its command: at most 256 bytes.
+    pub command: Option<String>,
+    /// Its user: at most 64 bytes.
+    pub user: Option<String>,
+}
+
+impl Introduction {
+    /// This process: its host, its id, its command line and its user, as far as the system tells, shortened to what a daemon takes.
+    ///
+    /// ```
+    /// use distrilock_client::Introduction;
+    ///
+    /// let introduction = Introduction::of_this_process();
+    /// assert_eq!(introduction.pid, Some(std::process::id()));
+    /// assert!(introduction.command.is_some());
+    /// ```
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        let host = nix::unistd::gethostname().ok().map(|host| host.to_string_lossy().into_owned());
+        let user = User::from_uid(Uid::effective()).ok().flatten().map(|user| user.name);
+        Self {
+            host: host.map(|host| fitting(&host, HELLO_HOST_BYTES_MAX)),
+            pid: Some(std::process::id()),
+            command: Some(fitting(&words.join(" "), HELLO_COMMAND_BYTES_MAX)),
+            user: user.map(|user| fitting(&user, HELLO_USER_BYTES_MAX)),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn request(&self) -> Request<'_> {
+        let hello = Hello {
+            version: VERSION,
+            name: self.name.as_deref(),
+            note: self.note.as_deref(),
+            host: self.host.as_deref(),
+            pid: self.pid,
+            command: self.command.as_deref(),
+            user: self.user.as_deref(),
+        };
+        Request { op: "hello", hello: Some(hello), ..Request::default() }
+    }
+}
+
+/// How to connect; [`Client::builder`] begins one.
+///
+/// ```
+/// use std::time::Duration;
+/// use distrilock_client::Client;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let daemon = distrilock_testing::Daemon::start();
+/// # let servers = daemon.servers();
+/// let client = Client::builder()
+///     .name("backup@db1")
+///     .connect_within(Duration::from_secs(3))
+///     .stop_within(Duration::from_secs(5))
+///     .connect(&servers)
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "nothing is connected before `connect`"]
+pub struct Builder {
+    introduction: Introduction,
+    connect_within: Duration,
+    timing: Timing,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        let (introduction, timing) = (Introduction::default(), Timing::default());
+        Self { introduction, connect_within: CONNECT_WITHIN, timing }
+    }
+}
+
+impl Builder {
+    /// All that others see of the session.
+    ///
+    /// ```
+    /// use distrilock_client::{Client, Introduction};
+    ///
+    /// let introduction = Introduction { note: Some("nightly".into()), ..Introduction::default() };
+    /// let builder = Client::builder().introduction(introduction);
+    /// ```
+    pub fn introduction(mut self, introduction: Introduction) -> Self {
+        self.introduction = introduction;
+        self
+    }
+
+    /// What others see as the session's name; see [`Builder`] for an example.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.introduction.name = Some(name.into());
+        self
+    }
+
+    /// What others see as the session's note; see [`Client::builder`] for an example.
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.introduction.note = Some(note.into());
+        self
+    }
+
+    /// What others see as the session's host.
+    ///
+    /// ```
+    /// let builder = distrilock_client::Client::builder().host("db1").pid(std::process::id()).command("backup -v").user("joe");
+    /// ```
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.introduction.host = Some(host.into());
+        self
+    }
+
+    /// What others see as the session's process; see [`host`](Self::host) for an example.
+    pub fn pid(mut self, pid: u32) -> Self {
+        self.introduction.pid = Some(pid);
+        self
+    }
+
+    /// What others see as the session's command; see [`host`](Self::host) for an example.
+    pub fn command(mut self, command: impl Into<String>) -> Self {
+        self.introduction.command = Some(command.into());
+        self
+    }
+
+    /// What others see as the session's user; see [`host`](Self::host) for an example.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.introduction.user = Some(user.into());
+        self
+    }
+
+    /// How long each server has to answer, from the first packet to the reply to the hello; 10 s by default; see [`Builder`]
+    /// for an example.
+    pub fn connect_within(mut self, time: Duration) -> Self {
+        self.connect_within = time;
+        self
+    }
+
+    /// How often the daemon is asked for a sign of life while something is held or waited for; 5 s by default, and at most a
+    /// quarter of [`silence_max`](Self::silence_max), at least 10 ms.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let second = Duration::from_secs(1);
+    /// let builder = distrilock_client::Client::builder().heartbeat(second).silence_max(4 * second);
+    /// ```
+    pub fn heartbeat(mut self, period: Duration) -> Self {
+        self.timing.heartbeat = period.max(HEARTBEAT_MIN);
+        self
+    }
+
+    /// After how long without an answer, counted from when the last answered request was sent, the locks count as lost and the
+    /// connection is closed; 20 s by default, at least 100 ms. It is shortened so that, together with [`stop_within`](Self::stop_within), it ends
+    /// before the daemon gives the client up (`dead_after_ms`); see [`heartbeat`](Self::heartbeat) for an example.
+    pub fn silence_max(mut self, time: Duration) -> Self {
+        self.timing.silence_max = time.max(SILENCE_MIN);
+        self
+    }
+
+    /// How long this program needs to stop its work once it is told that a lock is lost; 10 s by default; see [`Builder`] for an
+    /// example. If the daemon gives a silent client up sooner, it does not connect: [`Failure::NoTime`].
+    pub fn stop_within(mut self, time: Duration) -> Self {
+        self.timing.stop_within = time;
+        self
+    }
+
+    /// Connects to the first of the servers that answers; see [`Builder`] for an example.
+    ///
+    /// # Errors
+    /// Names each server that was tried, and why it does not serve.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes what it has opened.
+    pub async fn connect(self, servers: &[Server]) -> Result<Client, ConnectError> {
+        let (client, driver) = self.open(servers).await?;
+        tokio::spawn(driver);
+        Ok(client)
+    }
+
+    /// Connects, and leaves it to the caller to have the connection driven.
+    pub(super) async fn open(
+        self,
+        servers: &[Server],
+    ) -> Result<(Client, impl Future<Output = ()> + use<>), ConnectError> {
+        let bytes = serde_json::to_vec(&self.introduction.request()).map_or(usize::MAX, |text| text.len());
+        if bytes >= FRAME_BYTES_MAX {
+            return Err(ConnectError::TooLong { bytes });
+        }
+        let mut attempts = Vec::new();
+        for server in servers {
+            let alarm = Alarm::new()?;
+            let opened = tokio::time::timeout(self.connect_within, self.open_one(server, alarm)).await;
+            match opened.unwrap_or(Err(Failure::TimedOut { after: self.connect_within })) {
+                Ok(opened) => return Ok(opened),
+                Err(failure) => attempts.push(Attempt { server: server.clone(), failure }),
+            }
+        }
+        Err(if attempts.is_empty() { ConnectError::NoServer } else { ConnectError::Unreachable(attempts) })
+    }
+
+    async fn open_one(
+        &self,
+        server: &Server,
+        alarm: Alarm,
+    ) -> Result<(Client, impl Future<Output = ()> + use<>), Failure> {
+        let link = Link::open(server).await?;
+        let shared = Arc::new(Shared::new(self.timing));
+        let handle = Arc::new(Handle(Arc::clone(&shared), link.descriptor().map_err(Failure::Io)?));
+        let mut driver = Box::pin(drive(Arc::clone(&shared), link, alarm));
+        let hello = shared.with(|session, now| session.ask(now, self.introduction.request()));
+        // The answer comes first: the driver that brings it may end with it.
+        let answer = tokio::select! {
+            biased;
+            answer = hello => answer,
+            () = &mut driver => {
+                let why = shared.with(|session, _| session.ended().cloned());
+                return Err(ended(why.unwrap_or(Disconnected::Dropped)));
+            }
+        };
+        let answer = answer.map_err(|_| Failure::Ended(Disconnected::Dropped))?;
+        let text = answer.map_err(|no| match RequestError::from(no) {
+            RequestError::Refused { word, message } => Failure::Refused { word, message },
+            RequestError::Disconnected(why) => ended(why),
+            other => Failure::Stranger { what: other.to_string() },
+        })?;
+        let welcome: Welcome = serde_json::from_slice(&text)
+            .map_err(|error| Failure::Stranger { what: format!("its reply to hello: {error}") })?;
+        let dead_after = Duration::from_millis(welcome.dead_after_ms);
+        let stop_within = self.timing.stop_within;
+        let timing = self
+            .timing
+            .fit(dead_after, welcome.stop_ms.map(Duration::from_millis))
+            .ok_or(Failure::NoTime { dead_after, stop_within })?;
+        shared.with(|session, _| session.set_timing(timing));
+        let about = Arc::new(About { server: server.clone(), welcome });
+        Ok((Client { handle, about }, driver))
+    }
+}
+
+/// As much of a text as a daemon takes, without the control characters that it refuses.
+fn fitting(text: &str, bytes_max: usize) -> String {
+    let mut fitting = text.replace(char::is_control, " ");
+    let end = (0..=bytes_max).rev().find(|end| fitting.is_char_boundary(*end)).unwrap_or_default();
+    fitting.truncate(end);
+    fitting
+}
+
+/// Why a connection ended before the first reply: whoever answers otherwise than a daemon is none.
+fn ended(why: Disconnected) -> Failure {
+    match why {
+        Disconnected::Garbage { what } => Failure::Stranger { what },
+        Disconnected::Told { word, message } => Failure::Refused { word, message },
+        why => Failure::Ended(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A command line of any length and content fits into a hello.
+    #[test]
+    fn what_is_too_long_is_cut() {
+        assert_eq!(fitting("a\tb\u{1b}[2J", 64), "a b [2J");
+        assert_eq!(fitting("\u{e4}\u{e4}\u{e4}", 5), "\u{e4}\u{e4}");
+        assert_eq!(fitting("abc", 3), "abc");
+        assert_eq!(fitting("", 3), "");
+    }
+}

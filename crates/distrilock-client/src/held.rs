@@ -1,0 +1,310 @@
+//! Locks that are held.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use super::Client;
+use super::boot::BootTime;
+use super::error::{AcquireError, Disconnected, Lost, RequestError};
+use super::message::HeldLock;
+use super::session::{NoAnswer, Standing};
+use super::shared::Shared;
+use distrilock_protocol::name::LockName;
+
+/// A grant that releases itself when it is dropped.
+#[derive(Debug)]
+pub(super) struct Grant {
+    shared: Arc<Shared>,
+    key: u64,
+    locks: Vec<HeldLock>,
+}
+
+impl Grant {
+    pub(super) fn new(shared: Arc<Shared>, key: u64, locks: Vec<HeldLock>) -> Self {
+        Self { shared, key, locks }
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.shared.with(|session, now| session.release(now, self.key, None));
+    }
+}
+
+/// One or several locks that were acquired together. Dropping it releases them, in the background.
+///
+/// Whether they are still held does not depend on the daemon's word alone: [`is_lost`](Self::is_lost) and
+/// [`valid_until`](Self::valid_until) count on this host's own clock, so that work which stops when they say so has stopped
+/// before anybody else can get the lock, also if the daemon or the network has died without a word. The connection has to be
+/// driven meanwhile: a runtime whose threads are all blocked sends no heartbeats.
+///
+/// ```
+/// use distrilock_client::Client;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let daemon = distrilock_testing::Daemon::start();
+/// # let servers = daemon.servers();
+/// # async fn work() {}
+/// let client = Client::connect(&servers).await?;
+/// let held = client.lock("nightly").wait().acquire().await?;
+/// tokio::select! {
+///     () = work() => println!("done"),
+///     lost = held.lost() => println!("stopped: {lost}"),
+/// }
+/// held.release().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Held {
+    standing: watch::Receiver<Standing>,
+    /// Dropped before the client, whose last handle closes the connection.
+    grant: Grant,
+    _client: Client,
+}
+
+impl Held {
+    pub(super) fn new(grant: Grant, client: Client) -> Result<Self, AcquireError> {
+        let standing = grant.shared.with(|session, _| session.watch(grant.key));
+        let dropped = AcquireError::Disconnected(Disconnected::Dropped);
+        let standing = standing.ok_or(dropped)?;
+        if let Standing::Lost(lost) = &*standing.borrow() {
+            return Err(AcquireError::Lost(lost.clone()));
+        }
+        Ok(Self { standing, grant, _client: client })
+    }
+
+    /// What is held, in the order in which it was asked for; see [`HeldLock`] for an example.
+    #[must_use]
+    pub fn locks(&self) -> &[HeldLock] {
+        &self.grant.locks
+    }
+
+    /// The names, in the order in which they were asked for.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let scripted = distrilock_testing::scripted(r#"{"id":2,"ok":true,"locks":[{"lock":"b"},{"lock":"a"}]}"#);
+    /// # let servers = scripted.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.locks(["b", "a"]).acquire().await?;
+    /// assert!(held.names().map(|name| name.as_str()).eq(["b", "a"]));
+    /// # Ok(()) }
+    /// ```
+    pub fn names(&self) -> impl Iterator<Item = &LockName> {
+        self.locks().iter().map(|lock| &lock.name)
+    }
+
+    /// The first slot of the first lock, if slots were asked for; see [`Acquire::slots`](super::Acquire::slots).
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let scripted = distrilock_testing::scripted(r#"{"id":2,"ok":true,"lock":"gpu","slot":0}"#);
+    /// # let servers = scripted.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("gpu").slots(4).acquire().await?;
+    /// assert_eq!(held.slot(), Some(0));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn slot(&self) -> Option<u32> {
+        self.slots().first().copied()
+    }
+
+    /// All slots of the first lock; see [`Acquire::slots`](super::Acquire::slots) for an example.
+    #[must_use]
+    pub fn slots(&self) -> &[u32] {
+        self.locks().first().map_or(&[], |lock| &lock.slots)
+    }
+
+    /// The fence of the first lock, if one was asked for; see [`Acquire::fence`](super::Acquire::fence) for an example.
+    #[must_use]
+    pub fn fence(&self) -> Option<u64> {
+        self.locks().first().and_then(|lock| lock.fence)
+    }
+
+    /// Whether any of the locks is lost, by the daemon's word or by this host's clock. Once lost, for ever lost.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("nightly").acquire().await?;
+    /// assert!(!held.is_lost());
+    /// client.bye().await?;
+    /// assert!(held.is_lost());
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self.standing(), Standing::Lost(_))
+    }
+
+    /// How the locks stand now; see [`Standing`] for an example.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        // What is over ends in here.
+        self.grant.shared.with(|_, _| ());
+        self.standing.borrow().clone()
+    }
+
+    /// Waits until the locks stand otherwise than `from`, and tells how: held, suspect, or lost.
+    ///
+    /// # Cancel safety
+    /// Nothing is missed when the future is dropped.
+    ///
+    /// ```
+    /// use distrilock_client::{Client, Standing};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let scripted = distrilock_testing::scripted(concat!(
+    /// #     r#"{"id":2,"ok":true,"lock":"a"}"#, "\n", r#"{"event":"suspect","lock":"a","valid_ms":20000}"#));
+    /// # let servers = scripted.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("a").acquire().await?;
+    /// match held.changed(&Standing::Held).await {
+    ///     Standing::Suspect(until) => println!("lost at {until:?}, unless the storage comes back"),
+    ///     standing => panic!("{standing:?}"),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn changed(&self, from: &Standing) -> Standing {
+        let mut standing = self.standing.clone();
+        let now = standing.wait_for(|now| now != from).await.map(|now| now.clone());
+        now.unwrap_or_else(|_| self.standing())
+    }
+
+    /// Waits until any of the locks is lost, and tells why. Stop the work that they guard.
+    ///
+    /// # Cancel safety
+    /// Nothing is missed when the future is dropped.
+    ///
+    /// See [`Held`] for an example.
+    pub async fn lost(&self) -> Lost {
+        let mut standing = self.standing.clone();
+        let lost = standing.wait_for(|standing| matches!(standing, Standing::Lost(_))).await.map(|now| now.clone());
+        match lost {
+            Ok(Standing::Lost(lost)) => lost,
+            _ => unreachable!("the session keeps what is held, and its sender, until the grant is dropped"),
+        }
+    }
+
+    /// Whether the daemon doubts that the storage still keeps the locks.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("nightly").acquire().await?;
+    /// assert!(!held.is_suspected());
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn is_suspected(&self) -> bool {
+        matches!(self.standing(), Standing::Suspect(_))
+    }
+
+    /// Until when the locks are surely held if nothing more is heard: each answered heartbeat makes it later. None if they are
+    /// lost.
+    ///
+    /// ```
+    /// use distrilock_client::{BootTime, Client};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("nightly").acquire().await?;
+    /// assert!(held.valid_until().is_some_and(|until| until > BootTime::now()));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn valid_until(&self) -> Option<BootTime> {
+        self.grant.shared.with(|session, _| session.valid_until(self.grant.key))
+    }
+
+    /// For how long the locks are surely held if nothing more is heard; zero if they are lost.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("nightly").acquire().await?;
+    /// assert!(held.valid_for() > Duration::from_secs(10));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn valid_for(&self) -> Duration {
+        self.valid_until().map_or(Duration::ZERO, |until| until.saturating_since(BootTime::now()))
+    }
+
+    /// Asks the daemon, which asks the storage, whether all the locks are still real.
+    ///
+    /// # Errors
+    /// [`RequestError::Lost`] if they are not; others if it cannot be told.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("nightly").acquire().await?;
+    /// held.verify().await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn verify(&self) -> Result<(), RequestError> {
+        let answers = self.grant.shared.with(|session, now| session.verify(now, self.grant.key))?;
+        for answer in answers {
+            answer.await.map_err(|_| Disconnected::Dropped)?.map_err(RequestError::from)?;
+        }
+        // It may have been lost behind an answer that said yes.
+        match self.standing() {
+            Standing::Lost(lost) => Err(lost.into()),
+            Standing::Held | Standing::Suspect(_) => Ok(()),
+        }
+    }
+
+    /// Releases the locks, and waits until the daemon has done it.
+    ///
+    /// # Errors
+    /// [`RequestError::Lost`] if they were lost before; others if it cannot be told. In any case they are not held any more.
+    ///
+    /// # Cancel safety
+    /// The release is on its way when the future is first polled; dropping it only gives up the answer.
+    ///
+    /// See [`Held`] for an example.
+    pub async fn release(self) -> Result<(), RequestError> {
+        let (to, answer) = oneshot::channel();
+        self.grant.shared.with(|session, now| session.release(now, self.grant.key, Some(to)));
+        answer.await.map_err(|_| Disconnected::Dropped)?.map_err(RequestError::from)?;
+        Ok(())
+    }
+}
+
+impl From<NoAnswer> for RequestError {
+    fn from(no: NoAnswer) -> Self {
+        match no {
+            NoAnswer::Refused(refusal) => Self::Refused { word: refusal.word, message: refusal.message },
+            NoAnswer::Lost(lost) => Self::Lost(lost),
+            NoAnswer::TooLong(bytes) => Self::TooLong { bytes },
+            NoAnswer::Disconnected(why) => Self::Disconnected(why),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What a session keeps of locks that were granted to it.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::watch;
+
+use crate::boot::BootTime;
+use crate::error::Lost;
+use distrilock_protocol::name::LockName;
+
+/// How a lock stands.
+///
+/// ```
+/// use distrilock_client::{Client, Standing};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let daemon = distrilock_testing::Daemon::start();
+/// # let servers = daemon.servers();
+/// let client = Client::connect(&servers).await?;
+/// let held = client.lock("nightly").acquire().await?;
+/// assert_eq!(held.standing(), Standing::Held);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is held.
+    Held,
+    /// It is held still, but the daemon cannot reach the storage: if nothing changes, it is lost at this moment.
+    Suspect(BootTime),
+    /// It is lost.
+    Lost(Lost),
+}
+
+/// Locks that were granted together and are not released.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// Those that the daemon still keeps for the session.
+    pub(super) names: Vec<LockName>,
+    /// Until when the storage surely keeps them, where that is known.
+    pub(super) proven_until: Option<BootTime>,
+    /// Names that the daemon doubts, and until when they surely are held.
+    pub(super) suspects: BTreeMap<LockName, BootTime>,
+    pub(super) standing: watch::Sender<Standing>,
+}
+
+impl Held {
+    pub(super) fn until(&self) -> Option<BootTime> {
+        self.proven_until.into_iter().chain(self.suspects.values().copied()).min()
+    }
+
+    pub(super) fn lose(&self, lost: Lost) {
+        self.standing.send_if_modified(|standing| {
+            let holds = !matches!(standing, Standing::Lost(_));
+            if holds {
+                *standing = Standing::Lost(lost);
+            }
+            holds
+        });
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(*self.standing.borrow(), Standing::Lost(_))
+    }
+
+    /// Says what the suspects make of the standing.
+    pub(super) fn stand(&self) {
+        let now = self.suspects.values().min().map_or(Standing::Held, |until| Standing::Suspect(*until));
+        self.standing.send_if_modified(|standing| {
+            let changes = !matches!(standing, Standing::Lost(_)) && *standing != now;
+            if changes {
+                *standing = now;
+            }
+            changes
+        });
+    }
+}

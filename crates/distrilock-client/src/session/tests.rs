@@ -1,0 +1,319 @@
+//! The session in made-up time, against a daemon that is a few lines of text.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::acquire::Wanted;
+use crate::held::Grant;
+
+fn at(ms: u64) -> BootTime {
+    BootTime::at(Duration::from_secs(1000) + Duration::from_millis(ms))
+}
+
+fn name(text: &str) -> LockName {
+    LockName::parse(text.as_bytes()).unwrap()
+}
+
+struct Play {
+    session: Session,
+}
+
+impl Play {
+    fn new() -> Self {
+        let ms = Duration::from_millis;
+        let timing = Timing { silence_max: ms(20_000), stop_within: ms(10_000), heartbeat: ms(5000), slower: ms(0) };
+        Self { session: Session::new(timing, at(0)) }
+    }
+
+    fn acquire(&mut self, ms: u64, lock: &str, waits: bool) -> (u64, oneshot::Receiver<Result<Grant, AcquireError>>) {
+        let (to, answer) = oneshot::channel();
+        let asked = Asked::of(&[Wanted::new(lock)], waits).unwrap();
+        let id = self.session.acquire(at(ms), &asked, to).unwrap();
+        (id, answer)
+    }
+
+    /// What the daemon says at a moment; what is over ends before that, as it does in earnest.
+    fn hear(&mut self, ms: u64, text: &str) {
+        self.session.check(at(ms));
+        self.session.receive(at(ms), text.as_bytes());
+    }
+
+    fn tick(&mut self, ms: u64) {
+        self.session.check(at(ms));
+        self.session.tick(at(ms));
+    }
+
+    fn said(&mut self) -> Vec<String> {
+        let said = std::mem::take(&mut self.session.outbox);
+        String::from_utf8(said).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// The key of the grant that is to be handed over.
+    fn granted(&mut self) -> Option<u64> {
+        self.session.effects.drain(..).find_map(|effect| match effect {
+            Effect::Granted { key, .. } => Some(key),
+            _ => None,
+        })
+    }
+}
+
+/// The deadline counts from when the last answered request was sent; an answer that comes too late revives nothing.
+#[test]
+fn the_deadline_counts_from_the_sending() {
+    let mut play = Play::new();
+    // Idle for a day: the deadline of what comes then has nothing to do with that.
+    let day = 86_400_000;
+    assert_eq!(play.session.next_tick(), None);
+    play.tick(day);
+    assert_eq!(play.said(), [""; 0]);
+    let (id, _answer) = play.acquire(day, "a", false);
+    play.hear(day + 3000, &format!(r#"{{"id":{id},"ok":true,"lock":"a"}}"#));
+    let key = play.granted().unwrap();
+    assert_eq!(play.session.valid_until(key), Some(at(day + 20_000)));
+    play.said();
+    play.tick(day + 4999);
+    assert_eq!(play.said(), [""; 0]);
+    play.tick(day + 5000);
+    assert_eq!(play.said(), [r#"{"id":3,"op":"ping"}"#]);
+    // No second heartbeat before the first one is answered.
+    play.tick(day + 11_000);
+    assert_eq!(play.said(), [""; 0]);
+    play.hear(day + 12_000, r#"{"id":3,"ok":true}"#);
+    assert_eq!(play.session.valid_until(key), Some(at(day + 25_000)));
+    play.tick(day + 12_000);
+    assert_eq!(play.said(), [r#"{"id":4,"op":"ping"}"#]);
+    assert_eq!(play.session.next_tick(), Some(at(day + 25_000)));
+    play.session.check(at(day + 24_999));
+    assert!(play.session.ended().is_none());
+    play.hear(day + 25_000, r#"{"id":4,"ok":true}"#);
+    assert!(matches!(play.session.ended(), Some(Disconnected::Silent { .. })));
+    assert_eq!(play.session.valid_until(key), None);
+    assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(Lost::Disconnected(_))));
+}
+
+/// The storage's deadline is the earlier one, and each heartbeat's answer tells a later one; doubt ends it sooner.
+#[test]
+fn the_storage_ends_it_sooner() {
+    let mut play = Play::new();
+    let (id, _answer) = play.acquire(0, "a", false);
+    play.hear(100, &format!(r#"{{"id":{id},"ok":true,"lock":"a","valid_ms":9000}}"#));
+    let key = play.granted().unwrap();
+    assert_eq!(play.session.valid_until(key), Some(at(9000)));
+    play.tick(5000);
+    play.hear(5200, r#"{"id":3,"ok":true,"valid_ms":9000}"#);
+    assert_eq!(play.session.valid_until(key), Some(at(14_000)));
+    play.hear(6000, r#"{"event":"suspect","lock":"b","valid_ms":1}"#);
+    assert_eq!(play.session.valid_until(key), Some(at(14_000)));
+    play.hear(6000, r#"{"event":"suspect","lock":"a","valid_ms":3000}"#);
+    assert_eq!(play.session.valid_until(key), Some(at(9000)));
+    play.hear(7000, r#"{"event":"held","lock":"a"}"#);
+    assert_eq!(play.session.valid_until(key), Some(at(14_000)));
+    play.hear(8000, r#"{"event":"suspect","lock":"a","valid_ms":60000}"#);
+    assert_eq!(play.session.valid_until(key), Some(at(14_000)), "doubt makes nothing later");
+    // An answer without a time says nothing about the storage: what was known stands.
+    play.tick(10_000);
+    play.hear(10_100, r#"{"id":4,"ok":true}"#);
+    assert_eq!(play.session.next_tick(), Some(at(14_000)));
+    play.session.check(at(14_000));
+    assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(Lost::Unproven)));
+    assert!(play.session.ended().is_none());
+    // Lost is lost.
+    play.tick(15_000);
+    play.hear(15_000, r#"{"id":5,"ok":true,"valid_ms":9000}"#);
+    assert_eq!(play.session.valid_until(key), None);
+    // The daemon still keeps it: it is given back.
+    play.said();
+    play.session.release(at(15_000), key, None);
+    assert_eq!(play.said(), [r#"{"id":6,"op":"release","lock":"a"}"#]);
+}
+
+/// A lock that was waited for on such a storage is handed over with a fresh proof, and not if it is lost before.
+#[test]
+fn a_late_grant_is_confirmed() {
+    for lost in [false, true] {
+        let mut play = Play::new();
+        let (id, _answer) = play.acquire(0, "a", true);
+        for (ms, ping) in [(5000, 2), (10_000, 3), (15_000, 4)] {
+            play.tick(ms);
+            play.hear(ms, &format!(r#"{{"id":{ping},"ok":true}}"#));
+        }
+        play.said();
+        play.hear(16_000, &format!(r#"{{"id":{id},"ok":true,"lock":"a","valid_ms":9000}}"#));
+        assert_eq!(play.granted(), None);
+        assert_eq!(play.said(), [r#"{"id":6,"op":"ping"}"#]);
+        if lost {
+            play.hear(16_100, r#"{"event":"lost","lock":"a","reason":"the server says so"}"#);
+        }
+        play.hear(16_200, r#"{"id":6,"ok":true,"valid_ms":9000}"#);
+        let key = play.granted().unwrap();
+        assert_eq!(play.session.valid_until(key), (!lost).then(|| at(25_000)));
+        assert_eq!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(_)), lost);
+    }
+}
+
+/// A name stays in use until the daemon has answered; an abandoned acquire frees it whatever the answer is.
+#[test]
+fn names_are_in_use_until_the_answer() {
+    for granted in [false, true] {
+        let mut play = Play::new();
+        let asked = Asked::of(&[Wanted::new("a")], true).unwrap();
+        let again = |play: &mut Play| play.session.acquire(at(0), &asked, oneshot::channel().0);
+        let (id, answer) = play.acquire(0, "a", true);
+        assert!(matches!(again(&mut play), Err(NotNow::Refused(AcquireError::AlreadyHeld { .. }))));
+        drop(answer);
+        play.session.abandon(at(0), id);
+        assert_eq!(play.said()[1], r#"{"id":2,"op":"cancel","request":1}"#);
+        assert!(matches!(again(&mut play), Err(NotNow::Leaving)));
+        if granted {
+            play.hear(1, r#"{"id":1,"ok":true,"lock":"a"}"#);
+            play.hear(1, r#"{"id":2,"ok":true,"cancelled":false}"#);
+            assert!(matches!(again(&mut play), Err(NotNow::Leaving)));
+            let key = play.granted().unwrap();
+            // What nobody takes is dropped, and that releases it.
+            play.session.release(at(1), key, None);
+            assert_eq!(play.said(), [r#"{"id":4,"op":"release","lock":"a"}"#]);
+            assert!(matches!(again(&mut play), Err(NotNow::Leaving)));
+            play.hear(2, r#"{"id":4,"ok":true,"lock":"a"}"#);
+        } else {
+            play.hear(1, r#"{"id":1,"ok":false,"error":"cancelled","message":""}"#);
+        }
+        assert!(play.session.effects.iter().any(|effect| matches!(effect, Effect::Freed)));
+        assert!(again(&mut play).is_ok());
+    }
+}
+
+/// A grant that finds nobody releases itself, through the real channel.
+#[test]
+fn a_grant_that_nobody_takes() {
+    let shared = Arc::new(crate::shared::Shared::new(Timing::default()));
+    let asked = Asked::of(&[Wanted::new("a")], true).unwrap();
+    for late in [false, true] {
+        let (to, answer) = oneshot::channel();
+        let mut answer = Some(answer);
+        let id = shared.with(|session, now| session.acquire(now, &asked, to)).unwrap();
+        if !late {
+            answer = None;
+        }
+        let reply = format!(r#"{{"id":{id},"ok":true,"lock":"a"}}"#);
+        shared.with(|session, now| session.receive(now, reply.as_bytes()));
+        drop(answer);
+        let said = shared.with(|session, _| std::mem::take(&mut session.outbox));
+        let said = String::from_utf8(said).unwrap();
+        let release = said.lines().last().unwrap().to_owned();
+        assert!(release.contains(r#""op":"release","lock":"a""#), "{said}");
+        let id: serde_json::Value = serde_json::from_str(&release).unwrap();
+        shared.with(|session, now| session.receive(now, format!(r#"{{"id":{},"ok":true}}"#, id["id"]).as_bytes()));
+        assert!(shared.with(|session, _| session.held.is_empty() && session.names.is_empty()));
+    }
+}
+
+/// Of several locks one is lost: all are lost together, the others are given back, and the lost one may be asked for again.
+#[test]
+fn one_of_several_is_lost() {
+    let mut play = Play::new();
+    let asked = Asked::of(&[Wanted::new("a"), Wanted::new("b"), Wanted::new("c")], false).unwrap();
+    play.session.acquire(at(0), &asked, oneshot::channel().0).unwrap();
+    play.hear(1, r#"{"id":1,"ok":true,"locks":[{"lock":"a"},{"lock":"b"},{"lock":"c"}]}"#);
+    let key = play.granted().unwrap();
+    play.hear(2, r#"{"event":"lost","lock":"b","reason":"deleted"}"#);
+    assert_eq!(play.session.lost(key), Lost::Told { lock: name("b"), reason: "deleted".into() });
+    play.said();
+    let (again, _answer) = play.acquire(3, "b", false);
+    play.hear(3, &format!(r#"{{"id":{again},"ok":true,"lock":"b"}}"#));
+    let second = play.granted().unwrap();
+    play.said();
+    play.session.release(at(4), key, None);
+    assert_eq!(play.said(), [r#"{"id":5,"op":"release","locks":["a","c"]}"#]);
+    assert!(play.session.valid_until(second).is_some());
+}
+
+/// Lines of a daemon that does what it wants: some are of the protocol, some nearly.
+fn any_line() -> impl Strategy<Value = String> {
+    let id = 0..12u64;
+    let lock = prop_oneof![Just("a"), Just("b"), Just("c"), Just("../x")];
+    let word = prop_oneof![Just("busy"), Just("lost"), Just("not_held"), Just("cancelled"), Just("\\u0000")];
+    let valid = prop_oneof![Just(0u64), Just(9000), Just(u64::MAX)];
+    prop_oneof![
+        4 => (id.clone(), lock.clone()).prop_map(|(id, lock)| format!(r#"{{"id":{id},"ok":true,"lock":"{lock}"}}"#)),
+        2 => (id.clone(), valid.clone(), lock.clone())
+            .prop_map(|(id, valid, lock)| format!(r#"{{"id":{id},"ok":true,"lock":"{lock}","valid_ms":{valid}}}"#)),
+        2 => (id.clone(), word, lock.clone())
+            .prop_map(|(id, word, lock)| format!(r#"{{"id":{id},"ok":false,"error":"{word}","lock":"{lock}"}}"#)),
+        3 => (prop_oneof![Just("lost"), Just("suspect"), Just("held"), Just("eclipse")], lock, valid)
+            .prop_map(|(event, lock, valid)| format!(r#"{{"event":"{event}","lock":"{lock}","valid_ms":{valid}}}"#)),
+        1 => ".{0,40}",
+    ]
+}
+
+#[derive(Clone, Debug)]
+enum Move {
+    Hear(String),
+    Acquire(&'static str, bool),
+    Abandon(u64),
+    /// The first grant of those that were handed over.
+    Release,
+    Verify,
+    Bye,
+    Wait(u64),
+}
+
+fn any_move() -> impl Strategy<Value = Move> {
+    prop_oneof![
+        6 => any_line().prop_map(Move::Hear),
+        4 => (prop_oneof![Just("a"), Just("b"), Just("c")], any::<bool>()).prop_map(|(lock, waits)| Move::Acquire(lock, waits)),
+        2 => (0..12u64).prop_map(Move::Abandon),
+        2 => Just(Move::Release),
+        1 => Just(Move::Verify),
+        1 => Just(Move::Bye),
+        4 => (0..9000u64).prop_map(Move::Wait),
+    ]
+}
+
+proptest! {
+    /// Whatever the daemon says, and whatever the program does, nothing panics; what is held is in use, once, and counts as held
+    /// at most for the longest silence; and once it has ended, nothing is.
+    #[test]
+    fn whatever_comes(moves in proptest::collection::vec(any_move(), 0..60)) {
+        let (mut play, mut ms, mut keys) = (Play::new(), 0, Vec::new());
+        for next in moves {
+            play.session.check(at(ms));
+            match next {
+                Move::Hear(line) => play.hear(ms, &line),
+                Move::Acquire(lock, waits) => {
+                    let asked = Asked::of(&[Wanted::new(lock)], waits).unwrap();
+                    let _ = play.session.acquire(at(ms), &asked, oneshot::channel().0);
+                }
+                Move::Abandon(id) => play.session.abandon(at(ms), id),
+                Move::Release => keys.pop().into_iter().for_each(|key| play.session.release(at(ms), key, None)),
+                Move::Verify => drop(keys.first().map(|key| play.session.verify(at(ms), *key))),
+                Move::Bye => drop(play.session.bye(at(ms))),
+                Move::Wait(more) => {
+                    ms += more;
+                    play.tick(ms);
+                }
+            }
+            keys.extend(play.granted());
+            for line in play.said() {
+                let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+                prop_assert!(line["id"].is_u64() && line["op"].is_string());
+            }
+            let session = &play.session;
+            for (key, held) in &session.held {
+                let until = session.valid_until(*key);
+                prop_assert!(until.is_none_or(|until| until <= at(ms + 20_000)));
+                prop_assert!(!held.is_lost() || until.is_none());
+                prop_assert!(session.ended().is_none() || held.is_lost());
+                let used = |name| session.names.contains_key(name);
+                prop_assert!(held.is_lost() || held.names.iter().all(used));
+            }
+            let mut names: Vec<_> = session.held.values().filter(|held| !held.is_lost()).flat_map(|held| &held.names).collect();
+            let count = names.len();
+            names.sort();
+            names.dedup();
+            prop_assert_eq!(names.len(), count, "two hold one name");
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! What goes into the engine and what comes out of it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::seen::{View, ViewedSession};
+use crate::fault::Fault;
+use distrilock_protocol::name::LockName;
+use distrilock_protocol::want::{Mode, Want};
+
+/// A session: one connection's life. Unique within a daemon.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SessionId(pub u64);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s-{:x}", self.0)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A request of a session, numbered by the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RequestId(pub u64);
+
+/// Who asks what about which name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Asked {
+    /// The name.
+    pub name: LockName,
+    /// The session.
+    pub session: SessionId,
+    /// Its request.
+    pub request: RequestId,
+}
+
+impl Asked {
+    pub(super) fn answer<F>(self, answer: Answer) -> Effect<F> {
+        let Self { name, session, request } = self;
+        Effect::Answer { name, session, request, answer }
+    }
+}
+
+/// What the engine takes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Input<F> {
+    /// A session wants a name.
+    Acquire {
+        /// Who, and which name.
+        asked: Asked,
+        /// How.
+        want: Want,
+        /// Whether it queues if it cannot have the name at once.
+        wait: bool,
+    },
+    /// A session gives a name back.
+    Release(Asked),
+    /// A session gives a name back and wants to be told if somebody had deleted the file meanwhile.
+    ReleaseAndLook(Asked),
+    /// A session asks whether its lock is real.
+    Verify(Asked),
+    /// A session asks who holds a name.
+    Peek(Asked),
+    /// A waiting request ends without a grant; no effect if it does not wait (any more).
+    Withdraw {
+        /// The waiting request.
+        asked: Asked,
+        /// Why it ends.
+        why: Withdrawal,
+    },
+    /// A session has ended: whatever it holds, waits for or asks about this name goes, unanswered.
+    Leave {
+        /// The name.
+        name: LockName,
+        /// The session that ended.
+        session: SessionId,
+    },
+    /// The file operation of a name is complete.
+    Done {
+        /// The name.
+        name: LockName,
+        /// The file, if it is still open.
+        file: Option<F>,
+        /// What came of it.
+        outcome: Outcome,
+    },
+    /// The file operation of a name does not come back in time: whoever waits for it is refused with this fault. It is still
+    /// under way, and completes some day.
+    Stalled {
+        /// The name.
+        name: LockName,
+        /// What is said to those who wait.
+        fault: Fault,
+    },
+    /// Find out whether the lock on a name is real, although nobody asks; no effect if nobody holds it.
+    Probe(LockName),
+    /// The storage is silent: every holder is told that its lock is surely real only for so many milliseconds more.
+    Suspect(u64),
+    /// The storage answers again: every holder is told that its lock is held.
+    Trust,
+    /// The storage was silent for too long: every lock counts as lost.
+    Silence(&'static str),
+    /// A timer that was armed has run out. A late or repeated one is a no-op.
+    Elapsed(Timer),
+    /// Another daemon says that it has let go of a name. Nothing is believed: if somebody waits for it, it is tried.
+    Hint(LockName),
+    /// Another daemon says that it holds a name, and that it is going to send word when it lets go: until then the name is
+    /// tried seldom, [`Timer::Recheck`].
+    Promised(LockName),
+    /// A daemon that may have promised word is gone: the names that were promised are tried.
+    PromisesBroken,
+    /// What the clock shows, in milliseconds; copied into [`View`]s.
+    Now(u64),
+    /// Descriptors are short: the file that has been idle longest goes.
+    Shed,
+    /// The daemon stops: who waits is told, nobody is granted anything any more, idle files go, and the others as soon as they
+    /// are released.
+    Drain,
+}
+
+/// Why a waiting request ends without a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Withdrawal {
+    /// Its session asked for it.
+    Cancelled,
+    /// Its time ran out.
+    TimedOut,
+    /// It would wait for sessions that wait for its own.
+    Deadlock,
+}
+
+impl From<Withdrawal> for Answer {
+    fn from(why: Withdrawal) -> Self {
+        match why {
+            Withdrawal::Cancelled => Self::Cancelled,
+            Withdrawal::TimedOut => Self::TimedOut,
+            Withdrawal::Deadlock => Self::Deadlock,
+        }
+    }
+}
+
+/// What is to be done with a lock file; `files` says how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileOp {
+    /// Lock the file that the name means now, in this mode; the given file may be locked already, or none.
+    Try(Mode),
+    /// The same once more, for those alone who wait: a refusal answers nobody, and is not looked at twice.
+    Retry(Mode),
+    /// A try which also takes a fence.
+    TryFence(Mode),
+    /// Take slots of the file that the name means now. If it `joins`, the file has slots of sessions already, and keeps them;
+    /// else whatever lock the given file has goes first.
+    Take {
+        /// How many slots there are.
+        of: u16,
+        /// How many of them.
+        take: u16,
+        /// Whether sessions hold slots through the file.
+        joins: bool,
+        /// Whether to take a fence as well.
+        fence: bool,
+    },
+    /// Let go of slots; the file keeps others.
+    Give {
+        /// How many slots there are.
+        of: u16,
+        /// The first one.
+        first: u16,
+        /// How many.
+        count: u16,
+    },
+    /// Find out whether the lock that the file has in this mode is real.
+    Probe(Mode),
+    /// A probe which also takes a fence, if the lock is real.
+    ProbeFence(Mode),
+    /// Unlock the file and keep it open.
+    Unlock,
+    /// The same, and find out whether somebody had deleted it.
+    UnlockAndLook,
+    /// Remove the file if nobody else locks it; unlock and close it.
+    Retire,
+    /// Find out whether another process locks the file; take no lock.
+    Peek,
+}
+
+/// What came of a file operation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Try: the name's file is locked in the mode that was asked.
+    Locked,
+    /// Try: another process holds the name; the given file is unlocked.
+    Refused,
+    /// Try: nobody holds the name, but a process that is about to delete the file is in the way; the given file is unlocked.
+    Disturbed,
+    /// Try or probe with a fence: locked, or real; and the fence, or why there is none.
+    Fenced(Result<u64, Fault>),
+    /// Take: these slots are locked; and the fence, or why there is none.
+    Taken {
+        /// As many as were asked for.
+        slots: Box<[u16]>,
+        /// The fence, if one was asked for.
+        fence: Option<Result<u64, Fault>>,
+    },
+    /// Try, take: another process has the name in a mode that does not go with this one; the file has what it had before, when
+    /// it joined, else no lock.
+    Disagrees(Mode),
+    /// Give: the slots are free.
+    Given,
+    /// Probe: the lock is real.
+    Real,
+    /// Probe, or take that joins: the lock is gone, or guards nothing any more.
+    Lost(&'static str),
+    /// Unlock, Retire: nothing of the daemon's locks the file any more.
+    Unlocked {
+        /// Whether somebody had removed it while it was locked.
+        file_gone: bool,
+    },
+    /// Peek: whether another process locks it.
+    Peeked {
+        /// Whether it does.
+        locked: bool,
+    },
+    /// The system failed the operation; a try leaves no lock behind.
+    Failed(Fault),
+}
+
+/// A time that the engine wants to be told of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Timer {
+    /// Contended names are due for another try.
+    Retry,
+    /// Contended names of which another daemon promised word are due for another try.
+    Recheck,
+    /// Idle files grow older.
+    Linger,
+    /// The daemon's turn with this name ends, or it has left the name alone for long enough.
+    Turn(LockName),
+}
+
+/// What the engine wants done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Effect<F> {
+    /// Carry out a file operation; it completes with [`Input::Done`].
+    File {
+        /// The name.
+        name: LockName,
+        /// The operation.
+        op: FileOp,
+        /// The name's open file, if there is one.
+        file: Option<F>,
+    },
+    /// Answer a request.
+    Answer {
+        /// The name that it was about.
+        name: LockName,
+        /// The session that asked.
+        session: SessionId,
+        /// Its request.
+        request: RequestId,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Tell a session that a lock which it held is lost.
+    Lost {
+        /// The name.
+        name: LockName,
+        /// The session that held it.
+        session: SessionId,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Tell a session that a lock which it holds is in doubt, or no more.
+    Doubt {
+        /// The name.
+        name: LockName,
+        /// The session that holds it.
+        session: SessionId,
+        /// For how many milliseconds it is surely real; `None`: the doubt is over.
+        valid_ms: Option<u64>,
+    },
+    /// A try has shown that another process holds a name for which sessions wait: other daemons may be asked for word.
+    Contended(LockName),
+    /// Send [`Input::Elapsed`] after so many milliseconds.
+    Arm(Timer, u64),
+}
+
+/// The engine's answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// The session holds the lock.
+    Granted {
+        /// How.
+        mode: Mode,
+        /// Whether it held it before it asked.
+        already: bool,
+        /// Which slots it has.
+        slots: Box<[u16]>,
+        /// Its fence, if it asked for one.
+        fence: Option<u64>,
+    },
+    /// Another session holds the name or waits for it; when one holds it, which, and since when.
+    BusyHere(Option<ViewedSession>),
+    /// Another process holds the name.
+    BusyElsewhere,
+    /// The session holds the lock in another mode, or another number of its slots.
+    Mismatch,
+    /// The name is held in a mode, or with a number of slots, that does not go with what was asked.
+    Disagrees {
+        /// How it is held.
+        held: Mode,
+        /// How it was to be held.
+        asked: Mode,
+    },
+    /// The request would wait for sessions that wait for its own.
+    Deadlock,
+    /// The wait was cancelled.
+    Cancelled,
+    /// The wait took too long.
+    TimedOut,
+    /// The daemon stops.
+    Closing,
+    /// The session does not hold the lock any more.
+    Released {
+        /// Whether somebody had removed the lock file while it was held.
+        file_gone: bool,
+    },
+    /// The session does not hold the lock.
+    NotHeld {
+        /// Whether another session of this daemon does.
+        by_another: bool,
+    },
+    /// The session's lock is real.
+    Real,
+    /// The same, of a lock with slots or a fence.
+    RealWith {
+        /// Which slots it has.
+        slots: Box<[u16]>,
+        /// The fence of its grant.
+        fence: Option<u64>,
+    },
+    /// The session's lock was not real, and is not held any more.
+    Lost(&'static str),
+    /// Who holds the name.
+    Peeked(View),
+    /// The system failed the operation.
+    Storage(Fault),
+}

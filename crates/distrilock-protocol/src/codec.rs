@@ -1,0 +1,285 @@
+//! Bytes to messages and back, without a socket. A [`Codec`] is one connection's state of that: its framing (lines, a gob
+//! stream, WebSocket frames), and which version of the protocol its peer speaks.
+
+use serde::{Deserialize, Serialize};
+use tungstenite::protocol::frame::coding::CloseCode;
+
+use crate::limits::FRAME_BYTES_MAX;
+use crate::websocket::{Frame, WebSocket};
+use crate::{gob, v0, v1};
+
+/// The peer broke the protocol: it is told once, where that is possible, and the session ends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// A line or a frame beyond the limit.
+    #[error("a message of {bytes} bytes or more; at most {FRAME_BYTES_MAX} are taken")]
+    TooLong {
+        /// How long it is, as far as it was seen or announced.
+        bytes: u64,
+    },
+    /// The gob stream's framing or its definitions are corrupt.
+    #[error("malformed gob stream: {0}")]
+    Gob(#[from] gob::Malformed),
+    /// RFC 6455 forbids it.
+    #[error("{0}")]
+    WebSocket(String),
+    /// The first line is no JSON object: whoever speaks there, it is no client of ours, and might be a browser that a page of
+    /// another site has sent.
+    #[error("a line that is no JSON object begins the connection; this port speaks JSON lines and gob, no HTTP")]
+    NotJson,
+    /// The client does not read what it is sent.
+    #[error("{bytes} bytes wait for the client to read them; at most {bytes_max} are kept")]
+    SlowReader {
+        /// How many.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+}
+
+/// A message, as far as it concerns a session.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A request of version 0.1, and how its reply is written.
+    V0(v0::Request, Form),
+    /// A request of version 1, or why it is none.
+    V1(Result<v1::Request, v1::Refusal>),
+    /// Nothing that needs an answer.
+    Nothing,
+    /// The peer says goodbye.
+    Closed,
+}
+
+/// How a reply of version 0.1 is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Form {
+    /// In the connection's gob stream.
+    GobStream,
+    /// As a gob stream of its own in a binary message.
+    GobMessage,
+    /// As a JSON object.
+    Json,
+}
+
+/// What a peer speaks, for logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the words of `Dialect::word` say it")]
+pub enum Dialect {
+    Unknown,
+    GobTcp,
+    GobWebSocket,
+    JsonV0,
+    JsonV1,
+}
+
+impl Dialect {
+    /// The word for logs, as in DIALECT=.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::GobTcp => "v0.1-gob-tcp",
+            Self::GobWebSocket => "v0.1-gob-websocket",
+            Self::JsonV0 => "v0.1-json",
+            Self::JsonV1 => "v1",
+        }
+    }
+}
+
+/// One connection's framing and dialect.
+#[derive(Debug)]
+pub struct Codec {
+    pub(crate) framing: Framing,
+    pub(crate) dialect: Dialect,
+}
+
+#[derive(Debug)]
+pub(crate) enum Framing {
+    /// A byte stream whose first bytes have not come yet.
+    Unknown,
+    /// JSON, an object a line; so many bytes of the current line are known to have no LF, and there was an object before.
+    Lines { searched: usize, begun: bool },
+    /// The original's stream; whether its own definitions have been sent.
+    Gob { decoder: Box<gob::Decoder>, defined: bool },
+    /// A message a frame, or several.
+    WebSocket(Box<WebSocket>),
+}
+
+impl Codec {
+    /// A TCP or Unix connection.
+    #[must_use]
+    pub fn stream() -> Self {
+        Self { framing: Framing::Unknown, dialect: Dialect::Unknown }
+    }
+
+    /// A WebSocket connection after its handshake.
+    #[must_use]
+    pub fn websocket() -> Self {
+        Self { framing: Framing::WebSocket(Box::default()), dialect: Dialect::Unknown }
+    }
+
+    /// What the peer speaks.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// Takes the first message of `input`, if it is there as a whole; tells how many bytes it had. Answers that belong to the
+    /// framing (a pong) go to `out`.
+    ///
+    /// # Errors
+    /// The peer broke the protocol; on WebSocket the close frame is in `out` already.
+    pub fn next(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Option<(usize, Incoming)>, Violation> {
+        match &mut self.framing {
+            Framing::Unknown => {
+                let Some(framing) = Framing::of(input) else { return Ok(None) };
+                self.framing = framing;
+                self.next(input, out)
+            }
+            Framing::Lines { searched, begun } => {
+                let Some(end) = input[*searched..].iter().position(|byte| *byte == b'\n') else {
+                    *searched = input.len();
+                    return within_limit(input.len()).map(|()| None);
+                };
+                let end = *searched + end;
+                *searched = 0;
+                within_limit(end)?;
+                let line = input[..end].trim_ascii();
+                *begun |= line.starts_with(b"{");
+                if !*begun && !line.is_empty() {
+                    return Err(Violation::NotJson);
+                }
+                Ok(Some((end + 1, self.text(line, false))))
+            }
+            Framing::Gob { decoder, .. } => {
+                self.dialect = Dialect::GobTcp;
+                let Some(frame) = gob::split(input, FRAME_BYTES_MAX)? else { return Ok(None) };
+                let end = frame.header + frame.body;
+                let incoming = match decoder.message(&input[frame.header..end])? {
+                    gob::Decoded::Request(request) => Incoming::V0(request, Form::GobStream),
+                    gob::Decoded::Definition | gob::Decoded::Unanswered => Incoming::Nothing,
+                };
+                Ok(Some((end, incoming)))
+            }
+            Framing::WebSocket(socket) => {
+                let Some((end, frame)) = socket.next(input, out)? else { return Ok(None) };
+                let incoming = match frame {
+                    Frame::Text(text) => self.text(text.as_bytes(), true),
+                    Frame::Binary(bytes) => self.binary(&bytes),
+                    Frame::Nothing => Incoming::Nothing,
+                    Frame::Closed => Incoming::Closed,
+                };
+                Ok(Some((end, incoming)))
+            }
+        }
+    }
+
+    fn binary(&mut self, bytes: &[u8]) -> Incoming {
+        self.dialect = Dialect::GobWebSocket;
+        match gob::decode_message(bytes, FRAME_BYTES_MAX) {
+            Some(request) => Incoming::V0(request, Form::GobMessage),
+            None => Incoming::Nothing,
+        }
+    }
+
+    /// Tells the version of a JSON object by its members: `op` makes it version 1. The original's WebSocket clients get no answer
+    /// to what is not JSON, and their empty object is a request.
+    fn text(&mut self, text: &[u8], websocket: bool) -> Incoming {
+        if text.trim_ascii().is_empty() {
+            return Incoming::Nothing;
+        }
+        let refusal = match v1::decode(text) {
+            Ok(request) => {
+                self.dialect = Dialect::JsonV1;
+                return Incoming::V1(Ok(request));
+            }
+            Err(refusal) => refusal,
+        };
+        let old = websocket && self.dialect != Dialect::JsonV1;
+        let request = if v1::has_op(text) { None } else { v0::decode_json(text) };
+        match request {
+            Some(request) if old || request != v0::Request::default() => {
+                self.dialect = Dialect::JsonV0;
+                Incoming::V0(request, Form::Json)
+            }
+            None if old && !v1::has_op(text) => Incoming::Nothing,
+            _ => {
+                self.dialect = Dialect::JsonV1;
+                Incoming::V1(Err(refusal))
+            }
+        }
+    }
+
+    /// Appends a reply of version 0.1.
+    pub fn reply_v0(&mut self, form: Form, reply: &v0::Reply<'_>, out: &mut Vec<u8>) {
+        match (&mut self.framing, form) {
+            (Framing::Gob { defined, .. }, _) => {
+                if !std::mem::replace(defined, true) {
+                    out.extend_from_slice(&gob::REPLY_DEFINITIONS);
+                }
+                gob::encode_reply(reply, out);
+            }
+            (Framing::WebSocket(socket), Form::Json) => socket.send(true, out, |out| v0::encode_json(reply, out)),
+            (Framing::WebSocket(socket), _) => socket.send(false, out, |out| {
+                out.extend_from_slice(&gob::REPLY_DEFINITIONS);
+                gob::encode_reply(reply, out);
+            }),
+            (Framing::Lines { .. } | Framing::Unknown, _) => v0::encode_json(reply, out),
+        }
+    }
+
+    /// Appends a reply or an event of version 1. A gob stream has no room for one.
+    pub fn send_v1(&mut self, message: &impl Serialize, out: &mut Vec<u8>) {
+        let write = |out: &mut Vec<u8>| {
+            serde_json::to_writer(out, message).expect("replies and events are plain values, and memory takes them");
+        };
+        match &mut self.framing {
+            Framing::Gob { .. } => {}
+            Framing::WebSocket(socket) => socket.send(true, out, write),
+            Framing::Lines { .. } | Framing::Unknown => {
+                write(out);
+                out.push(b'\n');
+            }
+        }
+    }
+
+    /// Appends what the framing says at the end of a session, and why it ends.
+    pub fn end(&mut self, end: CloseCode, reason: &str, out: &mut Vec<u8>) {
+        if let Framing::WebSocket(socket) = &mut self.framing {
+            socket.close(end, reason, out);
+        }
+    }
+
+    /// Appends what a peer is told that broke the protocol.
+    pub fn violated(&mut self, violation: &Violation, out: &mut Vec<u8>) {
+        match (&self.framing, violation) {
+            (Framing::WebSocket(_), _) => self.end(CloseCode::Policy, &violation.to_string(), out),
+            (_, Violation::TooLong { .. } | Violation::NotJson) => {
+                let message = Some(violation.to_string());
+                let too_long = matches!(violation, Violation::TooLong { .. });
+                let error = Some(if too_long { v1::Error::Limit } else { v1::Error::BadRequest });
+                self.send_v1(&v1::Reply { error, message: message.as_deref(), ..v1::Reply::default() }, out);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Framing {
+    /// No gob stream begins like text: its first message is a type definition, whose length is followed, or begins, with a byte
+    /// that ASCII does not have. `None`: too few bytes to tell.
+    fn of(input: &[u8]) -> Option<Self> {
+        let gob = match input {
+            [] => return None,
+            [first, ..] if *first >= 0xf8 => true,
+            [_] => return None,
+            [_, second, ..] => *second >= 0x80,
+        };
+        let stream = Self::Gob { decoder: Box::default(), defined: false };
+        Some(if gob { stream } else { Self::Lines { searched: 0, begun: false } })
+    }
+}
+
+fn within_limit(bytes: usize) -> Result<(), Violation> {
+    if bytes <= FRAME_BYTES_MAX { Ok(()) } else { Err(Violation::TooLong { bytes: bytes as u64 }) }
+}
