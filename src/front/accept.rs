@@ -9,8 +9,8 @@ use super::connection::{resume, serve};
 use super::hand_over::Frozen;
 use super::stream::{Accepted, Listening, Stream, farewell};
 use super::upgrade::{refuse, upgrade};
-use crate::server::Core;
-use crate::server::mailbox::TooMany;
+use crate::lock_table::Core;
+use crate::lock_table::mailbox::TooMany;
 use distrilock_protocol::{Codec, v1};
 use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
 

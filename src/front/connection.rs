@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
-use super::burst;
 use super::hand_over::{Frozen, Parts};
 use super::stream::{Stream, farewell};
+use super::write_batch;
 use crate::limits::{HANG_UP_CHECK_MS, OUTBOX_BYTES_PAUSE, READ_BYTES_MAX, REQUESTS_PER_TURN_MAX};
-use crate::server::Core;
-use crate::server::mailbox::Mailbox;
+use crate::lock_table::Core;
+use crate::lock_table::mailbox::Mailbox;
 use crate::session::{End, Session};
 use crate::systemd::ids;
 use distrilock_engine::SessionId;
@@ -164,7 +164,7 @@ impl Connection {
                 return ended;
             }
             // Also without anything to write: no connection goes on for ever before others have had their turn.
-            burst::end().await;
+            write_batch::end().await;
             if self.unsent
                 && let Some(ended) = self.write()
             {

@@ -10,8 +10,8 @@ use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname
 use serde::{Deserialize, Serialize};
 
 use super::stream::{Accepted, Stream, peer_of};
-use crate::server::Core;
-use crate::server::mailbox::Mailbox;
+use crate::lock_table::Core;
+use crate::lock_table::mailbox::Mailbox;
 use crate::session::{HandedSession, Session};
 use distrilock_engine::SessionId;
 

@@ -2,11 +2,11 @@
 //! socket and its [`Session`](crate::session::Session).
 
 mod accept;
-pub mod burst;
 mod connection;
 mod hand_over;
 mod stream;
 mod upgrade;
+pub mod write_batch;
 
 pub use accept::{Front, Worker, accept, go_on};
 pub use hand_over::{Frozen, HandedConnection};

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::several::Several;
+use super::multi::Several;
 use super::{End, Kind, Pending, Session};
-use crate::server::Core;
-use crate::server::mailbox::Mailbox;
+use crate::lock_table::Core;
+use crate::lock_table::mailbox::Mailbox;
 use distrilock_engine::SessionId;
 use distrilock_protocol::HandedCodec;
 use distrilock_protocol::name::LockName;

@@ -2,7 +2,7 @@
 //! letters, and appends replies to a buffer; it knows no socket.
 
 mod hand_over;
-mod several;
+mod multi;
 mod v0;
 mod v1;
 
@@ -15,14 +15,14 @@ use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::files::OpenFile;
-use crate::server::Core;
-use crate::server::mailbox::{Letter, Mailbox};
+use crate::lock_table::Core;
+use crate::lock_table::mailbox::{Letter, Mailbox};
 use distrilock_engine::{Answer, Asked, Input, RequestId, SessionId, Withdrawal};
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{Event, Id, Refusal};
 use distrilock_protocol::{Codec, Dialect, Form, Incoming, Violation};
 pub use hand_over::HandedSession;
-use several::{Releasing, Several};
+use multi::{Releasing, Several};
 
 type LockInput = Input<OpenFile>;
 

@@ -19,16 +19,16 @@ thread_local! {
 
 /// A file operation to be carried out.
 #[derive(Debug)]
-pub(super) struct Task {
-    pub(super) shard: usize,
-    pub(super) name: LockName,
-    pub(super) op: FileOp,
-    pub(super) file: Option<OpenFile>,
+pub(crate) struct Task {
+    pub(crate) shard: usize,
+    pub(crate) name: LockName,
+    pub(crate) op: FileOp,
+    pub(crate) file: Option<OpenFile>,
 }
 
 /// The pool.
 #[derive(Debug, Default)]
-pub(super) struct Workers {
+pub(crate) struct Workers {
     line: Mutex<Line>,
     more: Condvar,
     idle: Condvar,
@@ -46,12 +46,12 @@ struct Line {
 
 impl Workers {
     /// Whether the caller may make a call that blocks.
-    pub(super) fn is_worker() -> bool {
+    pub(crate) fn is_worker() -> bool {
         WORKER.get()
     }
 
     /// Has a task carried out. It is in line until one of the threads is free.
-    pub(super) fn begin(&self, core: &Arc<Core>, task: Task) {
+    pub(crate) fn begin(&self, core: &Arc<Core>, task: Task) {
         self.note(&task.name);
         let mut line = locked(&self.line);
         line.tasks.push_back(task);
@@ -73,17 +73,17 @@ impl Workers {
     }
 
     /// An operation of this name has begun.
-    pub(super) fn note(&self, name: &LockName) {
+    pub(crate) fn note(&self, name: &LockName) {
         locked(&self.begun).insert(name.clone(), now_ms());
     }
 
     /// It is complete.
-    pub(super) fn forget(&self, name: &LockName) {
+    pub(crate) fn forget(&self, name: &LockName) {
         locked(&self.begun).remove(name);
     }
 
     /// The names whose operations have been under way for so long.
-    pub(super) fn stalled(&self, after_ms: u64) -> Vec<LockName> {
+    pub(crate) fn stalled(&self, after_ms: u64) -> Vec<LockName> {
         let now_ms = now_ms();
         let begun = locked(&self.begun);
         begun
@@ -94,7 +94,7 @@ impl Workers {
     }
 
     /// Waits until nothing is under way, for `within` at most; tells whether that came about.
-    pub(super) fn rest(&self, within: std::time::Duration) -> bool {
+    pub(crate) fn rest(&self, within: std::time::Duration) -> bool {
         let line = locked(&self.line);
         let busy = |line: &mut Line| !line.tasks.is_empty() || line.waiting < line.threads;
         let waited = self.idle.wait_timeout_while(line, within, busy).unwrap_or_else(PoisonError::into_inner);

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Core, STORAGE_REST};
 use crate::clock;
 use crate::files::contact::Contact;
 use crate::files::{HandedFile, OpenFile};
 use crate::front::{Frozen, HandedConnection, Worker, go_on};
+use crate::lock_table::{Core, STORAGE_REST};
 use crate::systemd::ids;
 use crate::systemd::store::{Left, Store};
 use distrilock_engine::limits::SHARDS;

@@ -7,7 +7,7 @@ use distrilock_engine::fault::Fault;
 use distrilock_protocol::name::LockName;
 
 impl Core {
-    pub(super) fn log_fault(&self, name: &LockName, fault: &Fault) {
+    pub(crate) fn log_fault(&self, name: &LockName, fault: &Fault) {
         if let Some(more) = self.faults.pass() {
             tracing::error!(
                 MESSAGE_ID = ids::STORAGE_FAULT, LOCK = %name,
@@ -48,7 +48,7 @@ impl Core {
     }
 }
 
-pub(super) fn log_deleted(name: &LockName) {
+pub(crate) fn log_deleted(name: &LockName) {
     tracing::warn!(
         MESSAGE_ID = ids::LOCK_LOST, LOCK = %name,
         "the file of the lock {name} was deleted while it was held: another daemon may have granted it"

@@ -9,10 +9,10 @@ use tokio::net::UnixStream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, broadcast};
 
-use super::words::{self, Word};
+use super::peer_message::{self as words, Word};
 use crate::files::meeting::Meeting;
 use crate::limits::{PEERS_MAX, QUESTIONS_MAX};
-use crate::server::Core;
+use crate::lock_table::Core;
 use distrilock_engine::Input;
 use distrilock_protocol::name::LockName;
 

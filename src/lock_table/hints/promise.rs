@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::words::{self, Word};
+use super::peer_message::{self as words, Word};
 use crate::limits::{PEERS_MAX, PROMISES_MAX, WORDS_UNSENT_MAX};
-use crate::server::Core;
+use crate::lock_table::Core;
 use distrilock_protocol::name::LockName;
 
 /// A question that is not asked again within so many ticks is forgotten: nobody waits any more.

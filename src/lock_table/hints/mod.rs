@@ -10,10 +10,10 @@
 //! no daemon speak by closing files: `closings`.
 
 mod ask;
-mod closings;
-mod portions;
+mod close_watch;
+mod peer_message;
 mod promise;
-mod words;
+mod rate_limit;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -25,14 +25,14 @@ use super::Core;
 use crate::files::meeting::Meeting;
 use crate::limits::ASK_AGAIN_MS;
 use ask::Questions;
-use closings::Closings;
+use close_watch::Closings;
 use distrilock_engine::fault::Fault;
 use distrilock_protocol::name::LockName;
 use promise::Promises;
 
 /// What a daemon has asked others, and has promised them.
 #[derive(Debug, Default)]
-pub(super) struct Hints {
+pub(crate) struct Hints {
     /// Where the others are; not set if they cannot be met.
     meeting: OnceLock<Meeting>,
     questions: Questions,
@@ -42,7 +42,7 @@ pub(super) struct Hints {
 
 impl Hints {
     /// Sessions wait for a name that another process holds.
-    pub(super) fn contended(&self, name: LockName) {
+    pub(crate) fn contended(&self, name: LockName) {
         self.closings.want();
         if self.meeting.get().is_some() {
             self.questions.want(name);
@@ -50,12 +50,12 @@ impl Hints {
     }
 
     /// This daemon has let go of a name, wholly or in part. Costs next to nothing while nobody has asked for any.
-    pub(super) fn freed(&self, name: &LockName) {
+    pub(crate) fn freed(&self, name: &LockName) {
         self.promises.keep(name);
     }
 
     /// Nobody new is to come.
-    pub(super) fn leave(&self) {
+    pub(crate) fn leave(&self) {
         if let Some(meeting) = self.meeting.get() {
             meeting.leave();
         }
@@ -64,8 +64,8 @@ impl Hints {
 
 /// Goes to the meeting place of the lock directory, which has to be on a local file system. Without one, or if it cannot be used,
 /// names of others are polled.
-pub(super) fn start(core: &Arc<Core>) {
-    tokio::spawn(closings::watch(Arc::clone(core)));
+pub(crate) fn start(core: &Arc<Core>) {
+    tokio::spawn(close_watch::watch(Arc::clone(core)));
     match enter(core) {
         Ok(listener) => {
             tokio::spawn(promise::listen(Arc::clone(core), listener));

@@ -16,40 +16,40 @@ use distrilock_protocol::name::LockName;
 
 /// The names that sessions wait for.
 #[derive(Debug, Default)]
-pub(super) struct Waits(Mutex<BTreeMap<SessionId, BTreeSet<LockName>>>);
+pub(crate) struct Waits(Mutex<BTreeMap<SessionId, BTreeSet<LockName>>>);
 
 /// A name's holders, and who waits for it, first come first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Queue {
+pub(crate) struct Queue {
     /// Who holds it.
-    pub(super) holders: Vec<ViewedSession>,
+    pub(crate) holders: Vec<ViewedSession>,
     /// Who waits for it.
-    pub(super) waiters: Vec<ViewedSession>,
+    pub(crate) waiters: Vec<ViewedSession>,
 }
 
 /// A session waits for a name, because of another session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Edge {
-    pub(super) waits: SessionId,
-    pub(super) name: LockName,
-    pub(super) because_of: SessionId,
+pub(crate) struct Edge {
+    pub(crate) waits: SessionId,
+    pub(crate) name: LockName,
+    pub(crate) because_of: SessionId,
     /// Whether that one holds the name; else it stands before the other one in the queue.
-    pub(super) holds: bool,
+    pub(crate) holds: bool,
 }
 
 impl Waits {
     /// Notes that a session waits for a name.
-    pub(super) fn begin(&self, session: SessionId, name: &LockName) {
+    pub(crate) fn begin(&self, session: SessionId, name: &LockName) {
         self.notes().entry(session).or_default().insert(name.clone());
     }
 
     /// It waits for it no more.
-    pub(super) fn end(&self, session: SessionId, name: &LockName) {
+    pub(crate) fn end(&self, session: SessionId, name: &LockName) {
         forget(&mut self.notes(), session, name);
     }
 
     /// Notes that a session waits for a name, unless that closes a cycle: then it tells which.
-    pub(super) fn cycle(
+    pub(crate) fn cycle(
         &self,
         session: SessionId,
         name: &LockName,

@@ -14,11 +14,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::portions::Portions;
+use super::rate_limit::Portions;
 use crate::files::Files;
 use crate::limits::CLOSINGS_WATCHED_MS;
+use crate::lock_table::Core;
 use crate::readiness::watched;
-use crate::server::Core;
 use distrilock_engine::Input;
 
 /// The kernel tells of a close before it drops an open file description's lock: a try that came at once could be refused. Closings

@@ -8,7 +8,7 @@ const PERIOD_MS: u64 = 60_000;
 
 /// Lets one message a minute pass.
 #[derive(Debug, Default)]
-pub(super) struct Throttle {
+pub(crate) struct Throttle {
     /// When the last one passed, plus one; 0: never.
     passed_ms: AtomicU64,
     held_back: AtomicU64,
@@ -16,7 +16,7 @@ pub(super) struct Throttle {
 
 impl Throttle {
     /// Whether a message may pass now, and how many were held back since the last one.
-    pub(super) fn pass(&self) -> Option<u64> {
+    pub(crate) fn pass(&self) -> Option<u64> {
         self.pass_at(now_ms() + 1)
     }
 

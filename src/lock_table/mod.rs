@@ -5,16 +5,13 @@
 //! itself (microseconds on a local file system; on a network file system it leaves them to `workers`), and posts answers to other
 //! sessions into their mailboxes. What other daemons of the directory do is heard of in `hints`.
 
-pub mod directory;
-mod hand_over;
-mod hints;
-mod life;
-mod logs;
+pub(crate) mod hints;
+mod log;
 pub mod mailbox;
-mod storage;
-mod throttle;
-mod waits;
-mod workers;
+pub(crate) mod storage_threads;
+pub(crate) mod storage_watch;
+pub(crate) mod throttle;
+pub(crate) mod wait_graph;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -35,15 +32,14 @@ use distrilock_engine::limits::SHARDS;
 use distrilock_engine::{Config, Effect, Engine, FileOp, Input, Outcome, Pace, SessionId, Timer, View};
 use distrilock_protocol::name::LockName;
 use hints::Hints;
-pub use life::{StartFault, run};
-use logs::log_deleted;
+use log::log_deleted;
 use mailbox::{Letter, Mailbox, Mailboxes};
+use storage_threads::{Task, Workers};
 use throttle::Throttle;
-use waits::{Edge, Queue, Waits};
-use workers::{Task, Workers};
+use wait_graph::{Edge, Queue, Waits};
 
-type Shard = Engine<OpenFile>;
-type LockInput = Input<OpenFile>;
+pub(crate) type Shard = Engine<OpenFile>;
+pub(crate) type LockInput = Input<OpenFile>;
 
 /// Effects as the engine queues them, and those that are still to be carried out.
 type Room = (Vec<Effect<OpenFile>>, VecDeque<Effect<OpenFile>>);
@@ -54,7 +50,7 @@ thread_local! {
 }
 
 /// How long a stop or a hand-over waits for calls on a network file system.
-const STORAGE_REST: std::time::Duration = std::time::Duration::from_secs(5);
+pub(crate) const STORAGE_REST: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What all sessions of a daemon share.
 #[derive(Debug)]
@@ -65,32 +61,32 @@ pub struct Core {
     pub node: String,
     /// The sessions' mailboxes.
     pub mailboxes: Mailboxes,
-    files: Files,
+    pub(crate) files: Files,
     /// What is under the lock directory: the word for it.
-    storage: &'static str,
+    pub(crate) storage: &'static str,
     /// How long a holder may take to stop, where a file server may give its lock away.
-    stop_ms: Option<u64>,
+    pub(crate) stop_ms: Option<u64>,
     /// Threads for the file calls, where these may take long.
-    workers: Option<Workers>,
+    pub(crate) workers: Option<Workers>,
     /// The held lock that was proven last.
-    proven: Mutex<Option<LockName>>,
-    shards: Box<[Mutex<Shard>]>,
-    hash: RandomState,
-    hints: Hints,
-    waits: Waits,
-    faults: Throttle,
-    exhausted: Throttle,
-    too_many: Throttle,
+    pub(crate) proven: Mutex<Option<LockName>>,
+    pub(crate) shards: Box<[Mutex<Shard>]>,
+    pub(crate) hash: RandomState,
+    pub(crate) hints: Hints,
+    pub(crate) waits: Waits,
+    pub(crate) faults: Throttle,
+    pub(crate) exhausted: Throttle,
+    pub(crate) too_many: Throttle,
     /// Where timers run.
-    timers: tokio::runtime::Handle,
+    pub(crate) timers: tokio::runtime::Handle,
     /// Nothing begins any more but what sessions bring: they are handed over.
-    is_frozen: AtomicBool,
+    pub(crate) is_frozen: AtomicBool,
     /// The connections that are.
-    frozen: Mutex<Vec<Frozen>>,
+    pub(crate) frozen: Mutex<Vec<Frozen>>,
 }
 
 impl Core {
-    fn new(
+    pub(crate) fn new(
         settings: Settings,
         (files, storage, stop_ms): (Files, &'static str, Option<u64>),
         node: String,
@@ -163,22 +159,27 @@ impl Core {
     }
 
     /// Gives the engine an input about a name that no session brings.
-    fn bring(self: &Arc<Self>, name: &LockName, input: Input<OpenFile>) {
+    pub(crate) fn bring(self: &Arc<Self>, name: &LockName, input: Input<OpenFile>) {
         self.carry_out(self.shard_of(name), input, None);
     }
 
-    fn shard_of(&self, name: &LockName) -> usize {
+    pub(crate) fn shard_of(&self, name: &LockName) -> usize {
         let places = SHARDS as u64;
         usize::try_from(self.hash.hash_one(name) % places).expect("there are few shards")
     }
 
-    fn shard(&self, shard: usize) -> MutexGuard<'_, Shard> {
+    pub(crate) fn shard(&self, shard: usize) -> MutexGuard<'_, Shard> {
         self.shards[shard].lock().expect("a panic aborts the daemon, so that no mutex is ever poisoned")
     }
 
     /// The engine's mutex is held for each input, not for the file calls in between: the file is with us meanwhile, so that
     /// nobody else begins another operation on the name (I4). Tells whether a file operation or a timer followed.
-    fn carry_out(self: &Arc<Self>, shard: usize, input: Input<OpenFile>, mine: Option<(SessionId, &Mailbox)>) -> bool {
+    pub(crate) fn carry_out(
+        self: &Arc<Self>,
+        shard: usize,
+        input: Input<OpenFile>,
+        mine: Option<(SessionId, &Mailbox)>,
+    ) -> bool {
         // A completion always comes through; timers and what others say have to wait for the next process.
         let waits = mine.is_none() && !matches!(input, Input::Done { .. });
         self.work(shard, mine, |engine, effects| {
@@ -191,7 +192,7 @@ impl Core {
         })
     }
 
-    fn work(
+    pub(crate) fn work(
         self: &Arc<Self>,
         shard: usize,
         mine: Option<(SessionId, &Mailbox)>,
@@ -238,7 +239,7 @@ impl Core {
 
     /// Letters are posted while the shard's mutex is held: a session gets them in the order in which the engine decided, whoever
     /// brought the input. What remains to be done goes to `due`; `effects` is room to work in.
-    fn decide(
+    pub(crate) fn decide(
         &self,
         shard: usize,
         mine: Option<(SessionId, &Mailbox)>,
@@ -315,7 +316,7 @@ impl Core {
     }
 
     /// Makes the file calls. When descriptors run out, released files give way first.
-    fn perform(
+    pub(crate) fn perform(
         self: &Arc<Self>,
         name: &LockName,
         op: FileOp,
@@ -342,7 +343,7 @@ impl Core {
     }
 
     /// Whether every shard can be reached: nobody keeps one locked.
-    fn turn_shards(&self) {
+    pub(crate) fn turn_shards(&self) {
         for shard in 0..SHARDS {
             drop(self.shard(shard));
         }
@@ -354,14 +355,14 @@ impl Core {
     }
 
     /// Another daemon is gone, and nothing that it promised will come.
-    fn promises_broken(self: &Arc<Self>) {
+    pub(crate) fn promises_broken(self: &Arc<Self>) {
         for shard in 0..SHARDS {
             self.carry_out(shard, Input::PromisesBroken, None);
         }
     }
 
     /// Tells who waits that the daemon stops, and deletes each file as soon as it is released.
-    fn drain(self: &Arc<Self>) {
+    pub(crate) fn drain(self: &Arc<Self>) {
         for shard in 0..SHARDS {
             self.carry_out(shard, Input::Drain, None);
         }
@@ -386,7 +387,7 @@ impl Core {
     }
 
     /// Whether sessions of this daemon hold the name.
-    fn holds(&self, name: &LockName) -> bool {
+    pub(crate) fn holds(&self, name: &LockName) -> bool {
         self.shard(self.shard_of(name)).holds(name)
     }
 

@@ -31,7 +31,7 @@ use distrilock_protocol::name::LockName;
 const SILENT: &str = "the file server does not answer, and may give the lock to another host";
 
 /// Listens to the server through the daemon's own file.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     core: Arc<Core>,
     node: Node,
     /// Where the file is, for the end of the daemon.
@@ -47,7 +47,7 @@ const ROUNDS_BETWEEN_LOOKS: u32 = 10;
 
 impl Watch {
     /// Makes the daemon known in the lock directory.
-    pub(super) fn new(core: Arc<Core>, timing: Timing, by_name: bool) -> std::io::Result<Self> {
+    pub(crate) fn new(core: Arc<Core>, timing: Timing, by_name: bool) -> std::io::Result<Self> {
         let identity = Identity::of_this_process(core.files.directory());
         let network = core.files.network().expect("only a network file system is watched");
         let node = Node::enter(core.files.directory(), network, &identity)?;
@@ -58,7 +58,7 @@ impl Watch {
     }
 
     /// Listens for as long as the daemon lives, in a thread of its own; tells where the daemon's own file is.
-    pub(super) fn start(self) -> std::io::Result<Arc<Mutex<PathBuf>>> {
+    pub(crate) fn start(self) -> std::io::Result<Arc<Mutex<PathBuf>>> {
         let place = Arc::clone(&self.place);
         std::thread::Builder::new().name("storage-watch".into()).spawn(move || self.run())?;
         Ok(place)
@@ -148,7 +148,7 @@ enum Silence {
 
 /// Not while the file server is silent: between two processes nobody would tell sessions that their locks are lost, and the next one
 /// might wait for the server.
-pub(super) fn may_hand_over(core: &Core, timing: Option<Timing>) -> bool {
+pub(crate) fn may_hand_over(core: &Core, timing: Option<Timing>) -> bool {
     let silence = core.contact().map(|contact| Duration::from_millis(contact.silent_ms(now_ms())));
     let is_silent = silence.zip(timing).is_some_and(|(silence, timing)| timing.is_silence(silence));
     if is_silent {
@@ -161,7 +161,7 @@ pub(super) fn may_hand_over(core: &Core, timing: Option<Timing>) -> bool {
 }
 
 /// Looks, several times a second, whether the server is silent or a call does not come back.
-pub(super) async fn look_after(core: Arc<Core>, on_silence: OnSilence, timing: Option<Timing>) {
+pub(crate) async fn look_after(core: Arc<Core>, on_silence: OnSilence, timing: Option<Timing>) {
     let mut silence = Silence::None;
     let mut ticks = interval(Duration::from_millis(STORAGE_CHECK_MS));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -222,7 +222,7 @@ fn refuse_stalled(core: &Arc<Core>) {
 
 /// Tells, once, when something else is mounted under the lock directory than what was recognised at start. Without /proc nothing
 /// is ever told.
-pub(super) fn remounted(directory: PathBuf, mount: Mount) -> std::io::Result<oneshot::Receiver<String>> {
+pub(crate) fn remounted(directory: PathBuf, mount: Mount) -> std::io::Result<oneshot::Receiver<String>> {
     let (tell, told) = oneshot::channel();
     let watch = move || {
         let what = await_remount(&directory, &mount);
@@ -252,7 +252,7 @@ fn await_remount(directory: &Path, mount: &Mount) -> Option<String> {
 
 impl Core {
     /// What is known of the server's lease, if the directory is on one that has leases.
-    pub(super) fn contact(&self) -> Option<&Contact> {
+    pub(crate) fn contact(&self) -> Option<&Contact> {
         self.files.network().and_then(Network::contact)
     }
 

@@ -5,7 +5,7 @@ use std::io;
 
 use tokio::net::UnixStream;
 
-use super::portions::Portions;
+use super::rate_limit::Portions;
 use distrilock_protocol::name::{LockName, NAME_BYTES_MAX};
 
 /// The longest line, with its end.

@@ -16,12 +16,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::directory::{Directory, DirectoryFault};
-use super::{Core, STORAGE_REST, hand_over, hints, storage};
+use crate::server::directory::{Directory, DirectoryFault};
+mod hand_over;
+
 use crate::files::mount::Mount;
 use crate::files::node;
-use crate::front::{Front, Listening, Worker, accept, burst};
+use crate::front::{Front, Listening, Worker, accept, write_batch};
 use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
+use crate::lock_table::{Core, STORAGE_REST, hints, storage_watch as storage};
 use crate::settings::{Address, Settings};
 use crate::systemd::notify::{Notifier, watchdog_interval};
 use crate::systemd::sockets::{Listener, Passed};
@@ -317,7 +319,7 @@ fn worker(number: usize) -> io::Result<Worker> {
     let runtime: Runtime = Builder::new_current_thread()
         .enable_all()
         .event_interval(EVENT_INTERVAL)
-        .on_thread_park(burst::ended)
+        .on_thread_park(write_batch::ended)
         .build()?;
     let handle = runtime.handle().clone();
     let name = format!("sessions-{number}");

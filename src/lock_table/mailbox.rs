@@ -64,7 +64,7 @@ impl Mailbox {
     }
 
     /// Drops a letter in, for a session that is about to look.
-    pub(super) fn leave(&self, letter: Letter) {
+    pub(crate) fn leave(&self, letter: Letter) {
         let mut post = self.post();
         if post.letters.capacity() == 0 {
             post.letters.reserve_exact(1);
@@ -131,7 +131,7 @@ pub struct TooMany {
 }
 
 impl Mailboxes {
-    pub(super) fn new(open_max: usize) -> Self {
+    pub(crate) fn new(open_max: usize) -> Self {
         Self {
             parts: std::array::from_fn(|_| Mutex::default()),
             next: AtomicU64::new(1),
@@ -182,12 +182,12 @@ impl Mailboxes {
     }
 
     /// The number of the session that is opened next.
-    pub(super) fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.next.load(Ordering::Relaxed)
     }
 
     /// Sessions from this number on are new.
-    pub(super) fn begin_at(&self, next: u64) {
+    pub(crate) fn begin_at(&self, next: u64) {
         self.next.fetch_max(next, Ordering::Relaxed);
     }
 
@@ -219,19 +219,19 @@ impl Mailboxes {
     }
 
     /// Drops a letter into a session's mailbox; a session that has ended needs none. The waker, if there is one, is to be woken.
-    pub(super) fn post(&self, session: SessionId, letter: Letter) -> Option<Waker> {
+    pub(crate) fn post(&self, session: SessionId, letter: Letter) -> Option<Waker> {
         let mailbox = self.part(session).get(&session.0).cloned();
         mailbox.and_then(|mailbox| deliver(&mailbox, letter))
     }
 
     /// Tells every session that the daemon stops, those too that are about to begin.
-    pub(super) fn stop_all(&self) {
+    pub(crate) fn stop_all(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.tell_all(|| Letter::Stop);
     }
 
     /// Tells every session that the next process goes on with it, those too that are about to begin.
-    pub(super) fn hand_over_all(&self) {
+    pub(crate) fn hand_over_all(&self) {
         self.handing_over.store(true, Ordering::SeqCst);
         self.tell_all(|| Letter::HandOver);
     }
@@ -244,7 +244,7 @@ impl Mailboxes {
     }
 
     /// Waits until there is no session.
-    pub(super) async fn emptied(&self) {
+    pub(crate) async fn emptied(&self) {
         loop {
             let emptied = self.emptied.notified();
             if self.count() == 0 {
