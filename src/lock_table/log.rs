@@ -1,54 +1,62 @@
-//! What the daemon logs while it serves; what may happen a thousand times a second is logged once a minute.
+//! [`ThrottledLog`]: messages that could come a thousand times a second. Each kind is logged once a minute.
 
-use super::Core;
-use super::mailbox::TooMany;
+use super::mailbox::TooManySessions;
+use super::throttle::Throttle;
 use crate::systemd::ids;
 use distrilock_engine::fault::Fault;
 use distrilock_protocol::name::LockName;
 
-impl Core {
-    pub(crate) fn log_fault(&self, name: &LockName, fault: &Fault) {
+/// Logs each kind of message once a minute, with the number of those that were held back.
+#[derive(Debug, Default)]
+pub struct ThrottledLog {
+    faults: Throttle,
+    accepts: Throttle,
+    too_many: Throttle,
+}
+
+impl ThrottledLog {
+    pub(super) fn fault(&self, name: &LockName, fault: &Fault) {
         if let Some(more) = self.faults.pass() {
             tracing::error!(
                 MESSAGE_ID = ids::STORAGE_FAULT, LOCK = %name,
-                "{fault}: {} ({more} more failures since this was last said)", fault.remedy()
+                "{fault}: {} ({more} more failures since this was last logged)", fault.remedy()
             );
         }
     }
 
-    /// Says that a connection has to wait for a descriptor.
-    pub fn log_exhausted(&self, error: &std::io::Error) {
-        if let Some(more) = self.exhausted.pass() {
+    /// A connection has to wait for a descriptor.
+    pub fn exhausted(&self, error: &std::io::Error) {
+        if let Some(more) = self.accepts.pass() {
             tracing::error!(
                 MESSAGE_ID = ids::DESCRIPTORS_EXHAUSTED,
                 "out of file descriptors, new connections wait: {error}; raise LimitNOFILE= of the service, or ulimit -n \
-                 ({more} more attempts since this was last said)"
+                 ({more} more attempts since this was last logged)"
             );
         }
     }
 
-    /// Says that a connection was turned away.
-    pub fn log_too_many(&self, too_many: TooMany) {
+    /// A connection was turned away.
+    pub fn too_many(&self, too_many: TooManySessions) {
         if let Some(more) = self.too_many.pass() {
             tracing::warn!(
                 MESSAGE_ID = ids::SESSION_LIMIT,
                 LIMIT = too_many.sessions_max,
-                "a connection was turned away: {too_many} ({more} more since this was last said)"
+                "a connection was turned away: {too_many} ({more} more since this was last logged)"
             );
         }
     }
 
-    /// Says that a listener fails.
-    pub fn log_accept(&self, error: &std::io::Error) {
-        if let Some(more) = self.exhausted.pass() {
+    /// A listener fails.
+    pub fn accept_failed(&self, error: &std::io::Error) {
+        if let Some(more) = self.accepts.pass() {
             tracing::error!(
-                "a listening socket fails: {error}; restart its unit ({more} more since this was last said)"
+                "a listening socket fails: {error}; restart its unit ({more} more since this was last logged)"
             );
         }
     }
 }
 
-pub(crate) fn log_deleted(name: &LockName) {
+pub(super) fn log_deleted(name: &LockName) {
     tracing::warn!(
         MESSAGE_ID = ids::LOCK_LOST, LOCK = %name,
         "the file of the lock {name} was deleted while it was held: another daemon may have granted it"

@@ -1,24 +1,25 @@
-//! Mailboxes: how one session's task hands another session an answer. A letter waits in the mailbox until the session's own task
-//! takes it out and writes it, so that nothing but that task touches its socket.
+//! Mailboxes: how other tasks reach a session. A notice waits in the mailbox until the session's own task takes it out and writes
+//! it, so that only this task touches the session's socket.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use tokio::sync::Notify;
 
+use crate::sync::locked;
 use distrilock_engine::limits::SHARDS;
 use distrilock_engine::{Answer, RequestId, SessionId};
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::Introduction;
 
-/// What a session is told by others.
+/// What a session learns from the engine or from the daemon.
 #[derive(Debug)]
-pub enum Letter {
+pub enum Notice {
     /// The engine answers a request.
     Answer {
-        /// The name that it was about.
+        /// The name that the request was about.
         name: LockName,
         /// The request.
         request: RequestId,
@@ -32,14 +33,14 @@ pub enum Letter {
         /// Why.
         reason: &'static str,
     },
-    /// A lock that the session holds is in doubt, or no more.
+    /// A lock that the session holds is in doubt, or no longer in doubt.
     Doubt {
         /// Which.
         name: LockName,
-        /// For how many milliseconds it is surely held; `None`: the doubt is over.
+        /// For how many milliseconds it is certain to be held; `None`: the doubt is over.
         valid_ms: Option<u64>,
     },
-    /// The next process of the daemon is to go on with the session.
+    /// The next process of the daemon will continue the session.
     HandOver,
     /// The daemon stops.
     Stop,
@@ -48,72 +49,72 @@ pub enum Letter {
 /// One session's mailbox.
 #[derive(Debug, Default)]
 pub struct Mailbox {
-    post: Mutex<Post>,
+    inbox: Mutex<Inbox>,
 }
 
 #[derive(Debug, Default)]
-struct Post {
-    letters: Vec<Letter>,
+struct Inbox {
+    notices: Vec<Notice>,
     waker: Option<Waker>,
     introduction: Option<Box<Introduction>>,
 }
 
 impl Mailbox {
-    fn post(&self) -> MutexGuard<'_, Post> {
-        locked(&self.post)
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        locked(&self.inbox)
     }
 
-    /// Drops a letter in, for a session that is about to look.
-    pub(crate) fn leave(&self, letter: Letter) {
-        let mut post = self.post();
-        if post.letters.capacity() == 0 {
-            post.letters.reserve_exact(1);
+    /// Adds a notice for a session that is about to look.
+    pub(super) fn leave(&self, notice: Notice) {
+        let mut inbox = self.inbox();
+        if inbox.notices.capacity() == 0 {
+            inbox.notices.reserve_exact(1);
         }
-        post.letters.push(letter);
+        inbox.notices.push(notice);
     }
 
-    /// Takes the letters out, in their order. The mailbox keeps room for one.
-    pub fn take(&self, into: &mut Vec<Letter>) {
-        let mut post = self.post();
-        into.append(&mut post.letters);
-        post.letters.shrink_to(1);
+    /// Moves the notices out, in their order. The mailbox keeps room for one.
+    pub fn drain_into(&self, into: &mut Vec<Notice>) {
+        let mut inbox = self.inbox();
+        into.append(&mut inbox.notices);
+        inbox.notices.shrink_to(1);
     }
 
-    /// Ready when there are letters.
+    /// Ready when there are notices.
     pub fn poll(&self, cx: &Context<'_>) -> Poll<()> {
-        let mut post = self.post();
-        if !post.letters.is_empty() {
+        let mut inbox = self.inbox();
+        if !inbox.notices.is_empty() {
             return Poll::Ready(());
         }
-        match &mut post.waker {
+        match &mut inbox.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
         }
         Poll::Pending
     }
 
-    /// What the session has said of itself.
+    /// How the session introduced itself.
     #[must_use]
     pub fn introduction(&self) -> Option<Box<Introduction>> {
-        self.post().introduction.clone()
+        self.inbox().introduction.clone()
     }
 
-    /// Whether there are letters.
+    /// Whether there are notices.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.post().letters.is_empty()
+        self.inbox().notices.is_empty()
     }
 
-    /// Keeps what the session says of itself.
+    /// Keeps how the session introduces itself.
     pub fn introduce(&self, introduction: Box<Introduction>) {
-        self.post().introduction = Some(introduction);
+        self.inbox().introduction = Some(introduction);
     }
 }
 
 /// The mailboxes of all sessions.
 #[derive(Debug)]
 pub struct Mailboxes {
-    parts: [Mutex<HashMap<u64, Arc<Mailbox>>>; SHARDS],
+    shards: [Mutex<HashMap<u64, Arc<Mailbox>>>; SHARDS],
     next: AtomicU64,
     open: AtomicUsize,
     open_max: usize,
@@ -122,18 +123,27 @@ pub struct Mailboxes {
     handing_over: AtomicBool,
 }
 
-/// There are as many sessions as there may be.
+/// The session limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this daemon serves {sessions_max} sessions at once and has them; try again later, or raise --sessions")]
-pub struct TooMany {
+pub struct TooManySessions {
     /// The limit.
     pub sessions_max: usize,
+}
+
+/// A mailbox for a new session.
+#[derive(Debug)]
+pub struct OpenedMailbox {
+    /// The session's number.
+    pub id: SessionId,
+    /// Its mailbox.
+    pub mailbox: Arc<Mailbox>,
 }
 
 impl Mailboxes {
     pub(crate) fn new(open_max: usize) -> Self {
         Self {
-            parts: std::array::from_fn(|_| Mutex::default()),
+            shards: std::array::from_fn(|_| Mutex::default()),
             next: AtomicU64::new(1),
             open: AtomicUsize::new(0),
             open_max,
@@ -143,70 +153,70 @@ impl Mailboxes {
         }
     }
 
-    /// A mailbox for a new session.
+    /// Makes a mailbox for a new session.
     ///
     /// # Errors
-    /// If there are as many sessions as there may be.
-    pub fn open(&self) -> Result<(SessionId, Arc<Mailbox>), TooMany> {
+    /// If the session limit is reached.
+    pub fn open(&self) -> Result<OpenedMailbox, TooManySessions> {
         if self.open.fetch_add(1, Ordering::SeqCst) >= self.open_max {
-            self.leave();
-            return Err(TooMany { sessions_max: self.open_max });
+            self.uncount();
+            return Err(TooManySessions { sessions_max: self.open_max });
         }
-        let session = SessionId(self.next.fetch_add(1, Ordering::Relaxed));
+        let id = SessionId(self.next.fetch_add(1, Ordering::Relaxed));
         let mailbox: Arc<Mailbox> = Arc::default();
-        self.part(session).insert(session.0, Arc::clone(&mailbox));
+        self.shard(id).insert(id.0, Arc::clone(&mailbox));
         if self.stopping.load(Ordering::SeqCst) {
-            mailbox.leave(Letter::Stop);
+            mailbox.leave(Notice::Stop);
         }
         if self.handing_over.load(Ordering::SeqCst) {
-            mailbox.leave(Letter::HandOver);
+            mailbox.leave(Notice::HandOver);
         }
-        Ok((session, mailbox))
+        Ok(OpenedMailbox { id, mailbox })
     }
 
-    /// The mailbox of a session that the process before has opened; there may be more of them than new ones would be let in.
+    /// Makes the mailbox of a session that the previous process opened. The limit does not apply: these sessions are already there.
     #[must_use]
     pub fn reopen(&self, session: SessionId, introduction: Option<Box<Introduction>>) -> Arc<Mailbox> {
         self.open.fetch_add(1, Ordering::SeqCst);
         self.next.fetch_max(session.0 + 1, Ordering::Relaxed);
         let mailbox: Arc<Mailbox> = Arc::default();
-        mailbox.post().introduction = introduction;
-        self.part(session).insert(session.0, Arc::clone(&mailbox));
+        mailbox.inbox().introduction = introduction;
+        self.shard(session).insert(session.0, Arc::clone(&mailbox));
         mailbox
     }
 
     /// Whether the session lives.
     #[must_use]
     pub fn is_open(&self, session: SessionId) -> bool {
-        self.part(session).contains_key(&session.0)
+        self.shard(session).contains_key(&session.0)
     }
 
     /// The number of the session that is opened next.
-    pub(crate) fn next(&self) -> u64 {
+    pub(crate) fn next_id(&self) -> u64 {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// Sessions from this number on are new.
-    pub(crate) fn begin_at(&self, next: u64) {
+    /// New sessions get numbers from this one on.
+    pub(crate) fn number_from(&self, next: u64) {
         self.next.fetch_max(next, Ordering::Relaxed);
     }
 
-    /// Whether a session more may be opened: asked before a handshake, whose end opens it.
+    /// Checks whether another session may be opened: before a handshake, at the end of which it is opened.
     ///
     /// # Errors
-    /// If there are as many sessions as there may be.
-    pub fn room(&self) -> Result<(), TooMany> {
-        if self.count() < self.open_max { Ok(()) } else { Err(TooMany { sessions_max: self.open_max }) }
+    /// If the session limit is reached.
+    pub fn check_room(&self) -> Result<(), TooManySessions> {
+        if self.count() < self.open_max { Ok(()) } else { Err(TooManySessions { sessions_max: self.open_max }) }
     }
 
     /// The session has ended.
     pub fn close(&self, session: SessionId) {
-        if self.part(session).remove(&session.0).is_some() {
-            self.leave();
+        if self.shard(session).remove(&session.0).is_some() {
+            self.uncount();
         }
     }
 
-    fn leave(&self) {
+    fn uncount(&self) {
         if self.open.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.emptied.notify_waiters();
         }
@@ -218,32 +228,32 @@ impl Mailboxes {
         self.open.load(Ordering::SeqCst)
     }
 
-    /// Drops a letter into a session's mailbox; a session that has ended needs none. The waker, if there is one, is to be woken.
-    pub(crate) fn post(&self, session: SessionId, letter: Letter) -> Option<Waker> {
-        let mailbox = self.part(session).get(&session.0).cloned();
-        mailbox.and_then(|mailbox| deliver(&mailbox, letter))
+    /// Puts a notice into a session's mailbox, unless the session has ended. The caller has to wake the returned waker.
+    pub(super) fn post(&self, session: SessionId, notice: Notice) -> Option<Waker> {
+        let mailbox = self.shard(session).get(&session.0).cloned();
+        mailbox.and_then(|mailbox| deliver(&mailbox, notice))
     }
 
-    /// Tells every session that the daemon stops, those too that are about to begin.
+    /// Tells every session, including those about to begin, that the daemon stops.
     pub(crate) fn stop_all(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        self.tell_all(|| Letter::Stop);
+        self.post_to_all(|| Notice::Stop);
     }
 
-    /// Tells every session that the next process goes on with it, those too that are about to begin.
+    /// Tells every session, including those about to begin, that the next process will continue it.
     pub(crate) fn hand_over_all(&self) {
         self.handing_over.store(true, Ordering::SeqCst);
-        self.tell_all(|| Letter::HandOver);
+        self.post_to_all(|| Notice::HandOver);
     }
 
-    fn tell_all(&self, letter: fn() -> Letter) {
-        for part in &self.parts {
-            let mailboxes: Vec<_> = locked(part).values().cloned().collect();
-            mailboxes.iter().filter_map(|mailbox| deliver(mailbox, letter())).for_each(Waker::wake);
+    fn post_to_all(&self, notice: fn() -> Notice) {
+        for shard in &self.shards {
+            let mailboxes: Vec<_> = locked(shard).values().cloned().collect();
+            mailboxes.iter().filter_map(|mailbox| deliver(mailbox, notice())).for_each(Waker::wake);
         }
     }
 
-    /// Waits until there is no session.
+    /// Waits until there are no sessions.
     pub(crate) async fn emptied(&self) {
         loop {
             let emptied = self.emptied.notified();
@@ -254,27 +264,22 @@ impl Mailboxes {
         }
     }
 
-    /// What a session said of itself.
+    /// How a session introduced itself.
     #[must_use]
     pub fn introduction(&self, session: SessionId) -> Introduction {
-        let mailbox = self.part(session).get(&session.0).cloned();
-        let introduction = mailbox.and_then(|mailbox| mailbox.post().introduction.clone());
+        let mailbox = self.shard(session).get(&session.0).cloned();
+        let introduction = mailbox.and_then(|mailbox| mailbox.inbox().introduction.clone());
         introduction.map(|introduction| *introduction).unwrap_or_default()
     }
 
-    fn part(&self, session: SessionId) -> MutexGuard<'_, HashMap<u64, Arc<Mailbox>>> {
+    fn shard(&self, session: SessionId) -> MutexGuard<'_, HashMap<u64, Arc<Mailbox>>> {
         let places = SHARDS as u64;
-        locked(&self.parts[usize::try_from(session.0 % places).expect("there are few parts")])
+        locked(&self.shards[usize::try_from(session.0 % places).expect("there are few shards")])
     }
 }
 
-fn deliver(mailbox: &Mailbox, letter: Letter) -> Option<Waker> {
-    let mut post = mailbox.post();
-    post.letters.push(letter);
-    post.waker.take()
-}
-
-/// A panic aborts the daemon, so that a poisoned mutex is never met outside of tests.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn deliver(mailbox: &Mailbox, notice: Notice) -> Option<Waker> {
+    let mut inbox = mailbox.inbox();
+    inbox.notices.push(notice);
+    inbox.waker.take()
 }

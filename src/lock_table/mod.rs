@@ -1,100 +1,115 @@
-//! The daemon's life: start, serve, stop; and [`Core`], what all its sessions share.
+//! The lock table: what all sessions of a daemon share. It brings together the engine, which decides, and the files, which
+//! hold the locks. It knows sessions only as numbers with a mailbox, and nothing of their connections.
 //!
-//! The way of a request: `front` reads bytes and hands them to a [`Session`](crate::session::Session), which decodes them and
-//! gives the engine an input through [`Core::submit`]. The same task then carries out the effects: it makes the file calls
-//! itself (microseconds on a local file system; on a network file system it leaves them to `workers`), and posts answers to other
-//! sessions into their mailboxes. What other daemons of the directory do is heard of in `hints`.
+//! A session submits an input ([`LockTable::submit`]), and its own task then does all that follows:
+//!
+//! ```text
+//! submit -> decide (the engine, under its shard's mutex) -> notices -> mailboxes
+//!             ^                       |
+//!             |                       v
+//!           Done <- file call <- carry out the other effects -> timers, hints
+//! ```
+//!
+//! The table is made of parts that own their data: [`Shards`] has the engine, [`Storage`] the files and their threads,
+//! [`Mailboxes`] the notices to sessions, [`WaitGraph`] the deadlock detection, [`Hints`] what passes between daemons, and
+//! [`ThrottledLog`] the messages that must not flood the journal.
 
 pub(crate) mod hints;
 mod log;
 pub mod mailbox;
-pub(crate) mod storage_threads;
-pub(crate) mod storage_watch;
-pub(crate) mod throttle;
-pub(crate) mod wait_graph;
+mod shards;
+pub(crate) mod storage;
+mod throttle;
+mod wait_graph;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use nix::libc::{EMFILE, ENFILE};
 
 use crate::clock;
-use crate::files::{Files, OpenFile};
-use crate::front::Frozen;
+use crate::files::OpenFile;
 use crate::limits;
-use crate::settings::{OnSilence, Settings};
+use crate::settings::Settings;
 use crate::systemd::ids;
 use distrilock_engine::limits::SHARDS;
-use distrilock_engine::{Config, Effect, Engine, FileOp, Input, Outcome, Pace, SessionId, Timer, View};
+use distrilock_engine::{Config, Effect, FileOp, Handed, Input, Outcome, Pace, SessionId, Timer};
 use distrilock_protocol::name::LockName;
 use hints::Hints;
+pub use log::ThrottledLog;
 use log::log_deleted;
-use mailbox::{Letter, Mailbox, Mailboxes};
-use storage_threads::{Task, Workers};
-use throttle::Throttle;
-use wait_graph::{Edge, Queue, Waits};
+use mailbox::{Mailbox, Mailboxes, Notice};
+pub use shards::Shards;
+use shards::{Shard, ShardIndex};
+pub use storage::Storage;
+use storage::threads::{StorageThreads, Task};
+pub use wait_graph::WaitGraph;
+use wait_graph::{Edge, Queue};
 
-pub(crate) type Shard = Engine<OpenFile>;
-pub(crate) type LockInput = Input<OpenFile>;
+/// An input to the engine.
+pub type LockInput = Input<OpenFile>;
 
-/// Effects as the engine queues them, and those that are still to be carried out.
-type Room = (Vec<Effect<OpenFile>>, VecDeque<Effect<OpenFile>>);
+type LockEffect = Effect<OpenFile>;
 
-thread_local! {
-    /// Where a thread keeps effects while it carries them out: empty in between.
-    static ROOM: RefCell<Room> = RefCell::default();
+/// Buffers for effects.
+#[derive(Default)]
+struct Scratch {
+    /// What the engine has just queued.
+    new: Vec<LockEffect>,
+    /// What is still to be carried out.
+    due: VecDeque<LockEffect>,
 }
 
-/// How long a stop or a hand-over waits for calls on a network file system.
-pub(crate) const STORAGE_REST: std::time::Duration = std::time::Duration::from_secs(5);
+thread_local! {
+    /// The thread's buffers while it carries out effects: empty in between.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Where an input comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// From a session, whose task goes on to read its mailbox: it is not woken for its own notices.
+    Session(SessionId, &'a Mailbox),
+    /// From the daemon itself: a timer, a hint, a watch.
+    Daemon,
+}
 
 /// What all sessions of a daemon share.
 #[derive(Debug)]
-pub struct Core {
-    /// What the daemon was told.
+pub struct LockTable {
+    /// The command line.
     pub settings: Settings,
-    /// The host's name, for those who ask which daemon this is.
+    /// The host's name, which clients see.
     pub node: String,
     /// The sessions' mailboxes.
     pub mailboxes: Mailboxes,
-    pub(crate) files: Files,
-    /// What is under the lock directory: the word for it.
-    pub(crate) storage: &'static str,
-    /// How long a holder may take to stop, where a file server may give its lock away.
-    pub(crate) stop_ms: Option<u64>,
-    /// Threads for the file calls, where these may take long.
-    pub(crate) workers: Option<Workers>,
-    /// The held lock that was proven last.
-    pub(crate) proven: Mutex<Option<LockName>>,
-    pub(crate) shards: Box<[Mutex<Shard>]>,
-    pub(crate) hash: RandomState,
+    /// The lock directory and what is known of its file system.
+    pub storage: Storage,
+    /// The engine.
+    pub shards: Shards,
+    /// Which session waits for which.
+    pub waits: WaitGraph,
+    /// Messages that could come in floods.
+    pub log: ThrottledLog,
     pub(crate) hints: Hints,
-    pub(crate) waits: Waits,
-    pub(crate) faults: Throttle,
-    pub(crate) exhausted: Throttle,
-    pub(crate) too_many: Throttle,
-    /// Where timers run.
-    pub(crate) timers: tokio::runtime::Handle,
-    /// Nothing begins any more but what sessions bring: they are handed over.
-    pub(crate) is_frozen: AtomicBool,
-    /// The connections that are.
-    pub(crate) frozen: Mutex<Vec<Frozen>>,
+    /// The runtime of the engine's timers.
+    timers: tokio::runtime::Handle,
 }
 
-impl Core {
+impl LockTable {
+    /// A table without sessions and locks. `descriptors_max` is the limit of open files.
     pub(crate) fn new(
         settings: Settings,
-        (files, storage, stop_ms): (Files, &'static str, Option<u64>),
+        storage: Storage,
         node: String,
-        descriptors: u64,
+        descriptors_max: u64,
         timers: tokio::runtime::Handle,
     ) -> Self {
-        let files_max = (descriptors / limits::LINGER_SHARE_OF_DESCRIPTORS).min(limits::LINGER_FILES_MAX);
-        let network = files.network().is_some();
+        let files_max = (descriptors_max / limits::LINGER_SHARE_OF_DESCRIPTORS).min(limits::LINGER_FILES_MAX);
+        let network = storage.files.network().is_some();
         let default = if network { limits::NETWORK_LINGER } else { limits::LINGER };
         let linger = settings.linger.unwrap_or(default);
         let config = Config {
@@ -102,89 +117,41 @@ impl Core {
             linger_ms: u64::try_from(linger.as_millis()).unwrap_or(u64::MAX),
             linger_files_max: usize::try_from(files_max).unwrap_or(usize::MAX).div_ceil(SHARDS),
         };
-        let shards = (0..SHARDS).map(|_| Mutex::new(Engine::new(config.clone()))).collect();
-        let mailboxes = Mailboxes::new(settings.sessions);
         Self {
+            mailboxes: Mailboxes::new(settings.sessions),
             settings,
             node,
-            mailboxes,
-            files,
             storage,
-            stop_ms,
-            workers: network.then(Workers::default),
-            proven: Mutex::default(),
-            shards,
-            hash: RandomState::new(),
+            shards: Shards::new(&config),
+            waits: WaitGraph::default(),
+            log: ThrottledLog::default(),
             hints: Hints::default(),
-            waits: Waits::default(),
-            faults: Throttle::default(),
-            exhausted: Throttle::default(),
-            too_many: Throttle::default(),
             timers,
-            is_frozen: AtomicBool::new(false),
-            frozen: Mutex::default(),
         }
     }
 
-    /// The kind of file system under the lock directory, as the protocol calls it.
-    #[must_use]
-    pub fn storage(&self) -> &'static str {
-        self.storage
+    /// Gives the engine an input about a name and carries out everything that follows. Every notice goes into a mailbox.
+    pub fn submit(self: &Arc<Self>, name: &LockName, input: LockInput, source: Source<'_>) {
+        self.submit_to_shard(self.shards.index_of(name), input, source);
     }
 
-    /// How long a holder may take to stop when its lock is lost, in milliseconds; `None` where locks are not lost by silence.
-    #[must_use]
-    pub fn stop_ms(&self) -> Option<u64> {
-        self.stop_ms
+    /// Gives every shard an input of the daemon.
+    pub(crate) fn submit_to_all(self: &Arc<Self>, input: impl Fn() -> LockInput) {
+        for shard in Shards::all() {
+            self.submit_to_shard(shard, input(), Source::Daemon);
+        }
     }
 
-    /// For how many milliseconds from now all locks are surely held, unless a session is told otherwise; `None`: for as long as
-    /// the daemon lives, or nothing can be said.
-    #[must_use]
-    pub fn valid_ms(&self) -> Option<u64> {
-        let contact = self.contact()?;
-        (self.settings.on_storage_silence == OnSilence::Fence).then(|| contact.valid_ms(clock::now_ms()))
-    }
-
-    /// The path of a name's lock file, for those who have to be told of it.
-    #[must_use]
-    pub fn lock_path(&self, name: &str) -> String {
-        self.files.path(name).to_string_lossy().into_owned()
-    }
-
-    /// Gives the engine an input about a name and carries out what follows. Every answer goes into a mailbox, that of the
-    /// session which asks (`mine`) too, which is not woken for it.
-    pub fn submit(self: &Arc<Self>, name: &LockName, input: Input<OpenFile>, mine: (SessionId, &Mailbox)) {
-        self.carry_out(self.shard_of(name), input, Some(mine));
-    }
-
-    /// Gives the engine an input about a name that no session brings.
-    pub(crate) fn bring(self: &Arc<Self>, name: &LockName, input: Input<OpenFile>) {
-        self.carry_out(self.shard_of(name), input, None);
-    }
-
-    pub(crate) fn shard_of(&self, name: &LockName) -> usize {
-        let places = SHARDS as u64;
-        usize::try_from(self.hash.hash_one(name) % places).expect("there are few shards")
-    }
-
-    pub(crate) fn shard(&self, shard: usize) -> MutexGuard<'_, Shard> {
-        self.shards[shard].lock().expect("a panic aborts the daemon, so that no mutex is ever poisoned")
-    }
-
-    /// The engine's mutex is held for each input, not for the file calls in between: the file is with us meanwhile, so that
-    /// nobody else begins another operation on the name (I4). Tells whether a file operation or a timer followed.
-    pub(crate) fn carry_out(
-        self: &Arc<Self>,
-        shard: usize,
-        input: Input<OpenFile>,
-        mine: Option<(SessionId, &Mailbox)>,
-    ) -> bool {
-        // A completion always comes through; timers and what others say have to wait for the next process.
-        let waits = mine.is_none() && !matches!(input, Input::Done { .. });
-        self.work(shard, mine, |engine, effects| {
-            // Asked under the engine's mutex: who has found it frozen and at rest finds it so ever after.
-            if waits && self.is_frozen.load(Ordering::SeqCst) {
+    /// Returns whether a file operation or a timer followed.
+    ///
+    /// The engine's mutex is held for each input, but not for the file calls in between. Nobody else can begin another operation
+    /// on the name meanwhile, since this task has its file (I4).
+    fn submit_to_shard(self: &Arc<Self>, shard: ShardIndex, input: LockInput, source: Source<'_>) -> bool {
+        // Completions always pass; timers and what other daemons say wait for the next process.
+        let stops_when_frozen = matches!(source, Source::Daemon) && !matches!(input, Input::Done { .. });
+        self.carry_out(shard, source, |engine, effects| {
+            // Asked under the engine's mutex: an engine once seen frozen and at rest stays so.
+            if stops_when_frozen && self.shards.is_frozen() {
                 return;
             }
             engine.input(Input::Now(clock::now_ms()), effects);
@@ -192,36 +159,46 @@ impl Core {
         })
     }
 
-    pub(crate) fn work(
+    /// Continues with a name of the previous process.
+    pub(crate) fn take_over(self: &Arc<Self>, lock: Handed<OpenFile>) {
+        let shard = self.shards.index_of(&lock.name);
+        self.carry_out(shard, Source::Daemon, |engine, effects| {
+            engine.input(Input::Now(clock::now_ms()), effects);
+            engine.take_over(lock, |session| self.mailboxes.is_open(session), effects);
+        });
+    }
+
+    /// Lets the engine decide on what `feed` gives it, and carries out the effects until none is left.
+    fn carry_out(
         self: &Arc<Self>,
-        shard: usize,
-        mine: Option<(SessionId, &Mailbox)>,
-        decide: impl FnOnce(&mut Shard, &mut Vec<Effect<OpenFile>>),
+        shard: ShardIndex,
+        source: Source<'_>,
+        feed: impl FnOnce(&mut Shard, &mut Vec<LockEffect>),
     ) -> bool {
-        let (mut effects, mut due) = ROOM.take();
-        self.decide(shard, mine, &mut effects, &mut due, decide);
-        let anything = !due.is_empty();
-        while let Some(effect) = due.pop_front() {
+        let mut scratch = SCRATCH.take();
+        self.decide(shard, source, &mut scratch, feed);
+        let anything = !scratch.due.is_empty();
+        while let Some(effect) = scratch.due.pop_front() {
             match effect {
                 Effect::File { name, op, file } => {
-                    if let Some(workers) = &self.workers {
-                        if !Workers::is_worker() {
-                            workers.begin(self, Task { shard, name, op, file });
+                    if let Some(threads) = &self.storage.threads {
+                        if !StorageThreads::is_current() {
+                            threads.enqueue(self, Task { shard, name, op, file });
                             continue;
                         }
-                        workers.note(&name);
+                        threads.started(&name);
                     }
                     let before = file.as_ref().and_then(OpenFile::locked);
-                    let (file, outcome) = self.perform(&name, op, file);
-                    if let Some(workers) = &self.workers {
-                        workers.forget(&name);
+                    let (file, outcome) = self.call_files(&name, op, file);
+                    if let Some(threads) = &self.storage.threads {
+                        threads.completed(&name);
                     }
                     // No lock, or a shared one in the place of an exclusive one, or fewer slots.
                     let gives = matches!(op, FileOp::Give { .. });
                     if gives || file.as_ref().and_then(OpenFile::locked) < before {
                         self.hints.freed(&name);
                     }
-                    self.decide(shard, mine, &mut effects, &mut due, |engine, effects| {
+                    self.decide(shard, source, &mut scratch, |engine, effects| {
                         engine.input(Input::Now(clock::now_ms()), effects);
                         engine.input(Input::Done { name, file, outcome }, effects);
                     });
@@ -229,94 +206,60 @@ impl Core {
                 Effect::Arm(timer, after_ms) => self.arm(shard, timer, after_ms),
                 Effect::Contended(name) => self.hints.contended(name),
                 Effect::Answer { .. } | Effect::Lost { .. } | Effect::Doubt { .. } => {
-                    unreachable!("letters are posted at once")
+                    unreachable!("notices are posted at once")
                 }
             }
         }
-        ROOM.set((effects, due));
+        SCRATCH.set(scratch);
         anything
     }
 
-    /// Letters are posted while the shard's mutex is held: a session gets them in the order in which the engine decided, whoever
-    /// brought the input. What remains to be done goes to `due`; `effects` is room to work in.
-    pub(crate) fn decide(
+    /// Lets the engine decide, and posts its notices while the shard's mutex is held: a session gets them in the order in which
+    /// the engine decided, whichever thread brought the input. The other effects become due.
+    fn decide(
         &self,
-        shard: usize,
-        mine: Option<(SessionId, &Mailbox)>,
-        effects: &mut Vec<Effect<OpenFile>>,
-        due: &mut VecDeque<Effect<OpenFile>>,
-        decide: impl FnOnce(&mut Shard, &mut Vec<Effect<OpenFile>>),
+        shard: ShardIndex,
+        source: Source<'_>,
+        scratch: &mut Scratch,
+        feed: impl FnOnce(&mut Shard, &mut Vec<LockEffect>),
     ) {
         let mut wakers = Vec::new();
-        let mut post = |session, letter| match mine {
-            Some((me, mailbox)) if me == session => mailbox.leave(letter),
-            _ => wakers.extend(self.mailboxes.post(session, letter)),
+        let mut post = |session, notice| match source {
+            Source::Session(own, mailbox) if own == session => mailbox.leave(notice),
+            _ => wakers.extend(self.mailboxes.post(session, notice)),
         };
-        let mut engine = self.shard(shard);
-        decide(&mut engine, effects);
-        for effect in effects.drain(..) {
+        let mut engine = self.shards.lock(shard);
+        feed(&mut engine, &mut scratch.new);
+        for effect in scratch.new.drain(..) {
             match effect {
                 Effect::Answer { name, session, request, answer } => {
-                    post(session, Letter::Answer { name, request, answer });
+                    post(session, Notice::Answer { name, request, answer });
                 }
                 Effect::Lost { name, session, reason } => {
                     tracing::warn!(
                         MESSAGE_ID = ids::LOCK_LOST, LOCK = %name, SESSION = %session,
                         "session {session} lost the lock {name}: {reason}"
                     );
-                    post(session, Letter::Lost { name, reason });
+                    post(session, Notice::Lost { name, reason });
                 }
-                Effect::Doubt { name, session, valid_ms } => post(session, Letter::Doubt { name, valid_ms }),
-                effect => due.push_back(effect),
+                Effect::Doubt { name, session, valid_ms } => post(session, Notice::Doubt { name, valid_ms }),
+                effect => scratch.due.push_back(effect),
             }
         }
         drop(engine);
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Notes that a session waits for a name.
-    pub fn wait_begins(&self, session: SessionId, name: &LockName) {
-        self.waits.begin(session, name);
-    }
-
-    /// The session waits for the name no more.
-    pub fn wait_ends(&self, session: SessionId, name: &LockName) {
-        self.waits.end(session, name);
-    }
-
-    /// Notes that a session waits for a name, unless that closes a cycle: then it tells which.
-    #[must_use]
-    pub fn cycle(&self, session: SessionId, name: &LockName) -> Option<String> {
-        let queue_of = |name: &LockName| {
-            let (holders, waiters) = self.shard(self.shard_of(name)).queue(name);
-            Queue { holders, waiters }
-        };
-        let cycle = self.waits.cycle(session, name, queue_of)?;
-        let links: Vec<String> = cycle.iter().take(limits::CYCLE_SHOWN_MAX).map(|edge| self.link(edge)).collect();
-        let more = if cycle.len() > links.len() { "; and so on" } else { "" };
-        Some(format!("it would wait for itself: {}{more}", links.join("; ")))
-    }
-
-    fn link(&self, edge: &Edge) -> String {
-        let called = |session: SessionId| match self.mailboxes.introduction(session).name {
-            Some(name) => format!("{name} (session {session})"),
-            None => format!("session {session}"),
-        };
-        let (waits, other) = (called(edge.waits), called(edge.because_of));
-        let how = if edge.holds { "holds" } else { "waited for before" };
-        format!("{waits} waits for {}, which {other} {how}", edge.name)
-    }
-
-    fn arm(self: &Arc<Self>, shard: usize, timer: Timer, after_ms: u64) {
-        let core = Arc::clone(self);
+    fn arm(self: &Arc<Self>, shard: ShardIndex, timer: Timer, after_ms: u64) {
+        let table = Arc::clone(self);
         self.timers.spawn(async move {
-            tokio::time::sleep(std::time::Duration::from_millis(after_ms)).await;
-            core.carry_out(shard, Input::Elapsed(timer), None);
+            tokio::time::sleep(Duration::from_millis(after_ms)).await;
+            table.submit_to_shard(shard, Input::Elapsed(timer), Source::Daemon);
         });
     }
 
-    /// Makes the file calls. When descriptors run out, released files give way first.
-    pub(crate) fn perform(
+    /// Makes the file calls of an operation. When descriptors run out, released files are closed first.
+    fn call_files(
         self: &Arc<Self>,
         name: &LockName,
         op: FileOp,
@@ -324,13 +267,13 @@ impl Core {
     ) -> (Option<OpenFile>, Outcome) {
         loop {
             let before = file.as_ref().filter(|file| file.is_locked()).map(OpenFile::identity);
-            let (left, outcome) = self.files.perform(name, op, file);
+            let (left, outcome) = self.storage.files.perform(name, op, file);
             match &outcome {
                 Outcome::Failed(fault) if matches!(fault.errno, EMFILE | ENFILE) && self.shed() => {
                     file = left;
                     continue;
                 }
-                Outcome::Failed(fault) => self.log_fault(name, fault),
+                Outcome::Failed(fault) => self.log.fault(name, fault),
                 Outcome::Unlocked { file_gone: true } => log_deleted(name),
                 // A lock was to be passed on, and its file had been deleted.
                 Outcome::Locked if before.is_some() && before != left.as_ref().map(OpenFile::identity) => {
@@ -342,58 +285,46 @@ impl Core {
         }
     }
 
-    /// Whether every shard can be reached: nobody keeps one locked.
-    pub(crate) fn turn_shards(&self) {
-        for shard in 0..SHARDS {
-            drop(self.shard(shard));
-        }
-    }
-
-    /// Closes and deletes the released file that is oldest in some shard; false if there is none.
+    /// Closes and deletes the released file that is oldest in some shard. Returns false if there is none.
     pub fn shed(self: &Arc<Self>) -> bool {
-        (0..SHARDS).any(|shard| self.carry_out(shard, Input::Shed, None))
+        Shards::all().any(|shard| self.submit_to_shard(shard, Input::Shed, Source::Daemon))
     }
 
-    /// Another daemon is gone, and nothing that it promised will come.
-    pub(crate) fn promises_broken(self: &Arc<Self>) {
-        for shard in 0..SHARDS {
-            self.carry_out(shard, Input::PromisesBroken, None);
-        }
-    }
-
-    /// Tells who waits that the daemon stops, and deletes each file as soon as it is released.
+    /// Refuses the waiting requests since the daemon stops, and deletes each file as soon as it is released.
     pub(crate) fn drain(self: &Arc<Self>) {
-        for shard in 0..SHARDS {
-            self.carry_out(shard, Input::Drain, None);
-        }
+        self.submit_to_all(|| Input::Drain);
     }
 
-    /// How many locks are held, and how many requests wait.
+    /// Notes that a session waits for a name, unless that would close a cycle: then returns a description of the cycle.
     #[must_use]
-    pub fn count(&self) -> (usize, usize) {
-        (0..SHARDS).map(|shard| self.shard(shard).count()).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    pub fn note_wait(&self, session: SessionId, name: &LockName) -> Option<String> {
+        let queue_of = |name: &LockName| {
+            let (holders, waiters) = self.shards.of(name).queue(name);
+            Queue { holders, waiters }
+        };
+        let cycle = self.waits.add_unless_cycle(session, name, queue_of)?;
+        let edges: Vec<String> = cycle.iter().take(limits::CYCLE_SHOWN_MAX).map(|edge| self.describe(edge)).collect();
+        let more = if cycle.len() > edges.len() { "; and so on" } else { "" };
+        Some(format!("it would wait for itself: {}{more}", edges.join("; ")))
     }
 
-    /// The first names after `after` that are held or waited for, at most `count`, in order.
-    #[must_use]
-    pub fn names(&self, after: Option<&LockName>, count: usize) -> Vec<LockName> {
-        let mut names: Vec<LockName> = Vec::new();
-        for shard in 0..SHARDS {
-            names.extend(self.shard(shard).names(after).take(count).cloned());
-        }
-        names.sort_unstable();
-        names.truncate(count);
-        names
+    fn describe(&self, edge: &Edge) -> String {
+        let called = |session: SessionId| match self.mailboxes.introduction(session).name {
+            Some(name) => format!("{name} (session {session})"),
+            None => format!("session {session}"),
+        };
+        let (waits, other) = (called(edge.waits), called(edge.because_of));
+        let how = if edge.holds { "holds" } else { "waited for before" };
+        format!("{waits} waits for {}, which {other} {how}", edge.name)
     }
+}
 
-    /// Whether sessions of this daemon hold the name.
-    pub(crate) fn holds(&self, name: &LockName) -> bool {
-        self.shard(self.shard_of(name)).holds(name)
-    }
-
-    /// What is known of a name without asking the file system.
-    #[must_use]
-    pub fn view(&self, name: &LockName) -> Option<View> {
-        self.shard(self.shard_of(name)).view(name)
+#[cfg(test)]
+impl LockTable {
+    /// A table over a local directory.
+    pub(crate) fn of_directory(directory: &std::path::Path, timers: &tokio::runtime::Handle) -> Arc<Self> {
+        let settings = Settings::for_directory(Some(directory.into()));
+        let storage = Storage::new(crate::files::Files::new(directory.into()), "local", None, &settings);
+        Arc::new(Self::new(settings, storage, String::new(), 1000, timers.clone()))
     }
 }

@@ -1,4 +1,4 @@
-//! [`Throttle`]: what may happen a thousand times a second is logged once a minute.
+//! [`Throttle`]: lets one message a minute pass, and counts the others.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,15 +8,15 @@ const PERIOD_MS: u64 = 60_000;
 
 /// Lets one message a minute pass.
 #[derive(Debug, Default)]
-pub(crate) struct Throttle {
+pub(super) struct Throttle {
     /// When the last one passed, plus one; 0: never.
     passed_ms: AtomicU64,
     held_back: AtomicU64,
 }
 
 impl Throttle {
-    /// Whether a message may pass now, and how many were held back since the last one.
-    pub(crate) fn pass(&self) -> Option<u64> {
+    /// If a message may pass now: how many were held back since the last one.
+    pub(super) fn pass(&self) -> Option<u64> {
         self.pass_at(now_ms() + 1)
     }
 
@@ -36,7 +36,7 @@ impl Throttle {
 mod tests {
     use super::*;
 
-    /// A flood of messages passes once a minute, and the next one tells how many there were.
+    /// A flood of messages passes once a minute, and the next message reports how many were held back.
     #[test]
     fn once_a_minute() {
         let throttle = Throttle::default();

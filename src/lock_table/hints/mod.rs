@@ -1,13 +1,13 @@
-//! Word between the daemons of one lock directory: who waits for a name that another process holds asks the others for word of it,
-//! and who lets go of a name tells those who asked. So a waiter has its lock as soon as it is free, and names whose holder has
-//! promised word need no frequent tries (docs/decisions/0007).
+//! Hints between the daemons of one lock directory. A daemon whose sessions wait for a name that another process holds asks the
+//! others about it, and the daemon that releases the name wakes those that asked. So a waiter has its lock as soon as it is free, and
+//! a name whose holder has promised a wake-up is tried rarely (docs/decisions/0007).
 //!
-//! Word is a hint, never a proof: it brings about a try, and the lock on the file decides. Word that is lost, late, forged or
-//! repeated costs time. Each daemon listens on a socket in the directory and connects to the others' ([`Meeting`]); a connection's
-//! end is word, too: its daemon is gone.
+//! A hint is never believed: it causes a try, and the lock on the file decides. Hints that are lost, late, forged or repeated only
+//! cost time. Each daemon listens on a socket in the directory and connects to the sockets of the others ([`Meeting`]). The end of a
+//! connection is a hint, too: its daemon is gone.
 //!
-//! `ask` is the side of the waiting daemon, `promise` that of the holding one, `words` what passes between them. Programs that are
-//! no daemon speak by closing files: `closings`.
+//! `ask` is the waiting daemon's side, `promise` the holding daemon's, and `peer_message` what passes between them. Programs that are
+//! no daemons give hints by closing files: `close_watch`.
 
 mod ask;
 mod close_watch;
@@ -21,40 +21,40 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::Core;
+use super::LockTable;
 use crate::files::meeting::Meeting;
 use crate::limits::ASK_AGAIN_MS;
 use ask::Questions;
-use close_watch::Closings;
+use close_watch::CloseWatch;
 use distrilock_engine::fault::Fault;
 use distrilock_protocol::name::LockName;
 use promise::Promises;
 
-/// What a daemon has asked others, and has promised them.
+/// What a daemon has asked the others, and has promised them.
 #[derive(Debug, Default)]
 pub(crate) struct Hints {
-    /// Where the others are; not set if they cannot be met.
+    /// Where the others are; not set if they cannot be reached.
     meeting: OnceLock<Meeting>,
     questions: Questions,
     promises: Promises,
-    closings: Closings,
+    close_watch: CloseWatch,
 }
 
 impl Hints {
     /// Sessions wait for a name that another process holds.
     pub(crate) fn contended(&self, name: LockName) {
-        self.closings.want();
+        self.close_watch.want();
         if self.meeting.get().is_some() {
             self.questions.want(name);
         }
     }
 
-    /// This daemon has let go of a name, wholly or in part. Costs next to nothing while nobody has asked for any.
+    /// This daemon has released a name, wholly or in part. Costs next to nothing unless a daemon has asked about some name.
     pub(crate) fn freed(&self, name: &LockName) {
         self.promises.keep(name);
     }
 
-    /// Nobody new is to come.
+    /// No new daemon shall connect.
     pub(crate) fn leave(&self) {
         if let Some(meeting) = self.meeting.get() {
             meeting.leave();
@@ -62,24 +62,24 @@ impl Hints {
     }
 }
 
-/// Goes to the meeting place of the lock directory, which has to be on a local file system. Without one, or if it cannot be used,
-/// names of others are polled.
-pub(crate) fn start(core: &Arc<Core>) {
-    tokio::spawn(close_watch::watch(Arc::clone(core)));
-    match enter(core) {
+/// Opens this daemon's socket in the lock directory, which has to be on a local file system, and connects to the others. If that
+/// fails, names that others hold are polled.
+pub(crate) fn start(table: &Arc<LockTable>) {
+    tokio::spawn(close_watch::watch(Arc::clone(table)));
+    match enter(table) {
         Ok(listener) => {
-            tokio::spawn(promise::listen(Arc::clone(core), listener));
-            tokio::spawn(ask::ask(Arc::clone(core)));
-            tokio::spawn(forget(Arc::clone(core)));
+            tokio::spawn(promise::listen(Arc::clone(table), listener));
+            tokio::spawn(ask::ask(Arc::clone(table)));
+            tokio::spawn(forget(Arc::clone(table)));
         }
         Err(fault) => {
-            tracing::info!("no word from other daemons, their locks are noticed later: {fault}: {}", fault.remedy())
+            tracing::info!("cannot receive wake-ups from other daemons; polling instead: {fault}: {}", fault.remedy())
         }
     }
 }
 
-fn enter(core: &Arc<Core>) -> Result<UnixListener, Fault> {
-    let directory = core.files.directory();
+fn enter(table: &Arc<LockTable>) -> Result<UnixListener, Fault> {
+    let directory = table.storage.files.directory();
     let (meeting, listener) = Meeting::enter(directory)?;
     let watched = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
     let listener = watched.map_err(|error| Fault {
@@ -87,17 +87,17 @@ fn enter(core: &Arc<Core>) -> Result<UnixListener, Fault> {
         path: directory.to_string_lossy().into(),
         errno: error.raw_os_error().unwrap_or(nix::libc::EIO),
     })?;
-    core.hints.meeting.set(meeting).expect("the daemon starts only once");
+    table.hints.meeting.set(meeting).expect("the daemon starts only once");
     Ok(listener)
 }
 
-/// Questions are asked anew after a while, and promises lapse that nobody asks for any more.
-async fn forget(core: Arc<Core>) {
+/// Lets questions be asked again after a while, and forgets promises that nobody asks for any more.
+async fn forget(table: Arc<LockTable>) {
     let mut ticks = interval(Duration::from_millis(ASK_AGAIN_MS));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        core.hints.questions.look_again();
-        core.hints.promises.age();
+        table.hints.questions.look_again();
+        table.hints.promises.age();
     }
 }

@@ -1,4 +1,4 @@
-//! The side of the daemon that holds: it remembers who asked for word of which name, and sends it when it lets go.
+//! The daemon that holds names: it remembers which daemon asked about which name, and sends a wake-up when it releases the name.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,61 +9,62 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::peer_message::{self as words, Word};
-use crate::limits::{PEERS_MAX, PROMISES_MAX, WORDS_UNSENT_MAX};
-use crate::lock_table::Core;
+use super::peer_message::{self, PeerMessage};
+use crate::limits::{MESSAGES_UNSENT_MAX, PEERS_MAX, PROMISES_MAX};
+use crate::lock_table::LockTable;
+use crate::sync::locked;
 use distrilock_protocol::name::LockName;
 
-/// A question that is not asked again within so many ticks is forgotten: nobody waits any more.
+/// A question that is not repeated within this number of ticks is forgotten: nobody waits any more.
 const TICKS_MAX: u8 = 3;
 
-/// After an error of accept, the next one comes no sooner: it would be the same.
+/// The pause after an error of accept(2): an earlier attempt would fail the same way.
 const BACK_OFF: Duration = Duration::from_secs(1);
 
-/// So many words are written at once.
+/// How many messages are written at once.
 const BATCH_MAX: usize = 256;
 
-/// Who is told of what.
+/// Which daemons are to be woken for which names.
 #[derive(Debug, Default)]
 pub(super) struct Promises {
-    /// How many names there are: none, as a rule, and then a release has nothing more to do.
+    /// How many names there are: usually none, and then a release has nothing more to do.
     names: AtomicUsize,
     asked: Mutex<HashMap<LockName, Vec<Asker>>>,
 }
 
 #[derive(Debug)]
 struct Asker {
-    words: mpsc::Sender<Word>,
+    outbox: mpsc::Sender<PeerMessage>,
     ticks: u8,
 }
 
 impl Promises {
     fn asked(&self) -> MutexGuard<'_, HashMap<LockName, Vec<Asker>>> {
-        self.asked.lock().expect("a panic aborts the daemon, so that no mutex is ever poisoned")
+        locked(&self.asked)
     }
 
-    /// Takes a question. It is remembered before `held` tells whether the name is held: so a release in between is told of. And
-    /// the answer is on its way before that word can be, which would be overtaken otherwise.
-    fn give(&self, name: LockName, words: &mpsc::Sender<Word>, held: impl FnOnce(&LockName) -> bool) {
+    /// Remembers a question, and promises an answer if the name is held. The question is remembered before `held` is asked, so that a
+    /// release in between sends a wake-up; and the promise is queued before that wake-up can be, so that it comes first.
+    fn give(&self, name: LockName, outbox: &mpsc::Sender<PeerMessage>, held: impl FnOnce(&LockName) -> bool) {
         let mut asked = self.asked();
         if asked.len() >= PROMISES_MAX && !asked.contains_key(&name) {
             return;
         }
         let askers = asked.entry(name.clone()).or_default();
-        match askers.iter_mut().find(|asker| asker.words.same_channel(words)) {
+        match askers.iter_mut().find(|asker| asker.outbox.same_channel(outbox)) {
             Some(asker) => asker.ticks = 0,
-            None => askers.push(Asker { words: words.clone(), ticks: 0 }),
+            None => askers.push(Asker { outbox: outbox.clone(), ticks: 0 }),
         }
         self.names.store(asked.len(), Ordering::Relaxed);
         if held(&name) {
-            // Who does not read hears nothing.
-            let _ = words.try_send(Word::Held(name));
+            // A daemon that does not read learns nothing.
+            let _ = outbox.try_send(PeerMessage::Held(name));
         }
     }
 
-    /// Sends word of a name to those who asked.
+    /// Wakes the daemons that asked about a name.
     pub(super) fn keep(&self, name: &LockName) {
-        // Whoever asked before the engine was told of the release has set this before: the engine's mutex orders the two.
+        // A question asked before the engine saw the release has set this before: the engine's mutex orders the two.
         if self.names.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -71,11 +72,11 @@ impl Promises {
         let askers = asked.remove(name).unwrap_or_default();
         self.names.store(asked.len(), Ordering::Relaxed);
         for asker in askers {
-            let _ = asker.words.try_send(Word::Free(name.clone()));
+            let _ = asker.outbox.try_send(PeerMessage::Free(name.clone()));
         }
     }
 
-    /// Time passes: old questions go, and those of daemons that are gone.
+    /// Time passes: old questions are forgotten, and those of daemons that are gone.
     pub(super) fn age(&self) {
         if self.names.load(Ordering::Relaxed) == 0 {
             return;
@@ -83,23 +84,23 @@ impl Promises {
         let mut asked = self.asked();
         asked.retain(|_, askers| {
             askers.iter_mut().for_each(|asker| asker.ticks += 1);
-            askers.retain(|asker| asker.ticks <= TICKS_MAX && !asker.words.is_closed());
+            askers.retain(|asker| asker.ticks <= TICKS_MAX && !asker.outbox.is_closed());
             !askers.is_empty()
         });
         self.names.store(asked.len(), Ordering::Relaxed);
     }
 }
 
-/// Takes the other daemons' connections, until the daemon ends.
-pub(super) async fn listen(core: Arc<Core>, listener: UnixListener) {
+/// Accepts the other daemons' connections, until the daemon ends.
+pub(super) async fn listen(table: Arc<LockTable>, listener: UnixListener) {
     let places = Arc::new(Semaphore::new(PEERS_MAX));
     loop {
         let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes it");
         match listener.accept().await {
             Ok((stream, _)) => {
-                let core = Arc::clone(&core);
+                let table = Arc::clone(&table);
                 tokio::spawn(async move {
-                    serve(&core, stream).await;
+                    serve(&table, stream).await;
                     drop(place);
                 });
             }
@@ -111,26 +112,26 @@ pub(super) async fn listen(core: Arc<Core>, listener: UnixListener) {
     }
 }
 
-async fn serve(core: &Arc<Core>, stream: UnixStream) {
-    let (words, due) = mpsc::channel(WORDS_UNSENT_MAX);
-    let asked = words::read(&stream, |word| {
-        if let Word::Want(name) = word {
-            core.hints.promises.give(name, &words, |name| core.holds(name));
+async fn serve(table: &Arc<LockTable>, stream: UnixStream) {
+    let (outbox, due) = mpsc::channel(MESSAGES_UNSENT_MAX);
+    let asked = peer_message::read(&stream, |message| {
+        if let PeerMessage::Want(name) = message {
+            table.hints.promises.give(name, &outbox, |name| table.shards.holds(name));
         }
     });
     let ended = tokio::select! {
         ended = asked => ended,
         ended = speak(&stream, due) => ended,
     };
-    tracing::debug!("a daemon that asked has gone: {ended:?}");
+    tracing::debug!("a daemon that asked is gone: {ended:?}");
 }
 
-async fn speak(stream: &UnixStream, mut due: mpsc::Receiver<Word>) -> io::Result<()> {
+async fn speak(stream: &UnixStream, mut due: mpsc::Receiver<PeerMessage>) -> io::Result<()> {
     let mut batch = Vec::new();
     while due.recv_many(&mut batch, BATCH_MAX).await > 0 {
         let mut lines = String::new();
-        batch.drain(..).for_each(|word| word.append_to(&mut lines));
-        words::write(stream, &lines).await?;
+        batch.drain(..).for_each(|message| message.append_to(&mut lines));
+        peer_message::write(stream, &lines).await?;
     }
     Ok(())
 }
