@@ -14,9 +14,9 @@
 //! - [`wire`] turns bytes into messages and back, for every dialect, without a socket.
 //! - [`session`] stands between one client's requests and the engine.
 //! - [`front`] has the sockets: listeners, the upgrade to WebSocket, one task a connection.
-//! - [`server`] starts, serves and stops; its `Core` is what all sessions share.
+//! - [`daemon`] starts, serves and stops; [`lock_table`] is what all sessions share.
 //! - [`systemd`] takes passed sockets, notifies, logs to the journal, and keeps what one process leaves to the next (`hand_over` in
-//!   `engine`, `wire`, `session`, `files`, `front` and `server`).
+//!   `engine`, `wire`, `session`, `files`, `front` and `daemon`).
 //! - [`doctor`] examines a lock directory; [`timing`] has the times on which exclusion over NFS rests.
 //! - [`client`] is the other end of the protocol, and knows the daemon by it alone.
 //! - [`command`] is the other program, `distrilock`: it runs commands under a lock, and shows who holds and who waits.
@@ -27,12 +27,17 @@
 
 pub mod clock;
 pub mod command;
+pub mod daemon;
 pub mod doctor;
 pub mod files;
 pub mod front;
 pub mod limits;
+pub mod lock_table;
 pub mod readiness;
-pub mod server;
+/// What its place in [`files`] waits for.
+pub mod server {
+    pub mod directory;
+}
 pub mod session;
 pub mod settings;
 pub mod sync;

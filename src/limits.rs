@@ -51,19 +51,19 @@ pub const ASK_AGAIN_MS: u64 = 2000;
 
 /// For how long after the last try for a name of another process closings of lock files are still watched, in milliseconds. With
 /// many thousand names a try is not due within it; then the watch begins anew.
-pub const CLOSINGS_WATCHED_MS: u64 = 2000;
+pub const CLOSE_WATCH_MS: u64 = 2000;
 
 /// Daemons of the same directory that one of them talks with, in each direction: each costs two descriptors.
 pub const PEERS_MAX: usize = 64;
 
 /// Words that are taken from another daemon in a period, and its length in milliseconds: some 10,000 a second, so that a flood of
 /// them, forged ones for example, is no busy loop, and word does not wait for long behind questions about 1000 names.
-pub const WORDS_PER_PERIOD_MAX: u32 = 256;
-/// See [`WORDS_PER_PERIOD_MAX`].
-pub const WORDS_PERIOD_MS: u64 = 25;
+pub const MESSAGES_PER_PERIOD_MAX: u32 = 256;
+/// See [`MESSAGES_PER_PERIOD_MAX`].
+pub const MESSAGES_PERIOD_MS: u64 = 25;
 
 /// Words that wait for a daemon which does not read them: as many as a daemon's release of a few thousand locks at once.
-pub const WORDS_UNSENT_MAX: usize = 4096;
+pub const MESSAGES_UNSENT_MAX: usize = 4096;
 
 /// Names that other daemons are asked for at once, and for which they are promised word: as many as sessions. The others are
 /// polled.

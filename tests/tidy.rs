@@ -98,7 +98,7 @@ const FILE_WORDS_ELSEWHERE: [(&str, &str, &str); 7] = [
     ("systemd/journal.rs", "fcntl", "sets O_NONBLOCK on the journal's socket"),
     ("systemd/notify.rs", "fcntl", "where nix has the flags of pipe2(2)"),
     ("systemd/sockets.rs", "fcntl", "names the call in a fault of a socket"),
-    ("server/life.rs", "remove_file", "removes the Unix socket that a dead daemon left"),
+    ("daemon/listen.rs", "remove_file", "removes the Unix socket that a dead daemon left"),
 ];
 
 /// A file of src, as far as it is no test.

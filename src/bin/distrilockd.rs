@@ -1,11 +1,11 @@
-//! The daemon. What it does is in the library; see `distrilock::server`.
+//! The daemon. What it does is in the library; see `distrilock::daemon`.
 
 use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
+use distrilock::daemon;
 use distrilock::doctor;
-use distrilock::server;
 use distrilock::settings::Settings;
 
 fn main() -> ExitCode {
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         let told = doctor::tell(directory, &findings, false, &mut io::stdout());
         return told.map_or(ExitCode::FAILURE, ExitCode::from);
     }
-    match server::run(settings) {
+    match daemon::run(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             eprintln!("distrilockd: {fault}");

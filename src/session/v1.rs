@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::{End, Kind, LockInput, Pending, Session, To};
+use super::{End, Kind, Pending, ReplyTo, Session};
 use crate::clock::now_ms;
 use crate::limits::LIST_BYTES_ENOUGH;
-use distrilock_engine::{Answer, Asked, Input, Mode, RequestId, View, ViewedSession, Want, Withdrawal};
+use distrilock_engine::{Answer, Input, Mode, View, ViewedSession, Want, Withdrawal};
 use distrilock_protocol::limits::LIST_LOCKS_MAX;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{
@@ -26,17 +26,17 @@ impl Session {
             Op::Acquire { lock, want, wait } => self.acquire(id, &lock, want, wait, out),
             Op::AcquireAll { wants, wait } => self.acquire_all(id, wants, wait, out),
             Op::ReleaseAll(locks) => self.release_all(id, locks, out),
-            // A request for several locks has it: the session does not.
+            // A request for several locks has gathered it: the session does not hold it yet.
             Op::Release(lock) | Op::Verify(lock) if self.gathers(&lock) => {
                 self.reply_v1(id.as_ref(), &lock, Answer::NotHeld { by_another: false }, out);
             }
-            Op::Release(lock) => self.ask(&lock, Kind::Release, To::V1(id), out, Input::Release),
-            Op::Verify(lock) => self.ask(&lock, Kind::Verify, To::V1(id), out, Input::Verify),
-            Op::Peek(lock) => self.ask(&lock, Kind::Peek, To::V1(id), out, Input::Peek),
+            Op::Release(lock) => self.ask(&lock, Kind::Release, ReplyTo::V1(id), out, Input::Release),
+            Op::Verify(lock) => self.ask(&lock, Kind::Verify, ReplyTo::V1(id), out, Input::Verify),
+            Op::Peek(lock) => self.ask(&lock, Kind::Peek, ReplyTo::V1(id), out, Input::Peek),
             Op::Cancel(request) => self.cancel(id.as_ref(), &request, out),
             Op::List(after) => self.list(id.as_ref(), after.as_ref(), out),
             Op::Ping => {
-                let valid_ms = self.core.valid_ms();
+                let valid_ms = self.table.storage.valid_ms();
                 self.codec.send_v1(&Reply { id: id.as_ref(), ok: true, valid_ms, ..Reply::default() }, out);
             }
             Op::Bye => self.bye(id, out),
@@ -46,9 +46,9 @@ impl Session {
     fn hello(&mut self, id: Option<&Id>, introduction: Box<Introduction>, out: &mut Vec<u8>) {
         self.mailbox.introduce(introduction);
         let session = self.id.to_string();
-        let dead_after_ms = u64::try_from(self.core.settings.dead_after.as_millis()).unwrap_or(u64::MAX);
-        let (node, directory) = (&*self.core.node, self.core.storage());
-        let stop_ms = self.core.stop_ms();
+        let dead_after_ms = u64::try_from(self.table.settings.dead_after.as_millis()).unwrap_or(u64::MAX);
+        let (node, directory) = (&*self.table.node, self.table.storage.kind());
+        let stop_ms = self.table.storage.stop_ms();
         let reply =
             Welcome { id, ok: true, version: VERSION, session: &session, node, directory, dead_after_ms, stop_ms };
         self.codec.send_v1(&reply, out);
@@ -60,37 +60,12 @@ impl Session {
             return self.refuse(id.as_ref(), error, &message, out);
         }
         let kind = if wait == Wait::No { Kind::Try } else { Kind::Wait };
-        let asked = self.pend(lock, kind, To::V1(id), deadline(wait));
-        self.submit_acquire(Input::Acquire { asked: asked.clone(), want, wait: kind == Kind::Wait }, &asked, out);
-    }
-
-    pub(super) fn submit_acquire(&mut self, input: LockInput, asked: &Asked, out: &mut Vec<u8>) {
-        self.submit(&asked.name, input, out);
-        self.look_for_cycles(Some(asked.request), out);
-    }
-
-    /// A request may have begun to wait, or the session may hold more than before while others of its requests wait.
-    pub(super) fn look_for_cycles(&mut self, new: Option<RequestId>, out: &mut Vec<u8>) {
-        let waits = |it: &&Pending| it.kind == Kind::Wait && new.is_none_or(|new| it.request == new);
-        let waiting: Vec<Asked> = self.pending.iter().filter(waits).map(|pending| self.asked(pending)).collect();
-        for asked in waiting {
-            let Some(pending) = self.pending.iter_mut().find(|pending| pending.request == asked.request) else {
-                continue;
-            };
-            pending.noted = true;
-            if !self.holds_any() {
-                self.core.wait_begins(self.id, &asked.name);
-                continue;
-            }
-            self.cycle = self.core.cycle(self.id, &asked.name);
-            if self.cycle.is_some() {
-                self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Deadlock }, out);
-            }
-        }
+        let asked = self.pend(lock, kind, ReplyTo::V1(id), deadline(wait));
+        self.submit(lock, Input::Acquire { asked, want, wait: kind == Kind::Wait }, out);
     }
 
     pub(super) fn refusal_of_acquire(&self, lock: &LockName, new: usize, wait: Wait) -> Option<(Error, String)> {
-        let settings = &self.core.settings;
+        let settings = &self.table.settings;
         let waits = self.pending.iter().filter(|pending| pending.kind == Kind::Wait).count();
         if self.full(new) {
             let message = format!(
@@ -109,15 +84,16 @@ impl Session {
         }
     }
 
-    /// Whether the session would hold and acquire more locks than it may with so many new ones.
+    /// Whether the session would exceed its limit of locks with `new` more.
     pub(super) fn full(&self, new: usize) -> bool {
-        let alone =
-            |pending: &&Pending| matches!(pending.kind, Kind::Try | Kind::Wait) && !matches!(pending.to, To::Part(_));
+        let alone = |pending: &&Pending| {
+            matches!(pending.kind, Kind::Try | Kind::Wait) && !matches!(pending.to, ReplyTo::Part(_))
+        };
         let acquiring = self.pending.iter().filter(alone).count() + self.parts();
-        new > 0 && self.held.len() + acquiring + new > self.core.settings.locks_per_session
+        new > 0 && self.held.len() + acquiring + new > self.table.settings.locks_per_session
     }
 
-    /// Whether a request of the session is acquiring a lock.
+    /// Whether a request of the session is acquiring the lock.
     pub(super) fn waits_for(&self, lock: &LockName) -> bool {
         let acquires = |kind| matches!(kind, Kind::Try | Kind::Wait);
         self.is_part(lock) || self.pending.iter().any(|pending| acquires(pending.kind) && pending.name == *lock)
@@ -125,8 +101,8 @@ impl Session {
 
     fn place_of(&self, id: &Id) -> Option<usize> {
         self.pending.iter().position(|pending| match &pending.to {
-            To::V1(used) => used.as_ref() == Some(id),
-            To::Part(number) => self.id_of_several(*number) == Some(id),
+            ReplyTo::V1(used) => used.as_ref() == Some(id),
+            ReplyTo::Part(number) => self.id_of_acquire(*number) == Some(id),
             _ => false,
         })
     }
@@ -138,7 +114,7 @@ impl Session {
         if let Some(asked) = asked {
             self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
         }
-        // A request that the engine granted a moment before has been answered, too, but not like this.
+        // A request that the engine granted a moment before has been answered as well, but it was not cancelled.
         let cancelled = Some(number.is_some() && self.last_cancelled == number);
         self.codec.send_v1(&Reply { id, ok: true, cancelled, ..Reply::default() }, out);
     }
@@ -150,17 +126,17 @@ impl Session {
             self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
         }
         for name in self.held.clone() {
-            self.ask(&name, Kind::Release, To::Nobody, out, Input::Release);
+            self.ask(&name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
         }
-        // What the engine grants or answers from now on finds this (`letter`).
+        // `answered` releases whatever the engine grants from now on.
         self.bye = Some(id);
         for name in self.held.clone() {
-            self.ask(&name, Kind::Release, To::Nobody, out, Input::Release);
+            self.ask(&name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
         }
         self.say_bye(out);
     }
 
-    /// The last reply, once everything is released.
+    /// Sends the last reply once everything is released.
     pub(super) fn say_bye(&mut self, out: &mut Vec<u8>) {
         if self.pending.is_empty()
             && self.end.is_none()
@@ -172,13 +148,13 @@ impl Session {
     }
 
     fn list(&mut self, id: Option<&Id>, after: Option<&LockName>, out: &mut Vec<u8>) {
-        let names = self.core.names(after, LIST_LOCKS_MAX + 1);
+        let names = self.table.shards.names(after, LIST_LOCKS_MAX + 1);
         let (mut locks, mut bytes) = (Vec::new(), 0);
         let mut rest = names.iter();
         while locks.len() < LIST_LOCKS_MAX && bytes < LIST_BYTES_ENOUGH {
             let Some(name) = rest.next() else { break };
             // A lock that was released meanwhile is not listed.
-            if let Some(view) = self.core.view(name) {
+            if let Some(view) = self.table.shards.view(name) {
                 let listed = self.listed(name, &view);
                 bytes += listed.bytes();
                 locks.push(listed);
@@ -203,7 +179,7 @@ impl Session {
     }
 
     fn seen(&self, session: &ViewedSession) -> Seen {
-        let introduction = self.core.mailboxes.introduction(session.session);
+        let introduction = self.table.mailboxes.introduction(session.session);
         let since_ms = now_ms().saturating_sub(session.since_ms);
         let slots = if let Mode::Slots(of) = session.mode { Some(of) } else { None };
         let waits = slots.is_some() && session.slots.is_empty();
@@ -225,7 +201,7 @@ impl Session {
                 let mode = (mode == Mode::Shared).then(|| word(mode));
                 let already = already.then_some(true);
                 let (lock, (slot, taken)) = (Some(name.as_str()), slots(&has));
-                let valid_ms = self.core.valid_ms();
+                let valid_ms = self.table.storage.valid_ms();
                 let reply =
                     Reply { id, ok: true, lock, mode, already, slot, taken, fence, valid_ms, ..Reply::default() };
                 self.codec.send_v1(&reply, out);
@@ -246,7 +222,7 @@ impl Session {
         }
     }
 
-    /// The word and the sentence of a refusal.
+    /// The error word and the message of a refusal.
     pub(super) fn refusal(&self, name: &LockName, answer: &Answer) -> (Error, String) {
         match answer {
             Answer::Granted { .. }
@@ -300,11 +276,11 @@ impl Session {
     }
 }
 
-/// When a request has waited for long enough.
+/// When a request stops waiting.
 pub(super) fn deadline(wait: Wait) -> Option<Instant> {
     match wait {
         Wait::No | Wait::NoLimit => None,
-        // A time beyond what the clock can tell is as good as no limit.
+        // A time beyond the clock's range is as good as no limit.
         Wait::Millis(millis) => Instant::now().checked_add(Duration::from_millis(millis)),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use distrilock::server;
+use distrilock::daemon;
 use distrilock::settings::Settings;
 use distrilock_client::Server;
 
@@ -27,7 +27,7 @@ impl Daemon {
         let tcp = format!("unix:{}", socket.display());
         let arguments = ["distrilockd", "--log", "error", "--directory", &folder.to_string_lossy(), "--tcp", &tcp];
         let settings = Settings::parse_from(arguments);
-        thread::spawn(|| server::run(settings).expect("the daemon of an example starts"));
+        thread::spawn(|| daemon::run(settings).expect("the daemon of an example starts"));
         while UnixStream::connect(&socket).is_err() {
             thread::sleep(Duration::from_millis(1));
         }

@@ -1,5 +1,5 @@
-//! The side of the daemon whose sessions wait for programs that are no daemon: they give no word, but they close lock files, or the
-//! kernel does when they end. inotify(7) tells of that, which brings about a try; a release without a close is found by polling.
+//! Sessions may wait for programs that are no daemons. These send no messages, but they close lock files, or the kernel does when
+//! they end. inotify(7) reports that, and the daemon then tries the lock. A release without a close is found by polling.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -14,28 +14,28 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::portions::Portions;
+use super::rate_limit::RateLimit;
 use crate::files::Files;
-use crate::limits::CLOSINGS_WATCHED_MS;
+use crate::limits::CLOSE_WATCH_MS;
+use crate::lock_table::{LockTable, Source};
 use crate::readiness::watched;
-use crate::server::Core;
 use distrilock_engine::Input;
 
-/// The kernel tells of a close before it drops an open file description's lock: a try that came at once could be refused. Closings
-/// within this time are taken together.
+/// The kernel reports a close before it drops the lock of the open file description, so that an immediate try could be refused.
+/// Files closed within this time are handled together.
 const AFTER_A_CLOSE: Duration = Duration::from_millis(1);
 
-/// Room for a dozen events with the longest names: a header of 16 bytes and up to 256 of a name (NAME_MAX and NUL).
+/// Room for a dozen events with the longest names: a header of 16 bytes and a name of up to 256 (NAME_MAX and NUL).
 const EVENTS_BYTES: usize = 12 * (16 + 256);
 
-/// Whether anybody wants to hear of closings.
+/// Whether closed lock files matter to a session.
 #[derive(Debug, Default)]
-pub(super) struct Closings {
+pub(super) struct CloseWatch {
     wanted: AtomicBool,
     first: Notify,
 }
 
-impl Closings {
+impl CloseWatch {
     /// Sessions wait for a name that another process holds.
     pub(super) fn want(&self) {
         if !self.wanted.swap(true, Ordering::Relaxed) {
@@ -45,18 +45,18 @@ impl Closings {
 }
 
 /// Watches the lock directory while names are waited for, until the daemon ends.
-pub(super) async fn watch(core: Arc<Core>) {
-    let closings = &core.hints.closings;
+pub(super) async fn watch(table: Arc<LockTable>) {
+    let close_watch = &table.hints.close_watch;
     loop {
-        closings.first.notified().await;
-        let opened = open(&core);
-        while closings.wanted.swap(false, Ordering::Relaxed) {
-            let period = Duration::from_millis(CLOSINGS_WATCHED_MS);
+        close_watch.first.notified().await;
+        let opened = open(&table);
+        while close_watch.wanted.swap(false, Ordering::Relaxed) {
+            let period = Duration::from_millis(CLOSE_WATCH_MS);
             match &opened {
                 Ok(events) => {
                     tracing::trace!("closed lock files are watched");
-                    if let Ok(Err(error)) = timeout(period, follow(&core, events)).await {
-                        tracing::debug!("no word of closed lock files: {error}");
+                    if let Ok(Err(error)) = timeout(period, follow(&table, events)).await {
+                        tracing::debug!("closed lock files are no longer watched: {error}");
                     }
                 }
                 Err(error) => {
@@ -68,18 +68,18 @@ pub(super) async fn watch(core: Arc<Core>) {
     }
 }
 
-fn open(core: &Core) -> io::Result<AsyncFd<OwnedFd>> {
+fn open(table: &LockTable) -> io::Result<AsyncFd<OwnedFd>> {
     let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    let closings = WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE | WatchFlags::ONLYDIR;
-    inotify::add_watch(&events, core.files.directory(), closings)?;
+    let any_close = WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE | WatchFlags::ONLYDIR;
+    inotify::add_watch(&events, table.storage.files.directory(), any_close)?;
     watched(events)
 }
 
-/// Has each name tried whose file was closed. What overflows the kernel's queue is lost, and found by polling.
-async fn follow(core: &Arc<Core>, events: &AsyncFd<OwnedFd>) -> io::Result<()> {
+/// Has each name tried whose file was closed. Events that overflow the kernel's queue are lost; polling finds those releases.
+async fn follow(table: &Arc<LockTable>, events: &AsyncFd<OwnedFd>) -> io::Result<()> {
     let mut room = [MaybeUninit::uninit(); EVENTS_BYTES];
     let mut reader = Reader::new(events.get_ref(), &mut room);
-    let mut portions = Portions::new();
+    let mut rate = RateLimit::new();
     loop {
         let mut ready = events.readable().await?;
         sleep(AFTER_A_CLOSE).await;
@@ -89,11 +89,11 @@ async fn follow(core: &Arc<Core>, events: &AsyncFd<OwnedFd>) -> io::Result<()> {
                 Err(Errno::WOULDBLOCK) => break ready.clear_ready(),
                 Err(error) => return Err(error.into()),
             };
-            // Also of what is no lock file, the directory itself for example: whoever may read that can open and close it.
-            portions.take().await;
+            // Other files count too, for example the directory itself: anyone who can read it can open and close it.
+            rate.admit().await;
             if let Some(name) = closed {
                 tracing::trace!(LOCK = %name, "the file of {name} was closed");
-                core.bring(&name, Input::Hint(name.clone()));
+                table.submit(&name, Input::Hint(name.clone()), Source::Daemon);
             }
         }
     }
@@ -105,10 +105,9 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::limits::{WORDS_PER_PERIOD_MAX, WORDS_PERIOD_MS};
-    use crate::settings::Settings;
+    use crate::limits::{MESSAGES_PER_PERIOD_MAX, MESSAGES_PERIOD_MS};
 
-    /// Somebody looks at the directory and at one in it, again and again: that is taken no faster than what concerns locks.
+    /// A program opens the directory and a folder in it again and again: those events are handled no faster than events of locks.
     #[test]
     fn a_flood_is_slowed_down() {
         const ROUNDS: usize = 2000;
@@ -116,23 +115,21 @@ mod tests {
         let other = directory.path().join("other");
         create_dir(&other).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let settings = Settings::for_directory(Some(directory.path().into()));
-        let files = (Files::new(directory.path().into()), "local", None);
-        let core = Arc::new(Core::new(settings, files, String::new(), 1000, runtime.handle().clone()));
+        let table = LockTable::of_directory(directory.path(), runtime.handle());
         runtime.block_on(async {
-            let events = open(&core).unwrap();
+            let events = open(&table).unwrap();
             for _ in 0..ROUNDS {
                 // The kernel makes one event of several that are the same.
                 File::open(directory.path()).and_then(|_| File::open(&other)).unwrap();
             }
             let begun = Instant::now();
-            let _ = timeout(Duration::from_millis(2 * WORDS_PERIOD_MS), follow(&core, &events)).await;
-            let periods = begun.elapsed().as_millis() / u128::from(WORDS_PERIOD_MS) + 2;
+            let _ = timeout(Duration::from_millis(2 * MESSAGES_PERIOD_MS), follow(&table, &events)).await;
+            let periods = begun.elapsed().as_millis() / u128::from(MESSAGES_PERIOD_MS) + 2;
             let mut room = [MaybeUninit::uninit(); EVENTS_BYTES];
             let mut reader = Reader::new(events.get_ref(), &mut room);
             let left = std::iter::from_fn(|| reader.next().is_ok().then_some(())).count();
             let (taken, buffered) = (2 * ROUNDS - left, EVENTS_BYTES / 16);
-            let most = periods * u128::from(WORDS_PER_PERIOD_MAX) + buffered as u128;
+            let most = periods * u128::from(MESSAGES_PER_PERIOD_MAX) + buffered as u128;
             assert!(taken as u128 <= most, "{taken} in {periods} periods");
         });
     }

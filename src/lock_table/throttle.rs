@@ -1,4 +1,4 @@
-//! [`Throttle`]: what may happen a thousand times a second is logged once a minute.
+//! [`Throttle`]: lets one message a minute pass, and counts the others.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +15,7 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
-    /// Whether a message may pass now, and how many were held back since the last one.
+    /// If a message may pass now: how many were held back since the last one.
     pub(super) fn pass(&self) -> Option<u64> {
         self.pass_at(now_ms() + 1)
     }
@@ -36,7 +36,7 @@ impl Throttle {
 mod tests {
     use super::*;
 
-    /// A flood of messages passes once a minute, and the next one tells how many there were.
+    /// A flood of messages passes once a minute, and the next message reports how many were held back.
     #[test]
     fn once_a_minute() {
         let throttle = Throttle::default();

@@ -1,24 +1,24 @@
-//! Requests for several locks: acquired one after the other in the order of their names, so that two such requests never wait
-//! for each other, and granted together or not at all. What a request has so far is held, but not by the session yet: it cannot
-//! be released or verified, and goes back if the rest does not come.
+//! Requests for several locks. They are acquired one after the other in the order of their names, so that two such requests never
+//! wait for each other, and granted together or not at all. The engine counts the locks that a request has gathered as held, but the
+//! session does not yet: they cannot be released or verified, and are released if the rest cannot be acquired.
 
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, Session, To};
+use super::{Kind, ReplyTo, Session};
 use distrilock_engine::{Answer, Input, Mode, RequestId, Want, Withdrawal};
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{Error, Grant, Id, Reply, Wait, slots, word};
 
 /// An acquire of several locks that is not granted yet.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Several {
+pub(super) struct MultiAcquire {
     number: RequestId,
     id: Option<Id>,
     /// In the order of their names.
     parts: Vec<Part>,
-    /// How many of them were granted.
+    /// How many of them have been granted.
     granted: usize,
     waits: bool,
     #[serde(with = "super::hand_over::deadline")]
@@ -29,7 +29,7 @@ pub(super) struct Several {
 struct Part {
     lock: LockName,
     want: Want,
-    /// Its place in the order asked.
+    /// Its place in the request.
     place: usize,
     /// Whether the session held it before.
     already: bool,
@@ -39,15 +39,15 @@ struct Part {
 
 /// A release of several locks.
 #[derive(Debug)]
-pub(super) struct Releasing {
+pub(super) struct MultiRelease {
     number: RequestId,
     id: Option<Id>,
     locks: Vec<LockName>,
     left: usize,
 }
 
-impl Several {
-    /// The parts that it has, other than what the session held before.
+impl MultiAcquire {
+    /// The locks that it has, except those that the session held before.
     fn gathered(&self) -> impl Iterator<Item = &LockName> {
         self.parts[..self.granted].iter().filter(|part| !part.already).map(|part| &part.lock)
     }
@@ -82,65 +82,65 @@ impl Session {
         parts.sort_unstable_by(|one, other| one.lock.cmp(&other.lock));
         let number = self.number();
         let (waits, deadline) = (wait != Wait::No, super::v1::deadline(wait));
-        self.several.push(Several { number, id, parts, granted: 0, waits, deadline });
+        self.acquires.push(MultiAcquire { number, id, parts, granted: 0, waits, deadline });
         self.advance(number, out);
     }
 
     /// Asks for the next lock of a request, or grants all of them.
     fn advance(&mut self, number: RequestId, out: &mut Vec<u8>) {
-        let Some(place) = self.several.iter().position(|several| several.number == number) else { return };
-        let several = &self.several[place];
-        if let Some(Part { lock, want, .. }) = several.parts.get(several.granted) {
-            let (lock, want, waits, deadline) = (lock.clone(), *want, several.waits, several.deadline);
-            let asked = self.pend(&lock, if waits { Kind::Wait } else { Kind::Try }, To::Part(number), deadline);
-            self.submit_acquire(Input::Acquire { asked: asked.clone(), want, wait: waits }, &asked, out);
+        let Some(place) = self.acquires.iter().position(|acquire| acquire.number == number) else { return };
+        let acquire = &self.acquires[place];
+        if let Some(Part { lock, want, .. }) = acquire.parts.get(acquire.granted) {
+            let (lock, want, waits, deadline) = (lock.clone(), *want, acquire.waits, acquire.deadline);
+            let asked = self.pend(&lock, if waits { Kind::Wait } else { Kind::Try }, ReplyTo::Part(number), deadline);
+            self.submit(&lock, Input::Acquire { asked, want, wait: waits }, out);
             return;
         }
-        let several = self.several.swap_remove(place);
-        self.held.extend(several.gathered().cloned());
-        let (id, locks) = (several.id.as_ref(), Some(several.reply()));
+        let acquire = self.acquires.swap_remove(place);
+        self.held.extend(acquire.gathered().cloned());
+        let (id, locks) = (acquire.id.as_ref(), Some(acquire.reply()));
         self.codec.send_v1(&Reply { id, ok: true, locks, ..Reply::default() }, out);
     }
 
-    /// The engine answers for one lock of a request.
+    /// The engine has answered for one lock of a request.
     pub(super) fn part(&mut self, number: RequestId, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
-        let Some(several) = self.several.iter_mut().find(|several| several.number == number) else {
-            // The request was refused meanwhile, since it lost another one.
+        let Some(acquire) = self.acquires.iter_mut().find(|acquire| acquire.number == number) else {
+            // The request was refused meanwhile, since it lost another lock.
             if let Answer::Granted { already: false, .. } = answer {
-                self.ask(name, Kind::Release, To::Nobody, out, Input::Release);
+                self.ask(name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
             }
             return;
         };
         let Answer::Granted { already, slots, fence, .. } = answer else {
             return self.fall_apart(number, name, &answer, out);
         };
-        let part = &mut several.parts[several.granted];
+        let part = &mut acquire.parts[acquire.granted];
         (part.already, part.slots, part.fence) = (already, slots, fence);
-        several.granted += 1;
+        acquire.granted += 1;
         if self.bye.is_some() {
             return self.fall_apart(number, name, &Answer::Cancelled, out);
         }
         self.advance(number, out);
     }
 
-    /// A request does not get all of its locks: those that it has go back, and it is refused.
+    /// Refuses a request that cannot have all of its locks, and releases those that it has.
     fn fall_apart(&mut self, number: RequestId, name: &LockName, answer: &Answer, out: &mut Vec<u8>) {
-        let Some(place) = self.several.iter().position(|several| several.number == number) else { return };
-        let several = self.several.swap_remove(place);
-        for lock in several.gathered() {
-            self.ask(lock, Kind::Release, To::Nobody, out, Input::Release);
+        let Some(place) = self.acquires.iter().position(|acquire| acquire.number == number) else { return };
+        let acquire = self.acquires.swap_remove(place);
+        for lock in acquire.gathered() {
+            self.ask(lock, Kind::Release, ReplyTo::Nobody, out, Input::Release);
         }
         let (error, message) = self.refusal(name, answer);
-        let (id, lock) = (several.id.as_ref(), Some(name.as_str()));
+        let (id, lock) = (acquire.id.as_ref(), Some(name.as_str()));
         let (error, message) = (Some(error), Some(&*message));
         self.codec.send_v1(&Reply { id, ok: false, error, message, lock, ..Reply::default() }, out);
     }
 
-    /// A lock is lost that requests have while they wait for the rest.
+    /// Refuses the requests that had gathered a lock which is lost now.
     pub(super) fn lost_part(&mut self, name: &LockName, reason: &'static str, out: &mut Vec<u8>) {
-        let has = |several: &&Several| several.parts[..several.granted].iter().any(|part| part.lock == *name);
-        while let Some(number) = self.several.iter().find(has).map(|several| several.number) {
-            let waits = self.pending.iter().find(|pending| matches!(pending.to, To::Part(part) if part == number));
+        let has = |acquire: &&MultiAcquire| acquire.parts[..acquire.granted].iter().any(|part| part.lock == *name);
+        while let Some(number) = self.acquires.iter().find(has).map(|acquire| acquire.number) {
+            let waits = self.pending.iter().find(|pending| matches!(pending.to, ReplyTo::Part(part) if part == number));
             let asked = waits.map(|pending| self.asked(pending));
             self.fall_apart(number, name, &Answer::Lost(reason), out);
             if let Some(asked) = asked {
@@ -149,40 +149,40 @@ impl Session {
         }
     }
 
-    /// Whether a request of the session has this lock, and waits for others.
+    /// Whether a request of the session has gathered this lock, and waits for others.
     pub(super) fn gathers(&self, lock: &LockName) -> bool {
-        self.several.iter().any(|several| several.gathered().any(|gathered| gathered == lock))
+        self.acquires.iter().any(|acquire| acquire.gathered().any(|gathered| gathered == lock))
     }
 
     /// Whether others may wait for this session.
     pub(super) fn holds_any(&self) -> bool {
-        !self.held.is_empty() || self.several.iter().any(|several| several.gathered().next().is_some())
+        !self.held.is_empty() || self.acquires.iter().any(|acquire| acquire.gathered().next().is_some())
     }
 
     /// Whether a request for several locks wants this one.
     pub(super) fn is_part(&self, lock: &LockName) -> bool {
-        self.several.iter().any(|several| several.parts.iter().any(|part| part.lock == *lock))
+        self.acquires.iter().any(|acquire| acquire.parts.iter().any(|part| part.lock == *lock))
     }
 
-    /// How many locks requests for several have or want that the session does not hold.
+    /// How many locks that the session does not hold are parts of requests for several.
     pub(super) fn parts(&self) -> usize {
-        let new = |several: &Several| several.parts.iter().filter(|part| !self.held.contains(&part.lock)).count();
-        self.several.iter().map(new).sum()
+        let new = |acquire: &MultiAcquire| acquire.parts.iter().filter(|part| !self.held.contains(&part.lock)).count();
+        self.acquires.iter().map(new).sum()
     }
 
     /// The id of the request for several locks of this number.
-    pub(super) fn id_of_several(&self, number: RequestId) -> Option<&Id> {
-        self.several.iter().find(|several| several.number == number)?.id.as_ref()
+    pub(super) fn id_of_acquire(&self, number: RequestId) -> Option<&Id> {
+        self.acquires.iter().find(|acquire| acquire.number == number)?.id.as_ref()
     }
 
-    /// All locks that requests for several have, to be given back when the session ends.
-    pub(super) fn drop_several(&mut self) -> Vec<LockName> {
-        let gathered: Vec<LockName> = self.several.iter().flat_map(Several::gathered).cloned().collect();
-        self.several.clear();
+    /// Drops the requests for several locks of a session that ends. Returns the locks that they have gathered.
+    pub(super) fn drop_acquires(&mut self) -> Vec<LockName> {
+        let gathered: Vec<LockName> = self.acquires.iter().flat_map(MultiAcquire::gathered).cloned().collect();
+        self.acquires.clear();
         gathered
     }
 
-    /// Gives several locks back, all of which the session has to hold.
+    /// Releases several locks, all of which the session has to hold.
     pub(super) fn release_all(&mut self, id: Option<Id>, locks: Vec<LockName>, out: &mut Vec<u8>) {
         if let Some(lock) = locks.iter().find(|lock| !self.held.contains(*lock)) {
             let message = format!("this session does not hold the lock {lock}; none was released");
@@ -192,20 +192,20 @@ impl Session {
                 .send_v1(&Reply { id: id.as_ref(), ok: false, error, message, lock, ..Reply::default() }, out);
         }
         let number = self.number();
-        self.releasing.push(Releasing { number, id, locks: locks.clone(), left: locks.len() });
+        self.releases.push(MultiRelease { number, id, locks: locks.clone(), left: locks.len() });
         for lock in locks {
-            self.ask(&lock, Kind::Release, To::Released(number), out, Input::Release);
+            self.ask(&lock, Kind::Release, ReplyTo::Released(number), out, Input::Release);
         }
     }
 
     /// The engine has released one of several locks, or it was lost before.
     pub(super) fn released(&mut self, number: RequestId, out: &mut Vec<u8>) {
-        let Some(place) = self.releasing.iter().position(|releasing| releasing.number == number) else { return };
-        self.releasing[place].left -= 1;
-        if self.releasing[place].left == 0 {
-            let releasing = self.releasing.swap_remove(place);
-            let locks = releasing.locks.iter().map(|lock| Grant { lock: lock.as_str(), ..Grant::default() }).collect();
-            let id = releasing.id.as_ref();
+        let Some(place) = self.releases.iter().position(|release| release.number == number) else { return };
+        self.releases[place].left -= 1;
+        if self.releases[place].left == 0 {
+            let release = self.releases.swap_remove(place);
+            let locks = release.locks.iter().map(|lock| Grant { lock: lock.as_str(), ..Grant::default() }).collect();
+            let id = release.id.as_ref();
             self.codec.send_v1(&Reply { id, ok: true, locks: Some(locks), ..Reply::default() }, out);
         }
     }

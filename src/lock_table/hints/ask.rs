@@ -1,4 +1,4 @@
-//! The side of the daemon whose sessions wait: it asks the others for word, and takes theirs to the engine.
+//! The daemon whose sessions wait: it asks the other daemons for wake-ups, and passes theirs to the engine.
 
 use std::collections::HashSet;
 use std::io;
@@ -9,25 +9,26 @@ use tokio::net::UnixStream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, broadcast};
 
-use super::words::{self, Word};
+use super::peer_message::{self, PeerMessage};
 use crate::files::meeting::Meeting;
 use crate::limits::{PEERS_MAX, QUESTIONS_MAX};
-use crate::server::Core;
+use crate::lock_table::{LockTable, Source};
+use crate::sync::locked;
 use distrilock_engine::Input;
 use distrilock_protocol::name::LockName;
 
-/// So many batches of questions wait for a daemon that does not read them; the oldest go first, and are asked again later.
+/// How many batches of questions wait for a daemon that does not read them. The oldest are dropped first, and asked again later.
 const BATCHES_MAX: usize = 64;
 
 /// What this daemon wants to know.
 #[derive(Debug)]
 pub(super) struct Questions {
     open: Mutex<Open>,
-    /// Whether the meeting place has to be looked at before the next question. Time sets it and nothing else: a daemon that cuts
-    /// every connection off is met again only then.
+    /// Whether to look for new daemons before the next question. Only time sets it, so that a daemon that cuts off every connection
+    /// is not connected to more often.
     look: AtomicBool,
     new: Notify,
-    /// To all daemons with whom there is a connection.
+    /// To all connected daemons.
     lines: broadcast::Sender<Arc<str>>,
     /// Their sockets.
     peers: Mutex<HashSet<String>>,
@@ -35,9 +36,9 @@ pub(super) struct Questions {
 
 #[derive(Debug, Default)]
 struct Open {
-    /// Names of which nobody has said anything yet since they were asked for.
+    /// Names that were asked about, with no answer yet.
     names: HashSet<LockName>,
-    /// Those among them that are still to be asked for.
+    /// Those that have not been sent yet.
     new: Vec<LockName>,
 }
 
@@ -50,14 +51,14 @@ impl Default for Questions {
 
 impl Questions {
     fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().expect("a panic aborts the daemon, so that no mutex is ever poisoned")
+        locked(&self.open)
     }
 
     fn peers(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.peers.lock().expect("a panic aborts the daemon, so that no mutex is ever poisoned")
+        locked(&self.peers)
     }
 
-    /// Asks for word of a name, unless that was done a moment ago.
+    /// Asks for a wake-up when a name is released, unless that was done a moment ago.
     pub(super) fn want(&self, name: LockName) {
         let mut open = self.open();
         if open.names.len() < QUESTIONS_MAX && open.names.insert(name.clone()) {
@@ -67,18 +68,18 @@ impl Questions {
         }
     }
 
-    /// Somebody has said something of a name: the next question is a new one.
+    /// Another daemon has said something about a name: it may be asked again.
     fn answered(&self, name: &LockName) {
         self.open().names.remove(name);
     }
 
-    /// Time passes: others may have come, and may be asked.
+    /// Time passes: new daemons may be there to ask.
     pub(super) fn look_again(&self) {
         self.look.store(true, Ordering::Relaxed);
         self.ask_again();
     }
 
-    /// What was asked is asked again when the engine says that the name is still contended.
+    /// Names are asked about again once the engine says that they are still contended.
     fn ask_again(&self) {
         let Open { names, new } = &mut *self.open();
         names.clear();
@@ -86,44 +87,44 @@ impl Questions {
     }
 }
 
-/// Asks whatever there is to ask, until the daemon ends.
-pub(super) async fn ask(core: Arc<Core>) {
-    let questions = &core.hints.questions;
+/// Sends the questions, until the daemon ends.
+pub(super) async fn ask(table: Arc<LockTable>) {
+    let questions = &table.hints.questions;
     loop {
         if questions.look.swap(false, Ordering::Relaxed) {
-            look_around(&core).await;
+            connect_to_others(&table).await;
         }
         let names = std::mem::take(&mut questions.open().new);
         if !names.is_empty() {
             let mut lines = String::new();
-            names.into_iter().for_each(|name| Word::Want(name).append_to(&mut lines));
-            // Nobody is there: who comes later is asked later.
+            names.into_iter().for_each(|name| PeerMessage::Want(name).append_to(&mut lines));
+            // An error means that no daemon is there; later ones are asked later.
             let _ = questions.lines.send(lines.into());
-            // It is written before the next batch is made up, or a burst would be more than the others' queues take.
+            // This lets the batch be written before the next one is collected. Otherwise a burst would overflow the queues.
             tokio::task::yield_now().await;
         }
         questions.new.notified().await;
     }
 }
 
-/// Connects to the daemons that have come since, and clears away after those that were killed.
-async fn look_around(core: &Arc<Core>) {
-    let Some(meeting) = core.hints.meeting.get() else { return };
+/// Connects to new daemons, and removes the sockets of killed ones.
+async fn connect_to_others(table: &Arc<LockTable>) {
+    let Some(meeting) = table.hints.meeting.get() else { return };
     let others = match meeting.others() {
         Ok(others) => others,
-        Err(fault) => return tracing::debug!("no other daemon is found: {fault}"),
+        Err(fault) => return tracing::debug!("cannot look for other daemons: {fault}"),
     };
     for socket in others {
-        let known = core.hints.questions.peers().len();
-        if known >= PEERS_MAX || core.hints.questions.peers().contains(&socket) {
+        let known = table.hints.questions.peers().len();
+        if known >= PEERS_MAX || table.hints.questions.peers().contains(&socket) {
             continue;
         }
         match connect(meeting, &socket).await {
             Ok(stream) => {
-                let asked = core.hints.questions.lines.subscribe();
-                core.hints.questions.peers().insert(socket.clone());
-                core.hints.questions.ask_again();
-                tokio::spawn(follow(Arc::clone(core), socket, stream, asked));
+                let asked = table.hints.questions.lines.subscribe();
+                table.hints.questions.peers().insert(socket.clone());
+                table.hints.questions.ask_again();
+                tokio::spawn(follow(Arc::clone(table), socket, stream, asked));
             }
             Err(error) => tracing::debug!("{socket}: {error}"),
         }
@@ -138,43 +139,44 @@ async fn connect(meeting: &Meeting, socket: &str) -> io::Result<UnixStream> {
     })
 }
 
-/// One connection to a daemon: questions go out, and word comes in, until it ends.
-async fn follow(core: Arc<Core>, socket: String, stream: UnixStream, asked: broadcast::Receiver<Arc<str>>) {
+/// Serves one connection to a daemon until it ends: questions go out, and messages come in.
+async fn follow(table: Arc<LockTable>, socket: String, stream: UnixStream, asked: broadcast::Receiver<Arc<str>>) {
     tracing::debug!("{socket}: connected");
-    let heard = words::read(&stream, |word| hear(&core, word));
+    let heard = peer_message::read(&stream, |message| hear(&table, message));
     let ended = tokio::select! {
         ended = speak(&stream, asked) => ended,
         ended = heard => ended,
     };
     tracing::debug!("{socket}: ended: {ended:?}");
-    core.hints.questions.peers().remove(&socket);
-    core.hints.questions.ask_again();
-    core.promises_broken();
+    table.hints.questions.peers().remove(&socket);
+    table.hints.questions.ask_again();
+    // Nothing that it promised will come.
+    table.submit_to_all(|| Input::PromisesBroken);
 }
 
 async fn speak(stream: &UnixStream, mut asked: broadcast::Receiver<Arc<str>>) -> io::Result<()> {
     loop {
         match asked.recv().await {
-            Ok(lines) => words::write(stream, &lines).await?,
+            Ok(lines) => peer_message::write(stream, &lines).await?,
             Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return Ok(()),
         }
     }
 }
 
-fn hear(core: &Arc<Core>, word: Word) {
-    match word {
-        Word::Free(name) => {
+fn hear(table: &Arc<LockTable>, message: PeerMessage) {
+    match message {
+        PeerMessage::Free(name) => {
             tracing::trace!(LOCK = %name, "word that {name} is free");
-            core.hints.questions.answered(&name);
-            core.bring(&name, Input::Hint(name.clone()));
+            table.hints.questions.answered(&name);
+            table.submit(&name, Input::Hint(name.clone()), Source::Daemon);
         }
-        Word::Held(name) => {
+        PeerMessage::Held(name) => {
             tracing::trace!(LOCK = %name, "promised word of {name}");
-            core.hints.questions.answered(&name);
-            core.bring(&name, Input::Promised(name.clone()));
+            table.hints.questions.answered(&name);
+            table.submit(&name, Input::Promised(name.clone()), Source::Daemon);
         }
-        // A question, from somebody who was not asked to ask.
-        Word::Want(_) => {}
+        // Questions belong on the connections that other daemons open.
+        PeerMessage::Want(_) => {}
     }
 }

@@ -1,11 +1,11 @@
-//! What daemons say to each other: lines of a verb and a name. Whoever may write the lock directory can say anything: a word is
-//! parsed as such, and there are only so many of them in a time.
+//! The messages between daemons: lines of a verb and a name. Anyone who can write the lock directory can send anything, so messages
+//! are parsed with care and admitted at a bounded rate.
 
 use std::io;
 
 use tokio::net::UnixStream;
 
-use super::portions::Portions;
+use super::rate_limit::RateLimit;
 use distrilock_protocol::name::{LockName, NAME_BYTES_MAX};
 
 /// The longest line, with its end.
@@ -16,16 +16,16 @@ const VERB_BYTES: usize = 5;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Word {
-    /// I wait for this name: tell me when you let go of it.
+pub(super) enum PeerMessage {
+    /// I wait for this name: tell me when you release it.
     Want(LockName),
-    /// I hold this name, and will tell you when I let go of it.
+    /// I hold this name, and will tell you when I release it.
     Held(LockName),
-    /// I have let go of this name.
+    /// I have released this name.
     Free(LockName),
 }
 
-impl Word {
+impl PeerMessage {
     pub(super) fn append_to(&self, lines: &mut String) {
         let (verb, name) = match self {
             Self::Want(name) => ("want ", name),
@@ -37,7 +37,7 @@ impl Word {
         lines.push('\n');
     }
 
-    /// None: a line of a later version, or nonsense.
+    /// Returns `None` for a line of a later version, or nonsense.
     fn parse(line: &[u8]) -> Option<Self> {
         let (verb, name) = line.split_at_checked(VERB_BYTES)?;
         let name = LockName::parse(name).ok()?;
@@ -50,9 +50,9 @@ impl Word {
     }
 }
 
-/// Takes words from a connection until it ends; what comes too fast stays in the kernel's buffer for a while.
-pub(super) async fn read(stream: &UnixStream, mut take: impl FnMut(Word)) -> io::Result<()> {
-    let mut portions = Portions::new();
+/// Passes on the messages of a connection until it ends. What comes too fast stays in the kernel's buffer for a while.
+pub(super) async fn read(stream: &UnixStream, mut hear: impl FnMut(PeerMessage)) -> io::Result<()> {
+    let mut rate = RateLimit::new();
     let mut buffer = [0; 8 * LINE_BYTES_MAX];
     let mut filled = 0;
     loop {
@@ -65,8 +65,8 @@ pub(super) async fn read(stream: &UnixStream, mut take: impl FnMut(Word)) -> io:
         }
         let mut start = 0;
         while let Some(length) = buffer[start..filled].iter().position(|byte| *byte == b'\n') {
-            portions.take().await;
-            Word::parse(&buffer[start..start + length]).into_iter().for_each(&mut take);
+            rate.admit().await;
+            PeerMessage::parse(&buffer[start..start + length]).into_iter().for_each(&mut hear);
             start += length + 1;
         }
         buffer.copy_within(start..filled, 0);
@@ -77,7 +77,7 @@ pub(super) async fn read(stream: &UnixStream, mut take: impl FnMut(Word)) -> io:
     }
 }
 
-/// Writes lines, however long that takes.
+/// Writes all lines, however long that takes.
 pub(super) async fn write(stream: &UnixStream, lines: &str) -> io::Result<()> {
     let mut rest = lines.as_bytes();
     while !rest.is_empty() {
@@ -96,14 +96,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::limits::{WORDS_PER_PERIOD_MAX, WORDS_PERIOD_MS};
+    use crate::limits::{MESSAGES_PER_PERIOD_MAX, MESSAGES_PERIOD_MS};
 
-    /// Takes bytes as a daemon would that gets them at once; tells the words, and whether the sender was cut off.
-    fn taken(bytes: &[u8]) -> (Vec<Word>, bool) {
+    /// Reads bytes as a daemon that gets them at once. Returns the messages, and whether the sender was cut off.
+    fn heard(bytes: &[u8]) -> (Vec<PeerMessage>, bool) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ours, theirs) = UnixStream::pair().unwrap();
-            let mut words = Vec::new();
+            let mut messages = Vec::new();
             let send = async {
                 let mut rest = bytes;
                 while !rest.is_empty() && theirs.writable().await.is_ok() {
@@ -115,14 +115,14 @@ mod tests {
                 }
                 drop(theirs);
             };
-            let take = async {
-                let taken = read(&ours, |word| words.push(word)).await;
+            let receive = async {
+                let ended = read(&ours, |message| messages.push(message)).await;
                 drop(ours);
-                taken
+                ended
             };
-            let (taken, ()) = tokio::join!(take, send);
-            let cut_off = taken.is_err_and(|error| error.kind() == io::ErrorKind::InvalidData);
-            (words, cut_off)
+            let (ended, ()) = tokio::join!(receive, send);
+            let cut_off = ended.is_err_and(|error| error.kind() == io::ErrorKind::InvalidData);
+            (messages, cut_off)
         })
     }
 
@@ -130,33 +130,36 @@ mod tests {
         LockName::parse(text.as_bytes()).unwrap()
     }
 
-    /// What is written is read, in its order, also where it fills the buffer many times over.
+    /// What is written is read, in its order, even if it fills the buffer many times over.
     #[test]
-    fn words_arrive() {
-        let mut words =
-            vec![Word::Want(name("a")), Word::Held(name(&"x".repeat(NAME_BYTES_MAX))), Word::Free(name("-"))];
-        words.extend((0..200).map(|number| Word::Free(name(&format!("{number}")))));
+    fn messages_arrive() {
+        let mut messages = vec![
+            PeerMessage::Want(name("a")),
+            PeerMessage::Held(name(&"x".repeat(NAME_BYTES_MAX))),
+            PeerMessage::Free(name("-")),
+        ];
+        messages.extend((0..200).map(|number| PeerMessage::Free(name(&format!("{number}")))));
         let mut lines = String::new();
-        words.iter().for_each(|word| word.append_to(&mut lines));
-        assert_eq!(taken(lines.as_bytes()), (words, false));
+        messages.iter().for_each(|message| message.append_to(&mut lines));
+        assert_eq!(heard(lines.as_bytes()), (messages, false));
     }
 
-    /// A flood is taken in portions: the time that is asserted is the least that it may take.
+    /// A flood is admitted period by period: the asserted time is the least that this can take.
     #[test]
     fn a_flood_is_slowed_down() {
         let started = std::time::Instant::now();
-        let lines = "free a\n".repeat(4 * WORDS_PER_PERIOD_MAX as usize);
-        assert_eq!(taken(lines.as_bytes()).0.len(), 4 * WORDS_PER_PERIOD_MAX as usize);
-        assert!(started.elapsed() >= Duration::from_millis(2 * WORDS_PERIOD_MS), "{:?}", started.elapsed());
+        let lines = "free a\n".repeat(4 * MESSAGES_PER_PERIOD_MAX as usize);
+        assert_eq!(heard(lines.as_bytes()).0.len(), 4 * MESSAGES_PER_PERIOD_MAX as usize);
+        assert!(started.elapsed() >= Duration::from_millis(2 * MESSAGES_PERIOD_MS), "{:?}", started.elapsed());
     }
 
-    /// Lines that are no words are passed over; who sends one that is too long is cut off.
+    /// Lines that are no messages are skipped; the sender of one that is too long is cut off.
     #[test]
-    fn nonsense_is_no_word() {
+    fn nonsense_is_no_message() {
         let lines =
             b"\nfree\nfree \nfree a/b\nFREE a\nfree  a\nwant a \nfree a\r\nlater b\n\0\xff\nfree good\nfree half";
-        assert_eq!(taken(lines), (vec![Word::Free(name("good"))], false));
-        assert_eq!(taken(&[b'x'; LINE_BYTES_MAX - 1]), (vec![], false));
-        assert_eq!(taken(&[b'x'; 1 << 20]), (vec![], true));
+        assert_eq!(heard(lines), (vec![PeerMessage::Free(name("good"))], false));
+        assert_eq!(heard(&[b'x'; LINE_BYTES_MAX - 1]), (vec![], false));
+        assert_eq!(heard(&[b'x'; 1 << 20]), (vec![], true));
     }
 }
