@@ -27,9 +27,11 @@
 
 pub mod clock;
 pub mod command;
+pub mod directory;
 pub mod doctor;
 pub mod files;
 pub mod front;
+pub mod host;
 pub mod limits;
 pub mod readiness;
 pub mod server;

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Core, STORAGE_REST};
 use crate::clock;
-use crate::files::contact::Contact;
-use crate::files::{HandedFile, OpenFile};
+use crate::files::lease::{HandedLease, Lease};
+use crate::files::{FileId, HandedFile, OpenFile};
 use crate::front::{Frozen, HandedConnection, Worker, go_on};
 use crate::systemd::ids;
 use crate::systemd::store::{Left, Store};
@@ -38,10 +38,10 @@ const ENDED_WAIT: Duration = Duration::from_secs(1);
 struct State {
     version: u32,
     /// Which directory it is, by device and inode.
-    directory: (u64, u64),
+    directory: FileId,
     next_session: u64,
     /// When the file server was last heard, and in which epoch.
-    contact: Option<(u64, u64)>,
+    contact: Option<HandedLease>,
     /// In the order of their sockets, which come first.
     connections: Vec<HandedConnection>,
     /// In the order of their files, for those that have one.
@@ -75,13 +75,13 @@ pub(super) enum Unusable {
     Directory,
 }
 
-/// Leaves all sessions to the next process, with locks in that directory (its [place](crate::files::Files::place)). This one is not to
+/// Leaves all sessions to the next process, with locks in that directory (its [id](crate::files::Files::directory_id)). This one is not to
 /// serve anybody any more.
 pub(super) async fn hand_over(
     core: &Arc<Core>,
     workers: &[Worker],
     store: &Store,
-    directory: (u64, u64),
+    directory: FileId,
 ) -> std::io::Result<Count> {
     core.is_frozen.store(true, Ordering::SeqCst);
     core.mailboxes.hand_over_all();
@@ -158,7 +158,7 @@ async fn come_to_rest(core: &Arc<Core>, frozen: &mut [Frozen], end: Instant) -> 
 }
 
 /// What is told of all, the bytes of the connections, and the descriptors.
-fn pack(core: &Core, going: Vec<Frozen>, directory: (u64, u64)) -> (State, Vec<u8>, Vec<OwnedFd>) {
+fn pack(core: &Core, going: Vec<Frozen>, directory: FileId) -> (State, Vec<u8>, Vec<OwnedFd>) {
     let (mut bytes, mut descriptors) = (Vec::new(), Vec::new());
     let mut connections = Vec::new();
     for frozen in going {
@@ -176,7 +176,7 @@ fn pack(core: &Core, going: Vec<Frozen>, directory: (u64, u64)) -> (State, Vec<u
             }));
         }
     }
-    let contact = core.contact().map(Contact::hand_over);
+    let contact = core.contact().map(Lease::hand_over);
     let next_session = core.mailboxes.next();
     let state = State { version: VERSION, directory, next_session, contact, connections, locks };
     (state, bytes, descriptors)
@@ -194,7 +194,7 @@ pub(super) struct Taken {
 }
 
 /// Reads what was left, and goes on with what is known of the file server.
-pub(super) fn read(core: &Core, left: Left, place: (u64, u64)) -> Result<Taken, Unusable> {
+pub(super) fn read(core: &Core, left: Left, place: FileId) -> Result<Taken, Unusable> {
     let Left { bytes, descriptors } = left;
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or(Unusable::Count)?;
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
@@ -224,7 +224,7 @@ pub(super) fn read(core: &Core, left: Left, place: (u64, u64)) -> Result<Taken, 
     if let (Some(heard), Some(contact)) = (contact, core.contact()) {
         contact.take_over(heard);
     }
-    let epoch = contact.map(|(_, epoch)| epoch);
+    let epoch = contact.map(|lease| lease.epoch);
     Ok(Taken { connections, bytes: tail.to_vec(), locks, next_session, epoch })
 }
 
@@ -248,7 +248,7 @@ pub(super) fn take_over(core: &Arc<Core>, workers: &Arc<[Worker]>, taken: Taken)
     locks.into_iter().for_each(|lock| core.go_on(lock));
     frozen.into_iter().for_each(|frozen| go_on(core, workers, frozen));
     // The lease may have run out in between: each lock is looked at now, not in its turn.
-    if core.contact().map(Contact::epoch) != epoch {
+    if core.contact().map(Lease::epoch) != epoch {
         for name in held {
             core.carry_out(core.shard_of(&name), Input::Probe(name.clone()), None);
         }
@@ -317,7 +317,7 @@ mod tests {
         let (going, ended) = runtime.block_on(those_at_rest(&core, vec![ends, goes], waits));
         assert_eq!((going.len(), ended), (1, 1));
         assert_eq!(going[0].output(), "{\"id\":7,\"ok\":true,\"lock\":\"held\"}\n");
-        let (state, ..) = pack(&core, going, (0, 0));
+        let (state, ..) = pack(&core, going, (0, 0).into());
         assert_eq!(state.locks.len(), 1, "the other one stays behind");
     }
 }

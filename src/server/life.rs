@@ -16,11 +16,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::directory::{Directory, DirectoryFault};
 use super::{Core, STORAGE_REST, hand_over, hints, storage};
+use crate::directory::{Directory, DirectoryError};
+use crate::files::FileId;
 use crate::files::mount::Mount;
-use crate::files::node;
+use crate::files::presence;
 use crate::front::{Front, Listening, Worker, accept, burst};
+use crate::host::host_name;
 use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
 use crate::settings::{Address, Settings};
 use crate::systemd::notify::{Notifier, watchdog_interval};
@@ -37,7 +39,7 @@ pub enum StartFault {
     #[error(transparent)]
     Log(#[from] journal::LogFault),
     #[error(transparent)]
-    Directory(#[from] DirectoryFault),
+    Directory(#[from] DirectoryError),
     #[error("cannot listen at {address}: {error}; is another daemon running, or is the address not of this host?")]
     Listen { address: Address, error: io::Error },
     #[error("cannot make this daemon known in the lock directory {}: {error}; its user has to be able to write there", path.display())]
@@ -90,10 +92,9 @@ pub fn run(settings: Settings) -> Result<(), StartFault> {
     }
     let workers = (0..settings.threads()).map(worker).collect::<io::Result<Vec<_>>>()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let node = nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
     let stop_ms = directory.timing.map(|timing| u64::try_from(timing.stop.as_millis()).unwrap_or(u64::MAX));
     let files = (files, directory.mount.word(), stop_ms);
-    let core = Arc::new(Core::new(settings, files, node, descriptors, runtime.handle().clone()));
+    let core = Arc::new(Core::new(settings, files, host_name(), descriptors, runtime.handle().clone()));
     runtime.block_on(serve(core, workers.into(), fronts, directory, (store, strangers)))
 }
 
@@ -112,9 +113,9 @@ async fn serve(
     let notifier = Arc::new(Notifier::from_env());
     notifier.forget(&strangers);
     // Once and for all: at the end the file server might not answer.
-    let place = core.files.place()?;
+    let place = core.files.directory_id()?;
     let (store, taken) = look_into(&core, store, place, &notifier);
-    found.tell();
+    found.log();
     let node = watch_storage(&core, &found, &notifier)?;
     if let Some(taken) = taken {
         hand_over::take_over(&core, &workers, taken);
@@ -161,7 +162,7 @@ async fn serve(
         None => stop(&core, tasks, by).await,
     }
     if let Some(place) = node {
-        node::leave(&place.lock().expect("nothing panics while it is held"));
+        presence::leave(&place.lock().expect("nothing panics while it is held"));
     }
     Ok(())
 }
@@ -170,7 +171,7 @@ async fn serve(
 fn look_into(
     core: &Arc<Core>,
     store: Option<Store>,
-    place: (u64, u64),
+    place: FileId,
     notifier: &Notifier,
 ) -> (Option<Store>, Option<hand_over::Taken>) {
     let Some(store) = store else {
@@ -198,7 +199,7 @@ async fn leave_to_the_next(
     core: &Arc<Core>,
     workers: &[Worker],
     tasks: Vec<JoinHandle<()>>,
-    (store, place): (&Store, (u64, u64)),
+    (store, place): (&Store, FileId),
     notifier: &Notifier,
 ) {
     tasks.iter().for_each(JoinHandle::abort);

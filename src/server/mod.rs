@@ -5,7 +5,6 @@
 //! itself (microseconds on a local file system; on a network file system it leaves them to `workers`), and posts answers to other
 //! sessions into their mailboxes. What other daemons of the directory do is heard of in `hints`.
 
-pub mod directory;
 mod hand_over;
 mod hints;
 mod life;
@@ -322,7 +321,7 @@ impl Core {
         mut file: Option<OpenFile>,
     ) -> (Option<OpenFile>, Outcome) {
         loop {
-            let before = file.as_ref().filter(|file| file.is_locked()).map(OpenFile::identity);
+            let before = file.as_ref().filter(|file| file.is_locked()).map(OpenFile::id);
             let (left, outcome) = self.files.perform(name, op, file);
             match &outcome {
                 Outcome::Failed(fault) if matches!(fault.errno, EMFILE | ENFILE) && self.shed() => {
@@ -332,9 +331,7 @@ impl Core {
                 Outcome::Failed(fault) => self.log_fault(name, fault),
                 Outcome::Unlocked { file_gone: true } => log_deleted(name),
                 // A lock was to be passed on, and its file had been deleted.
-                Outcome::Locked if before.is_some() && before != left.as_ref().map(OpenFile::identity) => {
-                    log_deleted(name)
-                }
+                Outcome::Locked if before.is_some() && before != left.as_ref().map(OpenFile::id) => log_deleted(name),
                 _ => {}
             }
             return (left, outcome);

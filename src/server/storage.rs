@@ -14,10 +14,10 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Core;
 use crate::clock::now_ms;
-use crate::files::contact::Contact;
+use crate::files::lease::Lease;
 use crate::files::mount::Mount;
 use crate::files::network::Network;
-use crate::files::node::{Heard, Identity, Node, leave, others};
+use crate::files::presence::{DaemonInfo, Presence, PresenceLock, leave, others};
 use crate::limits::{PROBES_PER_SECOND_MAX, STORAGE_CHECK_MS};
 use crate::settings::OnSilence;
 use crate::systemd::ids;
@@ -33,10 +33,10 @@ const SILENT: &str = "the file server does not answer, and may give the lock to 
 /// Listens to the server through the daemon's own file.
 pub(super) struct Watch {
     core: Arc<Core>,
-    node: Node,
+    node: Presence,
     /// Where the file is, for the end of the daemon.
     place: Arc<Mutex<PathBuf>>,
-    identity: Identity,
+    identity: DaemonInfo,
     timing: Timing,
     /// Whether the host's name alone is what it introduces itself with: on NFS 4.0 its address is part of that.
     by_name: bool,
@@ -48,9 +48,9 @@ const ROUNDS_BETWEEN_LOOKS: u32 = 10;
 impl Watch {
     /// Makes the daemon known in the lock directory.
     pub(super) fn new(core: Arc<Core>, timing: Timing, by_name: bool) -> std::io::Result<Self> {
-        let identity = Identity::of_this_process(core.files.directory());
+        let identity = DaemonInfo::of_this_process(core.files.directory());
         let network = core.files.network().expect("only a network file system is watched");
-        let node = Node::enter(core.files.directory(), network, &identity)?;
+        let node = Presence::announce(core.files.directory(), network, &identity)?;
         // A server that has just started lets it wait for its grace period: time counts from now.
         node.listen(network)?;
         let place = Arc::new(Mutex::new(node.path().to_owned()));
@@ -72,8 +72,8 @@ impl Watch {
                 self.look_around();
             }
             match self.node.listen(network) {
-                Ok(Heard::Well) => {}
-                Ok(Heard::Forgotten) => self.enter_again(network),
+                Ok(PresenceLock::Known) => {}
+                Ok(PresenceLock::Forgotten) => self.enter_again(network),
                 Err(error) => tracing::debug!("the lock directory's server: {error}"),
             }
             self.prove_held();
@@ -105,7 +105,7 @@ impl Watch {
             MESSAGE_ID = ids::LEASE_LOST,
             "the file server has dropped this host's locks: its lease ran out, or somebody else uses its name"
         );
-        match Node::enter(self.core.files.directory(), network, &self.identity) {
+        match Presence::announce(self.core.files.directory(), network, &self.identity) {
             Ok(node) => {
                 node.path().clone_into(&mut self.place.lock().expect("nothing panics while it is held"));
                 leave(std::mem::replace(&mut self.node, node).path());
@@ -252,8 +252,8 @@ fn await_remount(directory: &Path, mount: &Mount) -> Option<String> {
 
 impl Core {
     /// What is known of the server's lease, if the directory is on one that has leases.
-    pub(super) fn contact(&self) -> Option<&Contact> {
-        self.files.network().and_then(Network::contact)
+    pub(super) fn contact(&self) -> Option<&Lease> {
+        self.files.network().and_then(Network::lease)
     }
 
     /// The next held locks in turn.

@@ -10,7 +10,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, broadcast};
 
 use super::words::{self, Word};
-use crate::files::meeting::Meeting;
+use crate::files::peer_sockets::PeerSockets;
 use crate::limits::{PEERS_MAX, QUESTIONS_MAX};
 use crate::server::Core;
 use distrilock_engine::Input;
@@ -130,7 +130,7 @@ async fn look_around(core: &Arc<Core>) {
     }
 }
 
-async fn connect(meeting: &Meeting, socket: &str) -> io::Result<UnixStream> {
+async fn connect(meeting: &PeerSockets, socket: &str) -> io::Result<UnixStream> {
     UnixStream::connect(meeting.path(socket)).await.inspect_err(|error| {
         if error.kind() == io::ErrorKind::ConnectionRefused {
             meeting.remove(socket);

@@ -3,7 +3,7 @@
 //! promised word need no frequent tries (docs/decisions/0007).
 //!
 //! Word is a hint, never a proof: it brings about a try, and the lock on the file decides. Word that is lost, late, forged or
-//! repeated costs time. Each daemon listens on a socket in the directory and connects to the others' ([`Meeting`]); a connection's
+//! repeated costs time. Each daemon listens on a socket in the directory and connects to the others' ([`PeerSockets`]); a connection's
 //! end is word, too: its daemon is gone.
 //!
 //! `ask` is the side of the waiting daemon, `promise` that of the holding one, `words` what passes between them. Programs that are
@@ -22,7 +22,7 @@ use tokio::net::UnixListener;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Core;
-use crate::files::meeting::Meeting;
+use crate::files::peer_sockets::PeerSockets;
 use crate::limits::ASK_AGAIN_MS;
 use ask::Questions;
 use closings::Closings;
@@ -34,7 +34,7 @@ use promise::Promises;
 #[derive(Debug, Default)]
 pub(super) struct Hints {
     /// Where the others are; not set if they cannot be met.
-    meeting: OnceLock<Meeting>,
+    meeting: OnceLock<PeerSockets>,
     questions: Questions,
     promises: Promises,
     closings: Closings,
@@ -80,7 +80,7 @@ pub(super) fn start(core: &Arc<Core>) {
 
 fn enter(core: &Arc<Core>) -> Result<UnixListener, Fault> {
     let directory = core.files.directory();
-    let (meeting, listener) = Meeting::enter(directory)?;
+    let (meeting, listener) = PeerSockets::join(directory)?;
     let watched = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
     let listener = watched.map_err(|error| Fault {
         operation: "listen in",
