@@ -28,16 +28,14 @@
 pub mod clock;
 pub mod command;
 pub mod daemon;
+pub mod directory;
 pub mod doctor;
 pub mod files;
 pub mod front;
+pub mod host;
 pub mod limits;
 pub mod lock_table;
 pub mod readiness;
-/// What its place in [`files`] waits for.
-pub mod server {
-    pub mod directory;
-}
 pub mod session;
 pub mod settings;
 pub mod sync;

@@ -10,14 +10,14 @@ use distrilock::settings::Settings;
 
 fn main() -> ExitCode {
     // This program may have been started by itself, for one deletion or one lock.
-    if let Some(status) = doctor::take_over() {
+    if let Some(status) = doctor::run_as_helper() {
         return status;
     }
     let settings = Settings::parse();
     if settings.check {
         let findings = doctor::examine(&settings, None);
         let directory = settings.directory.as_deref();
-        let told = doctor::tell(directory, &findings, false, &mut io::stdout());
+        let told = doctor::report(directory, &findings, false, &mut io::stdout());
         return told.map_or(ExitCode::FAILURE, ExitCode::from);
     }
     match daemon::run(settings) {

@@ -38,7 +38,7 @@ const OWN_PROGRAM: &str = "/proc/self/exe";
 #[must_use]
 pub fn main() -> ExitCode {
     // The doctor and the collector start this program again, for one lock or one deletion.
-    if let Some(status) = doctor::take_over() {
+    if let Some(status) = doctor::run_as_helper() {
         return status;
     }
     let arguments: Vec<OsString> = std::env::args_os().collect();

@@ -4,12 +4,13 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::time::Duration;
 
-use nix::unistd::{Uid, gethostname};
+use nix::unistd::Uid;
 
 use super::options::Asking;
 use super::say::{self, Passing};
 use super::trouble::Trouble;
 use super::values::Names;
+use crate::host::host_name;
 use distrilock_client::{Acquire, Builder, Client, ConnectError, Failure, Held, Introduction, Seen, Server, Wanted};
 use distrilock_protocol::limits::{HELLO_COMMAND_BYTES_MAX, HELLO_NAME_BYTES_MAX};
 
@@ -51,7 +52,7 @@ pub(super) fn introduction(note: Option<&str>, command: Option<&str>) -> Introdu
 
 /// The name of this host.
 pub(super) fn host() -> String {
-    gethostname().map_or_else(|_| "unknown".to_owned(), |name| name.to_string_lossy().into_owned())
+    host_name()
 }
 
 /// At most so many bytes of a text, on one line.

@@ -49,7 +49,7 @@ pub(super) fn doctor(options: &Doctor) -> Result<u8, Trouble> {
     let mut report = Vec::new();
     let directory = options.directory.as_deref();
     let found =
-        doctor::tell(directory, &findings, options.json, &mut report).map_err(Trouble::system("write a report"))?;
+        doctor::report(directory, &findings, options.json, &mut report).map_err(Trouble::system("write a report"))?;
     say::out(&String::from_utf8_lossy(&report)).map_err(Trouble::system("write to stdout"))?;
     Ok(found)
 }

@@ -5,7 +5,7 @@ use std::io;
 use super::contradiction::Contradiction;
 use super::verify::{NoGuard, NotHeld};
 use super::{say, status};
-use crate::doctor::CollectFault;
+use crate::doctor::CollectError;
 use distrilock_client::{AcquireError, BadServer, ConnectError, Disconnected, Failure, Lost, RequestError, Server};
 
 /// Why the command ends without having done what it was asked for.
@@ -28,7 +28,7 @@ pub(super) enum Trouble {
     #[error(transparent)]
     NoGuard(#[from] NoGuard),
     #[error(transparent)]
-    Collect(#[from] CollectFault),
+    Collect(#[from] CollectError),
     #[error("cannot {what}: {error}")]
     System { what: &'static str, error: io::Error },
     #[error("cannot {what} {path}: {error}")]
@@ -51,7 +51,7 @@ impl Trouble {
             Self::Lost { .. } => status::LOST,
             Self::NotHeld(_) => status::BUSY,
             Self::NoGuard(_) => status::UNREACHABLE,
-            Self::Collect(CollectFault::OldMount { .. }) => status::REFUSED,
+            Self::Collect(CollectError::OldMount { .. }) => status::REFUSED,
             Self::Collect(_) | Self::System { .. } | Self::File { .. } => status::SYSTEM,
         }
     }

@@ -24,13 +24,14 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::directory::{Directory, DirectoryError};
 use crate::files::mount::Mount;
-use crate::files::node;
+use crate::files::{FileId, presence};
 use crate::front::{Listening, SessionThreads, Transport, accept};
+use crate::host::host_name;
 use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
 use crate::lock_table::storage::watch;
 use crate::lock_table::{LockTable, Storage, hints};
-use crate::server::directory::{Directory, DirectoryFault};
 use crate::settings::{Address, Settings};
 use crate::sync::locked;
 use crate::systemd::notify::Notifier;
@@ -47,7 +48,7 @@ pub enum StartError {
     #[error(transparent)]
     Log(#[from] journal::LogFault),
     #[error(transparent)]
-    Directory(#[from] DirectoryFault),
+    Directory(#[from] DirectoryError),
     #[error(
         "cannot listen at {address}: {error}; is another daemon running, or does the address not belong to this host?"
     )]
@@ -72,7 +73,7 @@ struct Daemon {
     threads: Arc<SessionThreads>,
     directory: Directory,
     /// The device and inode of the lock directory. They are looked up once: in the end the file server might not answer.
-    place: (u64, u64),
+    place: FileId,
     /// Where sessions go when this process ends; without it they end with it.
     store: Option<Store>,
     notifier: Arc<Notifier>,
@@ -124,7 +125,7 @@ pub fn run(settings: Settings) -> Result<(), StartError> {
     }
     let threads = Arc::new(SessionThreads::start(settings.threads())?);
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let node = nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
+    let node = host_name();
     let stop_ms = directory.timing.map(|timing| u64::try_from(timing.stop.as_millis()).unwrap_or(u64::MAX));
     let storage = Storage::new(files, directory.mount.word(), stop_ms, &settings);
     let table = Arc::new(LockTable::new(settings, storage, node, descriptors_max, runtime.handle().clone()));
@@ -184,9 +185,9 @@ impl Daemon {
     ) -> Result<Self, StartError> {
         let notifier = Arc::new(Notifier::from_env());
         notifier.forget(&kept.unknown_fds);
-        let place = table.storage.files.place()?;
+        let place = table.storage.files.directory_id()?;
         let (store, left) = look_into(&table, kept.store, place, &notifier);
-        directory.tell();
+        directory.log();
         let own_file = watch_storage(&table, &directory, &notifier)?;
         if let Some(left) = left {
             hand_over::take_over(&table, &threads, left);
@@ -247,7 +248,7 @@ impl Daemon {
             (Ending::Stop(signal), _) => self.stop(signal).await,
         }
         if let Some(place) = self.own_file {
-            node::leave(&locked(&place));
+            presence::leave(&locked(&place));
         }
         Ok(())
     }
@@ -306,7 +307,7 @@ impl Daemon {
 fn look_into(
     table: &Arc<LockTable>,
     store: Option<Store>,
-    place: (u64, u64),
+    place: FileId,
     notifier: &Notifier,
 ) -> (Option<Store>, Option<hand_over::Taken>) {
     let Some(store) = store else {

@@ -266,7 +266,7 @@ impl LockTable {
         mut file: Option<OpenFile>,
     ) -> (Option<OpenFile>, Outcome) {
         loop {
-            let before = file.as_ref().filter(|file| file.is_locked()).map(OpenFile::identity);
+            let before = file.as_ref().filter(|file| file.is_locked()).map(OpenFile::id);
             let (left, outcome) = self.storage.files.perform(name, op, file);
             match &outcome {
                 Outcome::Failed(fault) if matches!(fault.errno, EMFILE | ENFILE) && self.shed() => {
@@ -276,9 +276,7 @@ impl LockTable {
                 Outcome::Failed(fault) => self.log.fault(name, fault),
                 Outcome::Unlocked { file_gone: true } => log_deleted(name),
                 // A lock was to be passed on, and its file had been deleted.
-                Outcome::Locked if before.is_some() && before != left.as_ref().map(OpenFile::identity) => {
-                    log_deleted(name)
-                }
+                Outcome::Locked if before.is_some() && before != left.as_ref().map(OpenFile::id) => log_deleted(name),
                 _ => {}
             }
             return (left, outcome);

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::STORAGE_REST;
-use crate::files::contact::Contact;
-use crate::files::{HandedFile, OpenFile};
+use crate::files::lease::Lease;
+use crate::files::{FileId, HandedFile, OpenFile};
 use crate::front::{Frozen, HandedConnection, SessionThreads, resume};
 use crate::lock_table::{LockTable, Source};
 use crate::systemd::ids;
@@ -39,13 +39,13 @@ pub(super) struct Count {
     pub(super) ended: usize,
 }
 
-/// Leaves all sessions to the next process. `directory` is the [place](crate::files::Files::place) of the lock directory. This process
+/// Leaves all sessions to the next process. `directory` is the [id](crate::files::Files::directory_id) of the lock directory. This process
 /// must not serve anyone any more.
 pub(super) async fn hand_over(
     table: &Arc<LockTable>,
     threads: &SessionThreads,
     store: &Store,
-    directory: (u64, u64),
+    directory: FileId,
 ) -> std::io::Result<Count> {
     table.shards.freeze();
     table.mailboxes.hand_over_all();
@@ -138,7 +138,7 @@ struct Packed {
     descriptors: Vec<OwnedFd>,
 }
 
-fn pack(table: &LockTable, going: Vec<Frozen>, directory: (u64, u64)) -> Packed {
+fn pack(table: &LockTable, going: Vec<Frozen>, directory: FileId) -> Packed {
     let (mut bytes, mut descriptors) = (Vec::new(), Vec::new());
     let mut connections = Vec::new();
     for frozen in going {
@@ -156,7 +156,7 @@ fn pack(table: &LockTable, going: Vec<Frozen>, directory: (u64, u64)) -> Packed 
             }));
         }
     }
-    let contact = table.storage.contact().map(Contact::hand_over);
+    let contact = table.storage.contact().map(Lease::hand_over);
     let next_session = table.mailboxes.next_id();
     let state = State { version: VERSION, directory, next_session, contact, connections, locks };
     Packed { state, bytes, descriptors }
@@ -174,7 +174,7 @@ pub(super) struct Taken {
 }
 
 /// Reads what was left, and takes over what is known of the file server.
-pub(super) fn read(table: &LockTable, left: Left, place: (u64, u64)) -> Result<Taken, UnusableError> {
+pub(super) fn read(table: &LockTable, left: Left, place: FileId) -> Result<Taken, UnusableError> {
     let Left { bytes, descriptors } = left;
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or(UnusableError::Count)?;
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
@@ -204,7 +204,7 @@ pub(super) fn read(table: &LockTable, left: Left, place: (u64, u64)) -> Result<T
     if let (Some(heard), Some(contact)) = (contact, table.storage.contact()) {
         contact.take_over(heard);
     }
-    let epoch = contact.map(|(_, epoch)| epoch);
+    let epoch = contact.map(|lease| lease.epoch);
     Ok(Taken { connections, bytes: tail.to_vec(), locks, next_session, epoch })
 }
 
@@ -228,7 +228,7 @@ pub(super) fn take_over(table: &Arc<LockTable>, threads: &Arc<SessionThreads>, t
     locks.into_iter().for_each(|lock| table.take_over(lock));
     frozen.into_iter().for_each(|frozen| resume(table, threads, frozen));
     // The lease may have run out in between: each lock is probed now, not in its turn.
-    if table.storage.contact().map(Contact::epoch) != epoch {
+    if table.storage.contact().map(Lease::epoch) != epoch {
         for name in held {
             table.submit(&name, Input::Probe(name.clone()), Source::Daemon);
         }
@@ -274,7 +274,7 @@ mod tests {
         let Settled { sessions: going, ended } = runtime.block_on(settle(&table, vec![ends, goes], waits));
         assert_eq!((going.len(), ended), (1, 1));
         assert_eq!(going[0].output(), "{\"id\":7,\"ok\":true,\"lock\":\"held\"}\n");
-        let Packed { state, .. } = pack(&table, going, (0, 0));
+        let Packed { state, .. } = pack(&table, going, (0, 0).into());
         assert_eq!(state.locks.len(), 1, "the other one stays behind");
     }
 }

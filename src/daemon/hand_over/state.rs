@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::HandedFile;
+use crate::files::lease::HandedLease;
+use crate::files::{FileId, HandedFile};
 use crate::front::HandedConnection;
 use distrilock_engine::Handed;
 
@@ -14,10 +15,10 @@ pub(super) const VERSION: u32 = 1;
 pub(super) struct State {
     pub(super) version: u32,
     /// The lock directory, by device and inode.
-    pub(super) directory: (u64, u64),
+    pub(super) directory: FileId,
     pub(super) next_session: u64,
     /// When the file server was last heard, and in which epoch.
-    pub(super) contact: Option<(u64, u64)>,
+    pub(super) contact: Option<HandedLease>,
     /// In the order of their sockets, which come first.
     pub(super) connections: Vec<HandedConnection>,
     /// In the order of their files, as far as they have one.

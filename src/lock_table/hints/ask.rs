@@ -10,7 +10,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, broadcast};
 
 use super::peer_message::{self, PeerMessage};
-use crate::files::meeting::Meeting;
+use crate::files::peer_sockets::PeerSockets;
 use crate::limits::{PEERS_MAX, QUESTIONS_MAX};
 use crate::lock_table::{LockTable, Source};
 use crate::sync::locked;
@@ -131,7 +131,7 @@ async fn connect_to_others(table: &Arc<LockTable>) {
     }
 }
 
-async fn connect(meeting: &Meeting, socket: &str) -> io::Result<UnixStream> {
+async fn connect(meeting: &PeerSockets, socket: &str) -> io::Result<UnixStream> {
     UnixStream::connect(meeting.path(socket)).await.inspect_err(|error| {
         if error.kind() == io::ErrorKind::ConnectionRefused {
             meeting.remove(socket);

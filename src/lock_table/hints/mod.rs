@@ -3,7 +3,7 @@
 //! a name whose holder has promised a wake-up is tried rarely (docs/decisions/0007).
 //!
 //! A hint is never believed: it causes a try, and the lock on the file decides. Hints that are lost, late, forged or repeated only
-//! cost time. Each daemon listens on a socket in the directory and connects to the sockets of the others ([`Meeting`]). The end of a
+//! cost time. Each daemon listens on a socket in the directory and connects to the sockets of the others ([`PeerSockets`]). The end of a
 //! connection is a hint, too: its daemon is gone.
 //!
 //! `ask` is the waiting daemon's side, `promise` the holding daemon's, and `peer_message` what passes between them. Programs that are
@@ -22,7 +22,7 @@ use tokio::net::UnixListener;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::LockTable;
-use crate::files::meeting::Meeting;
+use crate::files::peer_sockets::PeerSockets;
 use crate::limits::ASK_AGAIN_MS;
 use ask::Questions;
 use close_watch::CloseWatch;
@@ -34,7 +34,7 @@ use promise::Promises;
 #[derive(Debug, Default)]
 pub(crate) struct Hints {
     /// Where the others are; not set if they cannot be reached.
-    meeting: OnceLock<Meeting>,
+    meeting: OnceLock<PeerSockets>,
     questions: Questions,
     promises: Promises,
     close_watch: CloseWatch,
@@ -80,7 +80,7 @@ pub(crate) fn start(table: &Arc<LockTable>) {
 
 fn enter(table: &Arc<LockTable>) -> Result<UnixListener, Fault> {
     let directory = table.storage.files.directory();
-    let (meeting, listener) = Meeting::enter(directory)?;
+    let (meeting, listener) = PeerSockets::join(directory)?;
     let watched = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
     let listener = watched.map_err(|error| Fault {
         operation: "listen in",

@@ -5,7 +5,7 @@ pub(crate) mod watch;
 
 use crate::clock::now_ms;
 use crate::files::Files;
-use crate::files::contact::Contact;
+use crate::files::lease::Lease;
 use crate::files::network::Network;
 use crate::settings::{OnSilence, Settings};
 use threads::StorageThreads;
@@ -57,8 +57,8 @@ impl Storage {
     }
 
     /// What is known of the server's lease, if the directory is on a server that grants leases.
-    pub(crate) fn contact(&self) -> Option<&Contact> {
-        self.files.network().and_then(Network::contact)
+    pub(crate) fn contact(&self) -> Option<&Lease> {
+        self.files.network().and_then(Network::lease)
     }
 
     /// Waits until no file call is under way, for `within` at most. Returns whether that came about.

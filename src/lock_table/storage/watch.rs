@@ -15,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::clock::now_ms;
 use crate::files::mount::Mount;
 use crate::files::network::Network;
-use crate::files::node::{Heard, Identity, Node, leave, others};
+use crate::files::presence::{DaemonInfo, Presence, PresenceLock, leave, others};
 use crate::limits::{PROBES_PER_SECOND_MAX, STORAGE_CHECK_MS};
 use crate::lock_table::{LockTable, Source};
 use crate::settings::OnSilence;
@@ -32,10 +32,10 @@ const SILENT: &str = "the file server does not answer, and may give the lock to 
 /// Listens to the server through the daemon's own file.
 pub(crate) struct Watch {
     table: Arc<LockTable>,
-    node: Node,
+    node: Presence,
     /// Where the daemon's own file is, for the end of the daemon.
     place: Arc<Mutex<PathBuf>>,
-    identity: Identity,
+    identity: DaemonInfo,
     timing: Timing,
     /// Whether the host introduces itself to the server by its name alone: on NFS 4.0 its address is part of that.
     by_name: bool,
@@ -49,9 +49,9 @@ const ROUNDS_BETWEEN_LOOKS: u32 = 10;
 impl Watch {
     /// Makes the daemon known in the lock directory.
     pub(crate) fn new(table: Arc<LockTable>, timing: Timing, by_name: bool) -> std::io::Result<Self> {
-        let identity = Identity::of_this_process(table.storage.files.directory());
+        let identity = DaemonInfo::of_this_process(table.storage.files.directory());
         let network = table.storage.files.network().expect("only a network file system is watched");
-        let node = Node::enter(table.storage.files.directory(), network, &identity)?;
+        let node = Presence::announce(table.storage.files.directory(), network, &identity)?;
         // A server that has just started delays this by its grace period: time counts from now.
         node.listen(network)?;
         let place = Arc::new(Mutex::new(node.path().to_owned()));
@@ -73,8 +73,8 @@ impl Watch {
                 self.report_clashes();
             }
             match self.node.listen(network) {
-                Ok(Heard::Well) => {}
-                Ok(Heard::Forgotten) => self.enter_again(network),
+                Ok(PresenceLock::Known) => {}
+                Ok(PresenceLock::Forgotten) => self.enter_again(network),
                 Err(error) => tracing::debug!("the lock directory's server: {error}"),
             }
             self.prove_held();
@@ -106,7 +106,7 @@ impl Watch {
             MESSAGE_ID = ids::LEASE_LOST,
             "the file server has dropped this host's locks: its lease ran out, or somebody else uses its name"
         );
-        match Node::enter(self.table.storage.files.directory(), network, &self.identity) {
+        match Presence::announce(self.table.storage.files.directory(), network, &self.identity) {
             Ok(node) => {
                 node.path().clone_into(&mut locked(&self.place));
                 leave(std::mem::replace(&mut self.node, node).path());

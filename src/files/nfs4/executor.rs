@@ -1,4 +1,4 @@
-//! The system calls behind [`nfs4`](super).
+//! Makes the system calls for which the steps in [`distrilock_engine::steps::nfs4`] ask.
 
 use std::time::Duration;
 
@@ -12,18 +12,20 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use distrilock_engine::steps::nfs4::{Answer, Call, Next, Start, Steps};
 use distrilock_engine::{FileOp, Outcome};
 
-use super::mortal;
+use super::unlink_helper;
 use crate::clock::now_ms;
+use crate::files::file_id::FileId;
+use crate::files::lock_directory::Files;
+use crate::files::lock_file::{OpenFile, failed};
 use crate::files::network::Network;
-use crate::files::os::{Files, OpenFile, failed, identity};
 use crate::files::ranges::{ALL, DELETION, FENCE, HELD, Range, TURN};
 use distrilock_engine::Mode;
 use distrilock_protocol::name::LockName;
 
-/// Where the anchor is; the lock itself ends before it.
+/// Where the anchor is. The main lock ends before it.
 const ANCHOR: i64 = 1 << 61;
 
-/// How long a deletion waits for others, at a time.
+/// How long a deletion waits for others each time.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// What a holder locks.
@@ -32,27 +34,29 @@ const MAIN: Range = (0, ANCHOR);
 /// What shared holders lock as well, so that nobody takes slots beside them.
 const BESIDE: Range = (TURN.0, FENCE.0 - TURN.0);
 
-/// Where all that lies which is locked for slots.
+/// Everything that is locked for slots lies here.
 const BEYOND_ANCHOR: Range = (ANCHOR + 1, 0);
 
-/// The size of a dead file: no daemon writes so much into a lock file, and hardly anybody else just this.
+/// The size of a file that is marked dead. No daemon writes that much into a lock file, and another
+/// program is unlikely to write exactly this much.
 const DEAD_BYTES: i64 = 57_005;
 
 /// Makes the calls of one operation.
-pub(in crate::files) struct Hand<'a> {
+pub(in crate::files) struct Nfs4Executor<'a> {
     files: &'a Files,
     network: &'a Network,
     name: &'a LockName,
     file: Option<OpenFile>,
-    /// When a call was sent that showed that the server knows our locks: a deletion has to be over soon after.
+    /// When the last call was sent that the server could only answer because it knows our locks. A
+    /// deletion has to be over soon after.
     proven_ms: u64,
-    /// In which epoch the gate was locked: a deletion relies on it as well.
+    /// The epoch in which the gate was locked: a deletion relies on the gate as well.
     gated_in: u64,
-    /// Whether slots are being taken, so that more than [0, 2^61) may be locked.
+    /// Whether the operation takes slots, so that more than [0, 2^61) may be locked.
     takes: bool,
 }
 
-impl<'a> Hand<'a> {
+impl<'a> Nfs4Executor<'a> {
     pub(in crate::files) fn new(
         files: &'a Files,
         network: &'a Network,
@@ -116,10 +120,12 @@ impl<'a> Hand<'a> {
                 std::thread::sleep(PAUSE);
                 Answer::Yes
             }
-            Call::LockToDelete => self.proving(|hand| hand.set(Some(Mode::Exclusive), DELETION)),
+            Call::LockToDelete => self.proving(|executor| executor.set(Some(Mode::Exclusive), DELETION)),
             Call::Named => self.named(),
             Call::MarkDead => self.proving(Self::mark_dead),
-            Call::Unlink => mortal::unlink(&self.files.c_path(self.name), self.proven_ms + self.network.unlink_ms()),
+            Call::Unlink => {
+                unlink_helper::unlink(&self.files.c_path(self.name), self.proven_ms + self.network.unlink_ms())
+            }
             Call::Unlock => self.unlock(),
             Call::Uses => stale_is_gone(self.file().uses()),
             Call::Fence(mode) => {
@@ -151,7 +157,7 @@ impl<'a> Hand<'a> {
         })
     }
 
-    /// Makes a call that the server grants only to who has its locks.
+    /// Makes a call that the server grants only to a client whose locks it knows.
     fn proving(&mut self, call: impl FnOnce(&mut Self) -> Answer) -> Answer {
         let sent_ms = now_ms();
         let answer = call(self);
@@ -165,9 +171,10 @@ impl<'a> Hand<'a> {
         self.file.as_mut().expect("the steps use a file only while it is open")
     }
 
-    /// Asks the server for the directory's state: what is cached of it does not count afterwards.
+    /// Asks the server for the directory's state, so that the kernel drops what it has cached of
+    /// it.
     fn refresh(&self) {
-        // Whether it succeeds shows at the call that follows.
+        // If it fails, the next call fails as well.
         let _ = statx(CWD, self.files.directory(), AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS);
     }
 
@@ -199,7 +206,7 @@ impl<'a> Hand<'a> {
             Answer::Yes => {}
             answer => return answer,
         }
-        // What keeps shared holders and holders of slots apart.
+        // This keeps shared holders and holders of slots apart.
         let beside = match (before, mode) {
             (Some(Mode::Shared), Mode::Shared) => Answer::Yes,
             (_, Mode::Shared) => self.set(Some(Mode::Shared), BESIDE),
@@ -266,7 +273,7 @@ impl<'a> Hand<'a> {
         self.refresh();
         let file = self.file();
         match lstat(&*file.path) {
-            Ok(stat) if identity(&stat) == file.identity => Answer::Yes,
+            Ok(stat) if FileId::from(&stat) == file.id => Answer::Yes,
             Ok(_) => Answer::No,
             Err(Errno::ENOENT | Errno::ESTALE) => Answer::Gone,
             Err(errno) => failed("stat", &file.path, errno),
@@ -279,7 +286,7 @@ impl<'a> Hand<'a> {
         let file = self.file();
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         match open(&*file.path, flags, permissions) {
-            // There was none: this is a new file, for whoever comes next.
+            // There was none: this is a new file, for the next process that opens it.
             Ok(_) => Answer::Gone,
             Err(Errno::EEXIST) => self.check(),
             Err(errno) => failed("open", &file.path, errno),
@@ -305,14 +312,15 @@ impl<'a> Hand<'a> {
 
     fn close(&mut self) -> Answer {
         if let Some(file) = self.file.take() {
-            // A descriptor whose locks were lost refuses everything until it is unlocked; close would drop them as well.
+            // A descriptor whose locks were lost refuses everything until it is unlocked; closing
+            // it would drop the locks as well.
             file.set(None, ALL);
         }
         Answer::Yes
     }
 }
 
-/// The server has forgotten the file, or this descriptor's locks.
+/// These errnos mean that the server has forgotten the file, or this descriptor's locks.
 fn stale_is_gone(answer: Answer) -> Answer {
     let stale = |errno| [Errno::ESTALE, Errno::EIO, Errno::EBADF].contains(&Errno::from_raw(errno));
     match answer {

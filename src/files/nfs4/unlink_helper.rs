@@ -1,10 +1,11 @@
-//! Deleting a file from a process that does not live for long.
+//! Deletes a file from a process that lives only for a short time.
 //!
-//! A deletion carries no proof that its sender still holds the lock under which it deletes (RFC 8881, section 18.25). One that
-//! is held up on its way for longer than the lease could take effect when somebody else holds a lock on the new file of that name.
-//! The kernel sends a request again and again for as long as the process that made it lives; so the process that makes this one
-//! is killed in time (docs/safety.md has the measurements). It ends by itself, too: if the daemon is stopped meanwhile, an alarm
-//! kills it.
+//! A deletion carries no proof that its sender still holds the lock under which it deletes (RFC
+//! 8881, section 18.25). If it is delayed on its way for longer than the lease, it could take
+//! effect while somebody else holds a lock on the new file of that name. The kernel repeats a
+//! request for as long as the process that made it lives, so the process that makes this request is
+//! killed in time (docs/safety.md has the measurements). It also ends by itself: if the daemon is
+//! stopped meanwhile, an alarm kills it.
 
 use std::ffi::{CStr, OsStr};
 use std::os::fd::AsFd;
@@ -16,19 +17,19 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{alarm, unlink as delete};
 
 use crate::clock::now_ms;
-use crate::files::os::failed;
+use crate::files::lock_file::failed;
 use distrilock_engine::steps::nfs4::Answer;
 
-/// The first argument of the process: what it is for.
+/// The helper's first argument, by which the program recognises that it is one.
 const WORD: &str = "--delete-before-the-lease-ends";
 
-/// The exit status of a deletion that was refused with an errno is this plus the errno.
+/// If the deletion is refused, the helper's exit status is this plus the errno.
 const ERRNO_BASE: u8 = 100;
 
-/// If this process was started to delete a file, does that and tells with what status to exit. Programs that use lock files on a
-/// network file system call it first of all.
+/// If this process was started to delete a file, deletes it and returns the exit status. Programs
+/// that use lock files on a network file system call this before anything else.
 #[must_use]
-pub fn take_over() -> Option<ExitCode> {
+pub fn run_as_unlink_helper() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next()? != WORD {
         return None;
@@ -40,7 +41,8 @@ pub fn take_over() -> Option<ExitCode> {
         return Some(ExitCode::FAILURE);
     }
     let seconds = u32::try_from(left_ms.div_ceil(1000)).unwrap_or(u32::MAX);
-    // SIGALRM kills, as nobody handles it, and a deadly signal ends a request to the server (nfs(5), "intr").
+    // Nobody handles SIGALRM, so it kills; and a deadly signal ends a request to the server
+    // (nfs(5), "intr").
     alarm::set(seconds);
     Some(match delete(path.as_os_str()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -50,7 +52,8 @@ pub fn take_over() -> Option<ExitCode> {
     })
 }
 
-/// Deletes a file, or gives up at that time on the clock of [`crate::clock`]; then the deletion never takes effect.
+/// Deletes a file, or gives up when the clock of [`crate::clock`] reaches `deadline_ms`; after that
+/// the deletion never takes effect.
 pub(super) fn unlink(path: &CStr, deadline_ms: u64) -> Answer {
     let deadline = deadline_ms.to_string();
     let arguments = [OsStr::new(WORD), OsStr::new(&deadline), OsStr::from_bytes(path.to_bytes())];
@@ -73,15 +76,16 @@ pub(super) fn unlink(path: &CStr, deadline_ms: u64) -> Answer {
     }
 }
 
-/// Waits for the process, and kills it when its time is over. `None`: a signal ended it.
+/// Waits for the helper, and kills it at its deadline. Returns `None` if a signal ended it.
 fn status(mut child: Child, deadline_ms: u64) -> std::io::Result<Option<i32>> {
     if let Some(output) = &child.stdout {
-        // It writes nothing: the pipe ends with it. Whatever poll says, the process is not waited for any longer.
+        // The helper writes nothing, so the pipe closes when it ends. Whatever poll returns, nobody
+        // waits for the helper any longer.
         let mut ends = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
         let left_ms = u16::try_from(deadline_ms.saturating_sub(now_ms())).unwrap_or(u16::MAX);
         let _ = poll(&mut ends, PollTimeout::from(left_ms));
     }
-    // One that has ended already is not hurt.
+    // This does not matter to a helper that has ended already.
     let _ = child.kill();
     Ok(child.wait()?.code())
 }

@@ -1,4 +1,4 @@
-//! The lock directory: where it is, and what its file system asks for.
+//! The lock directory: where it is, and whether its file system can be trusted with locks.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -8,53 +8,51 @@ use std::time::Duration;
 use nix::unistd::{AccessFlags, access};
 
 use crate::files::Files;
-use crate::files::mount::{Mount, Unfit};
+use crate::files::mount::{Mount, MountError};
 use crate::files::network::Network;
 use crate::settings::Settings;
 use crate::systemd::ids;
-use crate::timing::{Timing, Unsafe};
+use crate::timing::{Timing, TimingError};
 
-/// Why a directory cannot be used. Each names what is wrong and what to do.
+/// Why a directory cannot be used. Each message says what is wrong and what to do.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
-pub enum DirectoryFault {
+pub enum DirectoryError {
     #[error("the lock directory {} {what}: {error}; {remedy}", path.display())]
     Unusable { path: PathBuf, what: &'static str, error: io::Error, remedy: &'static str },
-    #[error(
-        "no lock directory: set -d DIR, since neither $STATE_DIRECTORY, $XDG_STATE_HOME nor $HOME says where it is"
-    )]
+    #[error("no lock directory: set -d DIR, since none of $STATE_DIRECTORY, $XDG_STATE_HOME and $HOME gives one")]
     Unknown,
-    #[error("the lock directory {} cannot be trusted: {unfit}", path.display())]
-    Unfit { path: PathBuf, unfit: Box<Unfit> },
+    #[error("the lock directory {} cannot be trusted: {error}", path.display())]
+    Mount { path: PathBuf, error: Box<MountError> },
     #[error(
-        "the lock directory {} is on NFS, and the kernel does not tell the lease time: /proc/self/mountstats has to be \
-         readable", path.display()
+        "the lock directory {} is on NFS, and the kernel does not report the lease time: /proc/self/mountstats has to \
+         be readable", path.display()
     )]
     NoLease { path: PathBuf },
-    #[error("the lock directory {}: {fault}", path.display())]
-    Timing { path: PathBuf, fault: Unsafe },
+    #[error("the lock directory {}: {error}", path.display())]
+    Timing { path: PathBuf, error: TimingError },
 }
 
-/// The lock directory and what was found out about it.
+/// The lock directory, and what is known about it.
 #[derive(Debug)]
 pub struct Directory {
     /// Where it is, without symbolic links.
     pub path: PathBuf,
-    /// What is mounted there.
+    /// The file system that it is on.
     pub mount: Mount,
-    /// The times that a network file system asks for.
+    /// On NFSv4: the times on which its locks rest.
     pub timing: Option<Timing>,
 }
 
 impl Directory {
-    /// Finds the directory that the settings mean, and makes the default one.
+    /// Finds the directory that the settings mean. Creates the default one.
     ///
     /// # Errors
-    /// If it is not there, cannot be written, or locks in it could not be trusted.
-    pub fn find(settings: &Settings) -> Result<Self, DirectoryFault> {
+    /// If it does not exist, cannot be written, or locks in it cannot be trusted.
+    pub fn find(settings: &Settings) -> Result<Self, DirectoryError> {
         let path = usable(settings)?;
         let mount =
-            Mount::under(&path).map_err(|unfit| DirectoryFault::Unfit { path: path.clone(), unfit: unfit.into() })?;
+            Mount::under(&path).map_err(|error| DirectoryError::Mount { path: path.clone(), error: error.into() })?;
         let timing = timing(settings, &path, &mount)?;
         Ok(Self { path, mount, timing })
     }
@@ -72,13 +70,13 @@ impl Directory {
         Ok(Files::on_network(self.path.clone(), Network::new(&self.mount, mode, silence_ms)))
     }
 
-    /// Says at start what an administrator should know about the file system.
-    pub fn tell(&self) {
+    /// Logs what an administrator should know about the file system when the daemon starts.
+    pub fn log(&self) {
         match &self.mount {
             Mount::Local => {}
             Mount::Unknown { kind } => tracing::warn!(
                 MESSAGE_ID = ids::STORAGE_UNPROVEN,
-                "the lock directory is on {kind}: nobody has measured whether locks hold there when a host is cut off, and \
+                "the lock directory is on {kind}: nobody has tested whether locks hold there when a host is cut off, and \
                  lost locks are not noticed; use NFSv4 or a local file system if you can"
             ),
             Mount::Nfs4(nfs) => {
@@ -88,8 +86,8 @@ impl Directory {
                 if nfs.minor == 0 {
                     tracing::warn!(
                         MESSAGE_ID = ids::STORAGE_UNPROVEN,
-                        "the lock directory is on NFS 4.0: waiting is slow there, and lock files stay until distrilock gc \
-                         runs on the server; mount it with vers=4.2"
+                        "the lock directory is on NFS 4.0: waiters are slow to notice a release there, and lock files \
+                         stay until distrilock gc runs on the server; mount it with vers=4.2"
                     );
                 }
             }
@@ -97,39 +95,39 @@ impl Directory {
     }
 }
 
-fn timing(settings: &Settings, path: &Path, mount: &Mount) -> Result<Option<Timing>, DirectoryFault> {
+fn timing(settings: &Settings, path: &Path, mount: &Mount) -> Result<Option<Timing>, DirectoryError> {
     let Mount::Nfs4(nfs) = mount else { return Ok(None) };
-    let lease = nfs.lease_seconds.ok_or_else(|| DirectoryFault::NoLease { path: path.to_owned() })?;
+    let lease = nfs.lease_seconds.ok_or_else(|| DirectoryError::NoLease { path: path.to_owned() })?;
     let (silence, stop) = (settings.storage_silence, settings.stop_time);
     let timing = Timing::of(Duration::from_secs(lease), silence, stop, settings.dead_after);
-    timing.check().map_err(|fault| DirectoryFault::Timing { path: path.to_owned(), fault })?;
+    timing.check().map_err(|error| DirectoryError::Timing { path: path.to_owned(), error })?;
     Ok(Some(timing))
 }
 
-fn usable(settings: &Settings) -> Result<PathBuf, DirectoryFault> {
-    let fault =
-        |path: &Path, what, error, remedy| DirectoryFault::Unusable { path: path.to_owned(), what, error, remedy };
+fn usable(settings: &Settings) -> Result<PathBuf, DirectoryError> {
+    let unusable =
+        |path: &Path, what, error, remedy| DirectoryError::Unusable { path: path.to_owned(), what, error, remedy };
     let path = match (&settings.directory, std::env::var_os("STATE_DIRECTORY")) {
         (Some(path), _) => path.clone(),
         // systemd.exec(5): several directories are separated by colons.
-        (None, Some(paths)) => std::env::split_paths(&paths).next().ok_or(DirectoryFault::Unknown)?,
+        (None, Some(paths)) => std::env::split_paths(&paths).next().ok_or(DirectoryError::Unknown)?,
         (None, None) => {
-            let path = state_folder().ok_or(DirectoryFault::Unknown)?.join("distrilock");
+            let path = state_folder().ok_or(DirectoryError::Unknown)?.join("distrilock");
             std::fs::create_dir_all(&path)
-                .map_err(|error| fault(&path, "cannot be created", error, "set another one with -d"))?;
+                .map_err(|error| unusable(&path, "cannot be created", error, "set another one with -d"))?;
             path
         }
     };
     let resolved = path
         .canonicalize()
-        .map_err(|error| fault(&path, "cannot be found", error, "create it, as in: install -d -m 0755 DIR"))?;
+        .map_err(|error| unusable(&path, "cannot be found", error, "create it, as in: install -d -m 0755 DIR"))?;
     if !resolved.is_dir() {
         let error = io::ErrorKind::NotADirectory.into();
-        return Err(fault(&resolved, "is no directory", error, "name the directory with -d"));
+        return Err(unusable(&resolved, "is not a directory", error, "set the directory with -d"));
     }
     access(&resolved, AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK).map_err(|errno| {
-        let remedy = "the daemon's user has to read and write it: mend its owner or mode, or mount it read-write";
-        fault(&resolved, "cannot be written", errno.into(), remedy)
+        let remedy = "the daemon's user has to read and write it: fix its owner or mode, or mount it read-write";
+        unusable(&resolved, "cannot be written", errno.into(), remedy)
     })?;
     Ok(resolved)
 }

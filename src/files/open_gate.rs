@@ -1,5 +1,6 @@
-//! [`Gate`]: the file in `.distrilock/` that keeps a name's file from being opened while it is deleted (see
-//! [`nfs4`](super::nfs4)). It has a byte for each name, and is never deleted.
+//! [`OpenGate`]: a file in `.distrilock/` that keeps a name's lock file from being opened while it
+//! is deleted (see [`distrilock_engine::steps::nfs4`]). It has a byte for each name, and is never
+//! deleted.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -9,37 +10,41 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::OFlag;
 
-use super::network::Network;
-use super::node::{FOLDER, folder};
-use super::os::lock;
+use super::{daemon_folder, ofd_lock};
 use distrilock_engine::Mode;
 use distrilock_engine::fault::Fault;
 use distrilock_engine::steps::local::Answer;
 use distrilock_protocol::name::LockName;
 
-const FILE: &str = "gate";
-
-/// Bytes of names begin here; before, each daemon has an anchor, as on lock files.
+/// The bytes of names begin here. Before them, each daemon has an anchor, as it has on lock files.
 const FIRST: u64 = 1 << 32;
 
-/// The open gate, and the bytes of it that this process locks: one open file cannot lock a byte twice, so that two names which
-/// have the same one wait for each other.
-#[derive(Debug, Default)]
-pub(super) struct Gate {
-    /// With the epoch in which it was opened, as [`Contact`](super::contact::Contact) counts: later ones do not rely on it.
+/// The open gate and the bytes of it that this process locks. One open file cannot lock a byte
+/// twice, so two names that share a byte wait for each other.
+#[derive(Debug)]
+pub(super) struct OpenGate {
+    /// The mode of the file, if this process creates it.
+    permissions: u32,
+    /// The file, and the lease's [epoch](super::lease::Lease::epoch) in which it was opened: it is
+    /// not used in later ones.
     current: Option<(Arc<File>, u64)>,
-    /// Locked bytes, each with the file through which it is locked: it stays open for that long.
+    /// The locked bytes. The file through which each was locked stays open until it is unlocked.
     locked: HashMap<i64, Arc<File>>,
 }
 
-impl Gate {
-    /// The file and the byte to lock, or to unlock. `None`: another name of this process uses the byte.
+impl OpenGate {
+    pub(super) fn new(permissions: u32) -> Self {
+        Self { permissions, current: None, locked: HashMap::new() }
+    }
+
+    /// Returns the file and the byte to lock or unlock; `None` if another name of this process uses
+    /// the byte.
     pub(super) fn enter(
         &mut self,
         directory: &Path,
-        network: &Network,
+        epoch: u64,
         name: &LockName,
         mode: Option<Mode>,
     ) -> io::Result<Option<(Arc<File>, i64)>> {
@@ -50,17 +55,17 @@ impl Gate {
         if self.locked.contains_key(&place) {
             return Ok(None);
         }
-        let epoch = network.epoch();
         let file = match &self.current {
             Some((file, opened)) if *opened == epoch => Arc::clone(file),
-            _ => Arc::new(open(directory, network)?),
+            _ => Arc::new(open(directory, self.permissions)?),
         };
         self.current = Some((Arc::clone(&file), epoch));
         self.locked.insert(place, Arc::clone(&file));
         Ok(Some((file, place)))
     }
 
-    /// The byte was not locked. If that is because the server has forgotten the file, it is opened anew for the next one.
+    /// The byte was not locked. `forgotten`: the server no longer knows the open file, so the next
+    /// call has to open it again.
     pub(super) fn refused(&mut self, place: i64, forgotten: bool) {
         self.locked.remove(&place);
         if forgotten {
@@ -69,27 +74,28 @@ impl Gate {
     }
 }
 
-fn open(directory: &Path, network: &Network) -> io::Result<File> {
-    let path = folder(directory)?.join(FILE);
+fn open(directory: &Path, permissions: u32) -> io::Result<File> {
+    let path = daemon_folder::create(directory)?.join(daemon_folder::GATE);
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
-    let permissions = network.permissions();
     let mut options = File::options();
     options.read(true).write(true).custom_flags(flags).mode(permissions);
     let file = match options.clone().create_new(true).open(&path) {
         Ok(file) => {
-            // Whatever the umask: a collector runs with its user's.
+            // A collector runs with its user's umask, which must not matter here.
             file.set_permissions(fs::Permissions::from_mode(permissions))?;
             file
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.open(&path)?,
         Err(error) => return Err(error),
     };
-    fcntl(&file, FcntlArg::F_OFD_SETLK(&lock(Some(Mode::Shared), (0, 1))))?;
+    if !ofd_lock::set(&file, Some(Mode::Shared), (0, 1))? {
+        return Err(Errno::EAGAIN.into());
+    }
     Ok(file)
 }
 
-/// The byte of a name. Daemons of every version have to agree on it: FNV-1a, 61 bits of it. (Names that are made to have the same
-/// one wait for each other, and nothing worse.)
+/// The byte of a name: 61 bits of its FNV-1a hash. Daemons of every version have to agree on it.
+/// Names that were made to share a byte wait for each other, and nothing worse happens.
 fn place_of(name: &LockName) -> i64 {
     let hash = name
         .as_str()
@@ -99,6 +105,6 @@ fn place_of(name: &LockName) -> i64 {
 }
 
 pub(super) fn gate_failed(directory: &Path, errno: Errno) -> Answer {
-    let path = directory.join(FOLDER).join(FILE).to_string_lossy().into();
+    let path = daemon_folder::path(directory).join(daemon_folder::GATE).to_string_lossy().into();
     Answer::Failed(Fault { operation: "lock", path, errno: errno as i32 })
 }
