@@ -1,7 +1,5 @@
 //! The client library against the real daemon, over every transport, and against servers that play a script.
 
-#[path = "client/scripted.rs"]
-mod scripted;
 mod support;
 
 use std::fs;
@@ -14,11 +12,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use distrilock_client::{
-    AcquireError, BootTime, Builder, Client, ConnectError, Disconnected, Failure, Introduction, Lost, RequestError,
-    Server, Standing, Wanted, blocking,
+    AcquireError, BootTime, Builder, Client, ConnectError, DisconnectedError, Introduction, LostError, RequestError,
+    Server, ServerError, Standing, Wanted, blocking, introduction_of_this_process,
 };
+use distrilock_testing::play;
 use nix::sys::signal::Signal;
-use scripted::play;
 use serde_json::json;
 use support::{Daemon, Dice, PATIENCE};
 use tokio::time::{sleep, timeout};
@@ -102,7 +100,7 @@ fn the_blocking_twin_locks() -> Outcome {
         assert_eq!(other.list()?[0].holders.len(), 2);
         first.release()?;
         other.bye()?;
-        assert_eq!(other.ended(), Some(Disconnected::Bye));
+        assert_eq!(other.ended(), Some(DisconnectedError::Bye));
     }
     Ok(())
 }
@@ -118,9 +116,12 @@ async fn the_daemon_dies() -> Outcome {
         let twins = twin.lock("c").acquire()?;
         daemon.kill();
         let lost = due("the loss", held.lost()).await;
-        assert!(matches!(lost, Lost::Disconnected(Disconnected::Closed | Disconnected::Broken { .. })), "{lost:?}");
+        assert!(
+            matches!(lost, LostError::Disconnected(DisconnectedError::Closed | DisconnectedError::Broken { .. })),
+            "{lost:?}"
+        );
         assert!(held.is_lost() && other.is_lost() && held.valid_until().is_none());
-        assert!(matches!(twins.lost(), Lost::Disconnected(_)));
+        assert!(matches!(twins.lost(), LostError::Disconnected(_)));
         assert!(matches!(held.verify().await, Err(RequestError::Lost(_))));
         assert!(matches!(other.release().await, Err(RequestError::Lost(_))));
         let directory = daemon.directory().to_owned();
@@ -163,10 +164,10 @@ async fn the_daemon_falls_silent() -> Outcome {
         daemon.signal(Signal::SIGSTOP);
         let until = held.valid_until().expect("it is held");
         let lost = due("the loss", held.lost()).await;
-        assert!(matches!(lost, Lost::Disconnected(Disconnected::Silent { .. })), "{lost:?}");
+        assert!(matches!(lost, LostError::Disconnected(DisconnectedError::Silent { .. })), "{lost:?}");
         assert!(BootTime::now() >= until, "given up before its time");
         let waited = due("the end of the wait", waiting).await?;
-        assert!(matches!(waited, Err(AcquireError::Disconnected(Disconnected::Silent { .. }))), "{waited:?}");
+        assert!(matches!(waited, Err(AcquireError::Disconnected(DisconnectedError::Silent { .. }))), "{waited:?}");
         daemon.signal(Signal::SIGCONT);
         // Until then the daemon sees them live: the work that the lock guards may not have been stopped.
         drop((held, one, other));
@@ -200,9 +201,9 @@ async fn the_lock_file_is_deleted() -> Outcome {
     let (held, other) = (client.lock("a").acquire().await?, client.lock("b").acquire().await?);
     fs::remove_file(daemon.file("a"))?;
     let verified = held.verify().await;
-    assert!(matches!(verified, Err(RequestError::Lost(Lost::Told { .. }))), "{verified:?}");
+    assert!(matches!(verified, Err(RequestError::Lost(LostError::Told { .. }))), "{verified:?}");
     let lost = due("the loss", held.lost()).await;
-    assert!(matches!(&lost, Lost::Told { lock, .. } if lock.as_str() == "a"), "{lost:?}");
+    assert!(matches!(&lost, LostError::Told { lock, .. } if lock.as_str() == "a"), "{lost:?}");
     assert!(held.is_lost() && !other.is_lost());
     other.verify().await?;
     // The session may take it again, and the first one's end does not touch that.
@@ -259,9 +260,10 @@ async fn clients_are_introduced() -> Outcome {
         let other = Client::connect(&servers).await?;
         let peeked = other.peek("a").await?;
         let seen = &peeked.holders[0];
-        let texts = [&seen.name, &seen.note, &seen.host, &seen.command, &seen.user];
+        let said = &seen.introduction;
+        let texts = [&said.name, &said.note, &said.host, &said.command, &said.user];
         assert_eq!(texts.map(|text| text.as_deref()), ["backup@db1", "nightly", "db1", "b -v", "joe"].map(Some));
-        assert_eq!((seen.pid, seen.mode.as_str(), &seen.session), (Some(4711), "exclusive", &client.welcome().session));
+        assert_eq!((said.pid, seen.mode.as_str(), &seen.session), (Some(4711), "exclusive", &client.welcome().session));
         let waiting = tokio::spawn(other.lock("a").wait().acquire());
         client.hello(&Introduction { user: Some("jim".into()), ..Introduction::default() }).await?;
         let listed = due("the other one waits", async {
@@ -273,11 +275,11 @@ async fn clients_are_introduced() -> Outcome {
             }
         })
         .await;
-        let seen = &listed.holders[0];
-        assert_eq!((&seen.name, seen.user.as_deref(), seen.pid), (&None, Some("jim"), None));
+        let said = &listed.holders[0].introduction;
+        assert_eq!((&said.name, said.user.as_deref(), said.pid), (&None, Some("jim"), None));
         assert_eq!(listed.waiters[0].session, other.welcome().session);
-        client.hello(&Introduction::of_this_process()).await?;
-        assert_eq!(client.peek("a").await?.holders[0].pid, Some(std::process::id()));
+        client.hello(&introduction_of_this_process()).await?;
+        assert_eq!(client.peek("a").await?.holders[0].introduction.pid, Some(std::process::id()));
         waiting.abort();
     }
     Ok(())
@@ -316,7 +318,7 @@ async fn what_cannot_be_asked() -> Outcome {
     assert!(matches!(connected, Err(ConnectError::TooLong { .. })));
     let refused = Client::builder().name("x".repeat(200)).connect(&servers[..1]).await.unwrap_err();
     assert!(
-        matches!(&refused, ConnectError::Unreachable(attempts) if matches!(attempts[0].failure, Failure::Refused { .. }))
+        matches!(&refused, ConnectError::Unreachable(attempts) if matches!(attempts[0].failure, ServerError::Refused { .. }))
     );
     client.ping().await?;
     Ok(())
@@ -408,8 +410,8 @@ fn stranger(bytes: &'static [u8], endless: bool) -> String {
 #[tokio::test]
 async fn strangers_are_told_apart() -> Outcome {
     let within = Duration::from_millis(500);
-    let unanswered = |failure: &Failure| matches!(failure, Failure::TimedOut { .. });
-    let strange = |failure: &Failure| matches!(failure, Failure::Stranger { .. });
+    let unanswered = |failure: &ServerError| matches!(failure, ServerError::TimedOut { .. });
+    let strange = |failure: &ServerError| matches!(failure, ServerError::Stranger { .. });
     let deep: &[u8] = Box::leak(format!("{}\n", "[".repeat(100_000)).into_bytes().into_boxed_slice());
     let endless: &[u8] = Box::leak(vec![b'x'; 64 * 1024].into_boxed_slice());
     let cases: [(&str, &'static [u8], bool, bool); 10] = [
@@ -472,7 +474,7 @@ async fn the_deadline_fits_the_daemon() -> Outcome {
     held.verify().await?;
     let error = Client::builder().stop_within(Duration::from_secs(12)).connect(&servers).await.unwrap_err();
     assert!(
-        matches!(&error, ConnectError::Unreachable(attempts) if matches!(attempts[0].failure, Failure::NoTime { .. })),
+        matches!(&error, ConnectError::Unreachable(attempts) if matches!(attempts[0].failure, ServerError::NoTime { .. })),
         "{error}"
     );
     assert!(error.to_string().contains("--dead-after"), "{error}");
@@ -595,7 +597,7 @@ async fn the_daemon_doubts() -> Outcome {
     assert_eq!(due("its end", held.changed(&suspect)).await, Standing::Held);
     assert!(held.valid_for() > Duration::from_secs(5));
     step();
-    assert_eq!(due("the loss", held.lost()).await, Lost::Unproven);
+    assert_eq!(due("the loss", held.lost()).await, LostError::Unproven);
     assert!(!other.is_lost() && client.ended().is_none());
     // It is given back all the same.
     drop((held, other, client));
@@ -613,7 +615,7 @@ async fn the_storage_has_a_deadline() -> Outcome {
         peer.yes(&request, &json!({"lock":"a","valid_ms":700}));
         // Three heartbeats are answered with a proof, which is more than the first deadline.
         for _ in 0..3 {
-            let ping = peer.next().expect("a heartbeat");
+            let ping = peer.request().expect("a heartbeat");
             assert_eq!(ping["op"], "ping");
             thread::sleep(Duration::from_millis(100));
             peer.yes(&ping, &json!({"valid_ms":700}));
@@ -622,7 +624,7 @@ async fn the_storage_has_a_deadline() -> Outcome {
         thread::sleep(Duration::from_millis(300));
         peer.yes(&request, &json!({"lock":"w","valid_ms":200}));
         let mut proofs = 2;
-        while let Some(ping) = peer.next() {
+        while let Some(ping) = peer.request() {
             if ping["op"] == "ping" && proofs > 0 {
                 peer.yes(&ping, &json!({"valid_ms":2000}));
                 proofs -= 1;
@@ -643,7 +645,7 @@ async fn the_storage_has_a_deadline() -> Outcome {
     let waited = due("the grant", client.lock("w").wait().acquire()).await?;
     assert!(waited.valid_for() > Duration::from_millis(500), "{:?}", waited.valid_for());
     let until = waited.valid_until().expect("it is held");
-    assert_eq!(due("the loss", waited.lost()).await, Lost::Unproven);
+    assert_eq!(due("the loss", waited.lost()).await, LostError::Unproven);
     assert!(BootTime::now() >= until);
     drop((held, waited, client));
     end_of(script).await;
@@ -674,11 +676,11 @@ async fn a_daemon_goes_mad() -> Outcome {
         let held = client.lock("a").acquire().await?;
         let peeked = client.peek("a").await;
         assert!(
-            matches!(peeked, Err(RequestError::Disconnected(Disconnected::Garbage { .. }))),
+            matches!(peeked, Err(RequestError::Disconnected(DisconnectedError::Garbage { .. }))),
             "{nonsense}: {peeked:?}"
         );
         let lost = due("the loss", held.lost()).await;
-        assert!(matches!(lost, Lost::Disconnected(Disconnected::Garbage { .. })), "{nonsense}: {lost:?}");
+        assert!(matches!(lost, LostError::Disconnected(DisconnectedError::Garbage { .. })), "{nonsense}: {lost:?}");
         drop((held, client));
         end_of(script).await;
     }
@@ -696,7 +698,7 @@ async fn a_daemon_goes_mad() -> Outcome {
         let client = Client::connect(&[server]).await?;
         let granted = client.lock("a").acquire().await;
         assert!(
-            matches!(granted, Err(AcquireError::Disconnected(Disconnected::Garbage { .. }))),
+            matches!(granted, Err(AcquireError::Disconnected(DisconnectedError::Garbage { .. }))),
             "{shown}: {granted:?}"
         );
         drop(client);
@@ -717,9 +719,12 @@ async fn last_words() -> Outcome {
     });
     let client = Client::connect(&[server]).await?;
     let held = client.lock("a").acquire().await?;
-    assert!(matches!(client.peek("a").await, Err(RequestError::Disconnected(Disconnected::Told { .. }))));
+    assert!(matches!(client.peek("a").await, Err(RequestError::Disconnected(DisconnectedError::Told { .. }))));
     let lost = due("the loss", held.lost()).await;
-    assert!(matches!(&lost, Lost::Disconnected(Disconnected::Told { word, .. }) if word == "closing"), "{lost:?}");
+    assert!(
+        matches!(&lost, LostError::Disconnected(DisconnectedError::Told { word, .. }) if word == "closing"),
+        "{lost:?}"
+    );
     end_of(script).await;
     let (server, script) = play(|mut peer| {
         peer.expect("hello");
@@ -747,8 +752,8 @@ async fn a_grant_behind_goodbye() -> Outcome {
     tokio::task::yield_now().await;
     client.bye().await?;
     let waited = due("the answer", waiting).await?;
-    assert!(matches!(waited, Err(AcquireError::Disconnected(Disconnected::Bye))), "{waited:?}");
-    assert!(matches!(client.bye().await, Err(RequestError::Disconnected(Disconnected::Bye))));
+    assert!(matches!(waited, Err(AcquireError::Disconnected(DisconnectedError::Bye))), "{waited:?}");
+    assert!(matches!(client.bye().await, Err(RequestError::Disconnected(DisconnectedError::Bye))));
     drop(client);
     end_of(script).await;
     Ok(())
@@ -767,7 +772,7 @@ fn the_runtime_ends() -> Outcome {
     assert!(!held.is_lost());
     drop(runtime);
     assert!(held.is_lost());
-    assert_eq!(client.ended(), Some(Disconnected::Dropped));
+    assert_eq!(client.ended(), Some(DisconnectedError::Dropped));
     drop((held, client));
     blocking::Client::connect(&servers)?.lock("a").wait().acquire()?;
     Ok(())

@@ -1,8 +1,6 @@
 //! The clients of docs/protocol.md, chapter 9, as they stand there: each against the real daemon, and against one that says that
 //! the lock is lost, or says nothing more.
 
-#[path = "client/scripted.rs"]
-mod scripted;
 mod support;
 
 use std::fs;
@@ -14,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use distrilock_client::Server;
+use distrilock_testing::play;
 use nix::sys::signal::Signal;
-use scripted::play;
 use serde_json::json;
 use support::{Daemon, PATIENCE, V1, client_of_the_manual, eventually};
 
@@ -203,7 +201,7 @@ fn each_obeys_the_event() {
             let request = peer.expect("acquire");
             peer.yes(&request, &json!({"lock":"a"}));
             // It says so to a client that works: what it says to the ping comes first.
-            let ping = peer.next();
+            let ping = peer.request();
             if let Some(ping) = ping {
                 peer.yes(&ping, &json!({}));
             }

@@ -9,7 +9,7 @@ use super::options::{Ls, Peek, Wait};
 use super::session::{self, who};
 use super::trouble::Trouble;
 use super::{say, status};
-use distrilock_client::{Client, Listed, Peeked, RequestError, Seen, Server};
+use distrilock_client::{Client, Listed, Peeked, RequestError, Server, SessionInfo};
 use distrilock_protocol::name::LockName;
 
 /// How often `wait` looks, and `ls --watch` lists.
@@ -79,24 +79,24 @@ fn json_of_peeked(peeked: &Peeked) -> Value {
     })
 }
 
-fn json_of_all(seen: &[Seen]) -> Vec<Value> {
+fn json_of_all(seen: &[SessionInfo]) -> Vec<Value> {
     seen.iter().map(json_of_seen).collect()
 }
 
-fn json_of_seen(seen: &Seen) -> Value {
+fn json_of_seen(seen: &SessionInfo) -> Value {
     let mut object = json!({"session": seen.session, "mode": seen.mode, "since_ms": seen.since_ms});
     let texts = [
-        ("name", &seen.name),
-        ("note", &seen.note),
-        ("host", &seen.host),
-        ("command", &seen.command),
-        ("user", &seen.user),
+        ("name", &seen.introduction.name),
+        ("note", &seen.introduction.note),
+        ("host", &seen.introduction.host),
+        ("command", &seen.introduction.command),
+        ("user", &seen.introduction.user),
     ];
     for (member, text) in texts.into_iter().filter_map(|(member, text)| Some((member, text.as_ref()?))) {
         object[member] = json!(text);
     }
     let numbers = [
-        ("pid", seen.pid.map(u64::from)),
+        ("pid", seen.introduction.pid.map(u64::from)),
         ("slots", seen.slots.map(u64::from)),
         ("take", seen.take.map(u64::from)),
         ("fence", seen.fence),
@@ -164,8 +164,8 @@ fn table(locks: &[Listed]) -> String {
 }
 
 /// How a holder holds.
-fn how(seen: &Seen) -> String {
-    let list = || seen.taken.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+fn how(seen: &SessionInfo) -> String {
+    let list = || seen.taken.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
     match (&seen.taken[..], seen.slots, seen.mode.as_str()) {
         ([_, ..], Some(slots), _) => format!("slot {} of {slots}", list()),
         (_, _, "shared") => "shared".to_owned(),
@@ -173,15 +173,23 @@ fn how(seen: &Seen) -> String {
     }
 }
 
-fn row(lock: &str, state: &str, seen: &Seen) -> [String; 7] {
+fn row(lock: &str, state: &str, seen: &SessionInfo) -> [String; 7] {
     let text = |text: &Option<String>| say::shown(text.as_deref().unwrap_or_default());
-    let name = match (&seen.name, &seen.host) {
+    let name = match (&seen.introduction.name, &seen.introduction.host) {
         (Some(name), _) => say::shown(name),
         (None, Some(host)) => say::shown(&format!("{}@{host}", seen.session)),
         (None, None) => say::shown(&seen.session),
     };
-    let pid = seen.pid.map(|pid| pid.to_string()).unwrap_or_default();
-    [say::shown(lock), state.to_owned(), say::span(seen.since_ms), name, pid, text(&seen.command), text(&seen.note)]
+    let pid = seen.introduction.pid.map(|pid| pid.to_string()).unwrap_or_default();
+    [
+        say::shown(lock),
+        state.to_owned(),
+        say::span(seen.since_ms),
+        name,
+        pid,
+        text(&seen.introduction.command),
+        text(&seen.introduction.note),
+    ]
 }
 
 /// Waits until none of the names is held.

@@ -11,7 +11,10 @@ use super::say::{self, Passing};
 use super::trouble::Trouble;
 use super::values::Names;
 use crate::host::host_name;
-use distrilock_client::{Acquire, Builder, Client, ConnectError, Failure, Held, Introduction, Seen, Server, Wanted};
+use distrilock_client::{
+    Acquire, Builder, Client, ConnectError, Held, Introduction, Server, ServerError, SessionInfo, Wanted,
+    introduction_of_this_process,
+};
 use distrilock_protocol::limits::{HELLO_COMMAND_BYTES_MAX, HELLO_NAME_BYTES_MAX};
 
 /// How long a wait has to take before people are told about it, and how often they are told again.
@@ -40,7 +43,7 @@ pub(super) fn servers(named: &[Server]) -> Result<Vec<Server>, Trouble> {
 
 /// Who we are, and what we do if that may be told.
 pub(super) fn introduction(note: Option<&str>, command: Option<&str>) -> Introduction {
-    let process = Introduction::of_this_process();
+    let process = introduction_of_this_process();
     let user = process.user.clone().unwrap_or_else(|| Uid::effective().to_string());
     Introduction {
         name: Some(cut(&format!("{user}@{}", host()), HELLO_NAME_BYTES_MAX)),
@@ -95,8 +98,8 @@ pub(super) async fn connect(builder: Builder, who: &Introduction, named: &[Serve
     builder.introduction(less).connect(&older).await.map_err(|error| Trouble::Connect { error })
 }
 
-fn is_older(failure: &Failure) -> bool {
-    matches!(failure, Failure::Refused { word, .. } if word == "bad_request")
+fn is_older(failure: &ServerError) -> bool {
+    matches!(failure, ServerError::Refused { word, .. } if *word == "bad_request")
 }
 
 /// The acquire that the options ask for.
@@ -104,15 +107,12 @@ fn acquire_of(client: &Client, asking: &Asking, names: &Names) -> Acquire {
     let named = names.0.iter().map(|name| {
         let wanted = Wanted::new(name.as_str());
         match asking.slots {
-            Some(slots) => wanted.slots(slots.into()),
+            Some(slots) => wanted.slots(slots),
             None if asking.shared => wanted.shared(),
             None => wanted,
         }
     });
-    let leased = asking
-        .leases
-        .iter()
-        .map(|lease| Wanted::new(lease.name.as_str()).slots(lease.slots.into()).take(lease.take.into()));
+    let leased = asking.leases.iter().map(|lease| Wanted::new(lease.name.as_str()).slots(lease.slots).take(lease.take));
     let mut acquire = client.locks(named.chain(leased));
     if asking.fence {
         acquire = acquire.fence();
@@ -159,10 +159,11 @@ async fn tell_while_waiting(client: &Client, names: &Names) -> std::convert::Inf
 }
 
 /// A session as people see it: its name, and what is known beside it.
-pub(super) fn who(seen: &Seen) -> String {
-    let mut who = seen.name.clone().unwrap_or_else(|| seen.session.clone());
-    let pid = seen.pid.map(|pid| format!("pid {pid}"));
-    let beside: Vec<String> = pid.into_iter().chain(seen.command.clone()).chain(seen.note.clone()).collect();
+pub(super) fn who(seen: &SessionInfo) -> String {
+    let mut who = seen.introduction.name.clone().unwrap_or_else(|| seen.session.clone());
+    let pid = seen.introduction.pid.map(|pid| format!("pid {pid}"));
+    let beside: Vec<String> =
+        pid.into_iter().chain(seen.introduction.command.clone()).chain(seen.introduction.note.clone()).collect();
     if !beside.is_empty() {
         who.push_str(&format!(" ({})", beside.join(", ")));
     }

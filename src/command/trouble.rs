@@ -6,7 +6,9 @@ use super::contradiction::Contradiction;
 use super::verify::{NoGuard, NotHeld};
 use super::{say, status};
 use crate::doctor::CollectError;
-use distrilock_client::{AcquireError, BadServer, ConnectError, Disconnected, Failure, Lost, RequestError, Server};
+use distrilock_client::{
+    AcquireError, ConnectError, DisconnectedError, LostError, ParseServerError, RequestError, Server, ServerError,
+};
 
 /// Why the command ends without having done what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +16,7 @@ pub(super) enum Trouble {
     #[error("{0}; see distrilock --help")]
     Usage(#[from] Contradiction),
     #[error("$DISTRILOCK_SERVER: {0}")]
-    Servers(#[from] BadServer),
+    Servers(#[from] ParseServerError),
     #[error("{error}{}", connect_advice(.error))]
     Connect { error: ConnectError },
     #[error("{server}: {error}{}", advice(.error))]
@@ -22,7 +24,7 @@ pub(super) enum Trouble {
     #[error("{server}: {error}")]
     Request { server: Server, error: RequestError },
     #[error("{server}: {lost}; stop the work that it guards")]
-    Lost { server: Server, lost: Lost },
+    Lost { server: Server, lost: LostError },
     #[error(transparent)]
     NotHeld(#[from] NotHeld),
     #[error(transparent)]
@@ -82,11 +84,11 @@ fn of_connect(error: &ConnectError) -> u8 {
     }
 }
 
-fn of_failure(failure: &Failure) -> u8 {
+fn of_failure(failure: &ServerError) -> u8 {
     match failure {
-        Failure::Stranger { .. } => status::PROTOCOL,
-        Failure::Refused { word, .. } => of_word(word),
-        Failure::NoTime { .. } => status::REFUSED,
+        ServerError::Stranger { .. } => status::PROTOCOL,
+        ServerError::Refused { word, .. } => of_word(word.as_str()),
+        ServerError::NoTime { .. } => status::REFUSED,
         _ => status::UNREACHABLE,
     }
 }
@@ -119,17 +121,17 @@ fn of_acquire(error: &AcquireError, busy: u8) -> u8 {
 
 fn of_request(error: &RequestError) -> u8 {
     match error {
-        RequestError::Refused { word, .. } => of_word(word),
+        RequestError::Refused { word, .. } => of_word(word.as_str()),
         RequestError::Disconnected(ended) => of_end(ended),
         RequestError::Lost(_) => status::LOST,
         _ => status::USAGE,
     }
 }
 
-fn of_end(ended: &Disconnected) -> u8 {
+fn of_end(ended: &DisconnectedError) -> u8 {
     match ended {
-        Disconnected::Garbage { .. } => status::PROTOCOL,
-        Disconnected::Told { word, .. } => of_word(word),
+        DisconnectedError::Garbage { .. } => status::PROTOCOL,
+        DisconnectedError::Told { word, .. } => of_word(word.as_str()),
         _ => status::UNREACHABLE,
     }
 }
@@ -137,7 +139,7 @@ fn of_end(ended: &Disconnected) -> u8 {
 fn connect_advice(error: &ConnectError) -> &'static str {
     match error {
         ConnectError::Unreachable(attempts)
-            if attempts.iter().any(|one| matches!(one.failure, Failure::NoTime { .. })) =>
+            if attempts.iter().any(|one| matches!(one.failure, ServerError::NoTime { .. })) =>
         {
             "\nthe time to stop is that of --kill-after and two seconds: lower it"
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use distrilock_protocol::limits::{LOCKS_PER_REQUEST_MAX, SLOTS_MAX};
-use distrilock_protocol::name::{BadName, LockName, NAME_BYTES_MAX};
+use distrilock_protocol::name::{LockName, NAME_BYTES_MAX, NameError};
 
 /// The longest time that an option takes: a year.
 const SECONDS_MAX: f64 = 365.0 * 86_400.0;
@@ -26,7 +26,7 @@ pub(super) enum BadValue {
     )]
     Lease,
     #[error("{0}")]
-    Name(#[from] BadName),
+    Name(#[from] NameError),
     #[error("\"{}\" stands for a path, and makes a lock name of {bytes} bytes, {NAME_BYTES_MAX} at most: use a shorter one", .shown.escape_debug())]
     LongPath { shown: String, bytes: usize },
     #[error("a relative path needs the current directory, which cannot be read")]
@@ -246,7 +246,7 @@ mod tests {
     fn names() {
         let parse = |text: &str| Names::parse(OsStr::new(text));
         assert_eq!(parse("a,b").unwrap().0.len(), 2);
-        assert!(matches!(parse("a,,b"), Err(BadValue::Name(BadName::Empty))));
+        assert!(matches!(parse("a,,b"), Err(BadValue::Name(NameError::Empty))));
         assert!(matches!(parse("a,b,a"), Err(BadValue::Twice(_))));
         let many: Vec<String> = (0..65).map(|n| n.to_string()).collect();
         assert_eq!(parse(&many.join(",")), Err(BadValue::TooMany(65)));

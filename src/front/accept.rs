@@ -122,7 +122,7 @@ async fn shake_hands(stream: Stream, allowed: &[String]) -> io::Result<Option<(S
 /// Answers a connection that may not become a session.
 async fn turn_away(stream: Stream, too_many: TooManySessions) {
     let message = too_many.to_string();
-    let reply = v1::Reply { error: Some(v1::Error::Limit), message: Some(&message), ..v1::Reply::default() };
+    let reply = v1::Reply::no(None, v1::Refusal::new(v1::ErrorWord::Limit, &*message));
     let mut line = Vec::new();
     Codec::stream().send_v1(&reply, &mut line);
     farewell(&stream, &line).await;

@@ -23,7 +23,7 @@ use crate::lock_table::mailbox::{Mailbox, Notice};
 use crate::lock_table::{LockInput, LockTable, Source};
 use distrilock_engine::{Answer, Asked, Input, RequestId, SessionId, Withdrawal};
 use distrilock_protocol::name::LockName;
-use distrilock_protocol::v1::{Event, Id, Refusal};
+use distrilock_protocol::v1::{Event, Id, Rejected};
 use distrilock_protocol::{Codec, Dialect, Form, Incoming, Violation};
 pub use hand_over::HandedSession;
 use multi::{MultiAcquire, MultiRelease};
@@ -185,7 +185,9 @@ impl Session {
                     Incoming::Closed => self.end = Some(End::Goodbye),
                     Incoming::V0(request, form) => self.request_v0(&request, form, out),
                     Incoming::V1(Ok(request)) => self.request_v1(request, out),
-                    Incoming::V1(Err(Refusal { id, error, message })) => self.refuse(id.as_ref(), error, &message, out),
+                    Incoming::V1(Err(Rejected { id, error, message })) => {
+                        self.refuse(id.as_ref(), error, &message, out)
+                    }
                 }
                 Some(bytes)
             }
@@ -274,15 +276,18 @@ impl Session {
                 if gathered {
                     // The client was never told that it holds the lock: the refusal is enough.
                 } else if self.codec.dialect() == Dialect::JsonV1 {
-                    self.codec.send_v1(&Event::Lost { lock: name.as_str(), reason }, out);
+                    self.codec.send_v1(&Event::Lost { lock: name.as_str().into(), reason: Some(reason.into()) }, out);
                 } else {
                     self.finish(End::LockLost, CloseCode::Error, &format!("the lock {name} is lost: {reason}"), out);
                 }
             }
             // Version 0.1 has no message for it.
             Notice::Doubt { name, valid_ms } if self.codec.dialect() == Dialect::JsonV1 => {
-                let lock = name.as_str();
-                let event = valid_ms.map_or(Event::Held { lock }, |valid_ms| Event::Suspect { lock, valid_ms });
+                let lock = name.as_str().into();
+                let event = match valid_ms {
+                    Some(valid_ms) => Event::Suspect { lock, valid_ms },
+                    None => Event::Held { lock },
+                };
                 self.codec.send_v1(&event, out);
             }
             Notice::Doubt { .. } => {}

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Kind, ReplyTo, Session};
 use distrilock_engine::{Answer, Input, Mode, RequestId, Want, Withdrawal};
 use distrilock_protocol::name::LockName;
-use distrilock_protocol::v1::{Error, Grant, Id, Reply, Wait, slots, word};
+use distrilock_protocol::v1::{ErrorWord, Grant, Grants, Id, ModeWord, Refusal, Reply, Wait};
 
 /// An acquire of several locks that is not granted yet.
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,18 +52,18 @@ impl MultiAcquire {
         self.parts[..self.granted].iter().filter(|part| !part.already).map(|part| &part.lock)
     }
 
-    fn reply(&self) -> Vec<Grant<'_>> {
+    fn grants(&self) -> Grants<'_> {
         let mut parts: Vec<&Part> = self.parts.iter().collect();
         parts.sort_unstable_by_key(|part| part.place);
-        parts.into_iter().map(Part::grant).collect()
+        Grants { locks: parts.into_iter().map(Part::grant).collect() }
     }
 }
 
 impl Part {
     fn grant(&self) -> Grant<'_> {
-        let mode = (self.want.mode == Mode::Shared).then(|| word(Mode::Shared));
-        let (already, (slot, taken)) = (self.already.then_some(true), slots(&self.slots));
-        Grant { lock: self.lock.as_str(), mode, already, slot, taken, fence: self.fence }
+        let mode = (self.want.mode == Mode::Shared).then_some(ModeWord::Shared);
+        let already = self.already.then_some(true);
+        Grant { mode, already, fence: self.fence, ..Grant::of(&self.lock) }.with_slots(&self.slots)
     }
 }
 
@@ -98,8 +98,7 @@ impl Session {
         }
         let acquire = self.acquires.swap_remove(place);
         self.held.extend(acquire.gathered().cloned());
-        let (id, locks) = (acquire.id.as_ref(), Some(acquire.reply()));
-        self.codec.send_v1(&Reply { id, ok: true, locks, ..Reply::default() }, out);
+        self.codec.send_v1(&Reply::yes(acquire.id.as_ref(), acquire.grants()), out);
     }
 
     /// The engine has answered for one lock of a request.
@@ -131,9 +130,8 @@ impl Session {
             self.ask(lock, Kind::Release, ReplyTo::Nobody, out, Input::Release);
         }
         let (error, message) = self.refusal(name, answer);
-        let (id, lock) = (acquire.id.as_ref(), Some(name.as_str()));
-        let (error, message) = (Some(error), Some(&*message));
-        self.codec.send_v1(&Reply { id, ok: false, error, message, lock, ..Reply::default() }, out);
+        let refusal = Refusal { lock: Some(name.as_str().into()), ..Refusal::new(error, message) };
+        self.codec.send_v1(&Reply::no(acquire.id.as_ref(), refusal), out);
     }
 
     /// Refuses the requests that had gathered a lock which is lost now.
@@ -186,10 +184,8 @@ impl Session {
     pub(super) fn release_all(&mut self, id: Option<Id>, locks: Vec<LockName>, out: &mut Vec<u8>) {
         if let Some(lock) = locks.iter().find(|lock| !self.held.contains(*lock)) {
             let message = format!("this session does not hold the lock {lock}; none was released");
-            let (error, message, lock) = (Some(Error::NotHeld), Some(&*message), Some(lock.as_str()));
-            return self
-                .codec
-                .send_v1(&Reply { id: id.as_ref(), ok: false, error, message, lock, ..Reply::default() }, out);
+            let refusal = Refusal { lock: Some(lock.as_str().into()), ..Refusal::new(ErrorWord::NotHeld, message) };
+            return self.codec.send_v1(&Reply::no(id.as_ref(), refusal), out);
         }
         let number = self.number();
         self.releases.push(MultiRelease { number, id, locks: locks.clone(), left: locks.len() });
@@ -204,9 +200,8 @@ impl Session {
         self.releases[place].left -= 1;
         if self.releases[place].left == 0 {
             let release = self.releases.swap_remove(place);
-            let locks = release.locks.iter().map(|lock| Grant { lock: lock.as_str(), ..Grant::default() }).collect();
-            let id = release.id.as_ref();
-            self.codec.send_v1(&Reply { id, ok: true, locks: Some(locks), ..Reply::default() }, out);
+            let locks = release.locks.iter().map(Grant::of).collect();
+            self.codec.send_v1(&Reply::yes(release.id.as_ref(), Grants { locks }), out);
         }
     }
 }

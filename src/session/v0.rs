@@ -4,7 +4,7 @@ use super::{Kind, ReplyTo, Session};
 use distrilock_engine::fault::Fault;
 use distrilock_engine::{Answer, Input, Mode};
 use distrilock_protocol::Form;
-use distrilock_protocol::name::{BadName, LockName};
+use distrilock_protocol::name::{LockName, NameError};
 use distrilock_protocol::v0::{self, Outcome, Reply, Request};
 
 impl Session {
@@ -15,13 +15,13 @@ impl Session {
         let command = request.command;
         let known = (v0::PEEK..=v0::VERIFY).contains(&command);
         let name = match LockName::parse(&request.name) {
-            Err(BadName::Empty | BadName::Byte { .. }) => {
+            Err(NameError::Empty | NameError::Byte { .. }) => {
                 return self.answer_v0(form, command, &request.name, Outcome::BadRequest, v0::INVALID_NAME, out);
             }
             _ if !known => {
                 return self.answer_v0(form, command, &request.name, Outcome::BadRequest, v0::UNKNOWN_COMMAND, out);
             }
-            Err(BadName::TooLong { .. }) => return self.too_long(form, command, &request.name, out),
+            Err(NameError::TooLong { .. }) => return self.too_long(form, command, &request.name, out),
             Ok(name) => name,
         };
         let to = ReplyTo::V0(form, command);

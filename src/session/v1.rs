@@ -11,7 +11,8 @@ use distrilock_engine::{Answer, Input, Mode, View, ViewedSession, Want, Withdraw
 use distrilock_protocol::limits::LIST_LOCKS_MAX;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{
-    Error, Id, Introduction, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, slots, word,
+    Cancelled, Done, ErrorWord, Grant, Id, Introduction, Listed, Listing, ModeWord, Op, Peeked, Pong, Refusal, Reply,
+    Request, SessionInfo, VERSION, Wait, Welcome,
 };
 
 impl Session {
@@ -19,7 +20,7 @@ impl Session {
         let Request { id, op } = request;
         if let Some(used) = id.as_ref().filter(|id| self.place_of(id).is_some()) {
             let message = "a request with this id is still waiting for its answer; give each one its own";
-            return self.refuse(Some(used), Error::BadRequest, message, out);
+            return self.refuse(Some(used), ErrorWord::BadRequest, message, out);
         }
         match op {
             Op::Hello(introduction) => self.hello(id.as_ref(), introduction, out),
@@ -37,7 +38,7 @@ impl Session {
             Op::List(after) => self.list(id.as_ref(), after.as_ref(), out),
             Op::Ping => {
                 let valid_ms = self.table.storage.valid_ms();
-                self.codec.send_v1(&Reply { id: id.as_ref(), ok: true, valid_ms, ..Reply::default() }, out);
+                self.codec.send_v1(&Reply::yes(id.as_ref(), Pong { valid_ms }), out);
             }
             Op::Bye => self.bye(id, out),
         }
@@ -45,13 +46,15 @@ impl Session {
 
     fn hello(&mut self, id: Option<&Id>, introduction: Box<Introduction>, out: &mut Vec<u8>) {
         self.mailbox.introduce(introduction);
-        let session = self.id.to_string();
-        let dead_after_ms = u64::try_from(self.table.settings.dead_after.as_millis()).unwrap_or(u64::MAX);
-        let (node, directory) = (&*self.table.node, self.table.storage.kind());
-        let stop_ms = self.table.storage.stop_ms();
-        let reply =
-            Welcome { id, ok: true, version: VERSION, session: &session, node, directory, dead_after_ms, stop_ms };
-        self.codec.send_v1(&reply, out);
+        let welcome = Welcome {
+            version: VERSION,
+            session: self.id.to_string(),
+            node: self.table.node.to_string(),
+            directory: self.table.storage.kind().to_owned(),
+            dead_after_ms: u64::try_from(self.table.settings.dead_after.as_millis()).unwrap_or(u64::MAX),
+            stop_ms: self.table.storage.stop_ms(),
+        };
+        self.codec.send_v1(&Reply::yes(id, welcome), out);
     }
 
     fn acquire(&mut self, id: Option<Id>, lock: &LockName, want: Want, wait: Wait, out: &mut Vec<u8>) {
@@ -64,7 +67,7 @@ impl Session {
         self.submit(lock, Input::Acquire { asked, want, wait: kind == Kind::Wait }, out);
     }
 
-    pub(super) fn refusal_of_acquire(&self, lock: &LockName, new: usize, wait: Wait) -> Option<(Error, String)> {
+    pub(super) fn refusal_of_acquire(&self, lock: &LockName, new: usize, wait: Wait) -> Option<(ErrorWord, String)> {
         let settings = &self.table.settings;
         let waits = self.pending.iter().filter(|pending| pending.kind == Kind::Wait).count();
         if self.full(new) {
@@ -72,13 +75,13 @@ impl Session {
                 "this session holds or is acquiring {} locks, as many as it may (--locks-per-session)",
                 settings.locks_per_session
             );
-            Some((Error::Limit, message))
+            Some((ErrorWord::Limit, message))
         } else if wait != Wait::No && waits >= settings.waits_per_session {
             let message = format!("{waits} requests of this session wait, as many as may (--waits-per-session)");
-            Some((Error::Limit, message))
+            Some((ErrorWord::Limit, message))
         } else if self.waits_for(lock) {
             let message = format!("a request of this session already waits for the lock {lock}");
-            Some((Error::BadRequest, message))
+            Some((ErrorWord::BadRequest, message))
         } else {
             None
         }
@@ -115,8 +118,8 @@ impl Session {
             self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
         }
         // A request that the engine granted a moment before has been answered as well, but it was not cancelled.
-        let cancelled = Some(number.is_some() && self.last_cancelled == number);
-        self.codec.send_v1(&Reply { id, ok: true, cancelled, ..Reply::default() }, out);
+        let cancelled = number.is_some() && self.last_cancelled == number;
+        self.codec.send_v1(&Reply::yes(id, Cancelled { cancelled }), out);
     }
 
     fn bye(&mut self, id: Option<Id>, out: &mut Vec<u8>) {
@@ -142,7 +145,7 @@ impl Session {
             && self.end.is_none()
             && let Some(id) = self.bye.take()
         {
-            self.codec.send_v1(&Reply { id: id.as_ref(), ok: true, ..Reply::default() }, out);
+            self.codec.send_v1(&Reply::yes(id.as_ref(), Done {}), out);
             self.finish(End::Goodbye, CloseCode::Normal, "bye", out);
         }
     }
@@ -161,7 +164,7 @@ impl Session {
             }
         }
         let more = rest.next().is_some();
-        self.codec.send_v1(&Listing { id, ok: true, locks, more }, out);
+        self.codec.send_v1(&Reply::yes(id, Listing { locks, more }), out);
     }
 
     fn listed(&self, name: &LockName, view: &View) -> Listed {
@@ -169,7 +172,7 @@ impl Session {
         let (holders, waiters) = (seen(&view.holders), seen(&view.waiters));
         Listed {
             lock: name.to_string(),
-            mode: view.holders.first().map(|holder| word(holder.mode)),
+            mode: view.holders.first().map(|holder| ModeWord::from(holder.mode)),
             holders_total: (view.holders_total > holders.len()).then_some(view.holders_total),
             waiters_total: (view.waiters_total > waiters.len()).then_some(view.waiters_total),
             holders,
@@ -178,15 +181,15 @@ impl Session {
         }
     }
 
-    fn seen(&self, session: &ViewedSession) -> Seen {
+    fn seen(&self, session: &ViewedSession) -> SessionInfo {
         let introduction = self.table.mailboxes.introduction(session.session);
         let since_ms = now_ms().saturating_sub(session.since_ms);
         let slots = if let Mode::Slots(of) = session.mode { Some(of) } else { None };
         let waits = slots.is_some() && session.slots.is_empty();
-        Seen {
+        SessionInfo {
             session: session.session.to_string(),
             introduction,
-            mode: word(session.mode),
+            mode: session.mode.into(),
             slots,
             taken: session.slots.clone(),
             take: waits.then_some(session.take),
@@ -197,22 +200,16 @@ impl Session {
 
     pub(super) fn reply_v1(&mut self, id: Option<&Id>, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
         match answer {
-            Answer::Granted { mode, already, slots: has, fence } => {
-                let mode = (mode == Mode::Shared).then(|| word(mode));
-                let already = already.then_some(true);
-                let (lock, (slot, taken)) = (Some(name.as_str()), slots(&has));
-                let valid_ms = self.table.storage.valid_ms();
-                let reply =
-                    Reply { id, ok: true, lock, mode, already, slot, taken, fence, valid_ms, ..Reply::default() };
-                self.codec.send_v1(&reply, out);
+            Answer::Granted { mode, already, slots, fence } => {
+                let mode = (mode == Mode::Shared).then_some(ModeWord::Shared);
+                let (already, valid_ms) = (already.then_some(true), self.table.storage.valid_ms());
+                let grant = Grant { mode, already, fence, valid_ms, ..Grant::of(name) }.with_slots(&slots);
+                self.codec.send_v1(&Reply::yes(id, grant), out);
             }
-            Answer::Released { .. } | Answer::Real => {
-                let lock = Some(name.as_str());
-                self.codec.send_v1(&Reply { id, ok: true, lock, ..Reply::default() }, out);
-            }
-            Answer::RealWith { slots: has, fence } => {
-                let (lock, (slot, taken)) = (Some(name.as_str()), slots(&has));
-                self.codec.send_v1(&Reply { id, ok: true, lock, slot, taken, fence, ..Reply::default() }, out);
+            Answer::Released { .. } | Answer::Real => self.codec.send_v1(&Reply::yes(id, Grant::of(name)), out),
+            Answer::RealWith { slots, fence } => {
+                let grant = Grant { fence, ..Grant::of(name) }.with_slots(&slots);
+                self.codec.send_v1(&Reply::yes(id, grant), out);
             }
             Answer::Peeked(view) => self.look(id, name, &view, out),
             answer => {
@@ -223,7 +220,7 @@ impl Session {
     }
 
     /// The error word and the message of a refusal.
-    pub(super) fn refusal(&self, name: &LockName, answer: &Answer) -> (Error, String) {
+    pub(super) fn refusal(&self, name: &LockName, answer: &Answer) -> (ErrorWord, String) {
         match answer {
             Answer::Granted { .. }
             | Answer::Released { .. }
@@ -232,29 +229,29 @@ impl Session {
             | Answer::Peeked(_) => {
                 unreachable!("{answer:?} is no refusal")
             }
-            Answer::BusyHere(holder) => (Error::Busy, self.busy(holder.as_ref())),
-            Answer::BusyElsewhere => (Error::Busy, "held through another daemon or by another process".into()),
+            Answer::BusyHere(holder) => (ErrorWord::Busy, self.busy(holder.as_ref())),
+            Answer::BusyElsewhere => (ErrorWord::Busy, "held through another daemon or by another process".into()),
             Answer::Mismatch => (
-                Error::Mismatch,
+                ErrorWord::Mismatch,
                 "this session holds the lock in another mode, or other slots of it; release it first".into(),
             ),
-            Answer::Disagrees { held, asked } => (Error::Mismatch, disagreement(*held, *asked)),
+            Answer::Disagrees { held, asked } => (ErrorWord::Mismatch, disagreement(*held, *asked)),
             Answer::Deadlock => {
                 let cycle = self.cycle.as_deref().unwrap_or("it would wait for itself");
-                (Error::Deadlock, cycle.into())
+                (ErrorWord::Deadlock, cycle.into())
             }
-            Answer::Cancelled => (Error::Cancelled, "the wait was cancelled".into()),
-            Answer::TimedOut => (Error::Timeout, "the lock did not become free in time".into()),
-            Answer::Closing => (Error::Closing, "the daemon stops; connect again".into()),
-            Answer::NotHeld { .. } => (Error::NotHeld, format!("this session does not hold the lock {name}")),
-            Answer::Lost(reason) => (Error::Lost, format!("the lock {name} is lost: {reason}")),
-            Answer::Storage(fault) => (Error::Storage, format!("{fault}: {}", fault.remedy())),
+            Answer::Cancelled => (ErrorWord::Cancelled, "the wait was cancelled".into()),
+            Answer::TimedOut => (ErrorWord::Timeout, "the lock did not become free in time".into()),
+            Answer::Closing => (ErrorWord::Closing, "the daemon stops; connect again".into()),
+            Answer::NotHeld { .. } => (ErrorWord::NotHeld, format!("this session does not hold the lock {name}")),
+            Answer::Lost(reason) => (ErrorWord::Lost, format!("the lock {name} is lost: {reason}")),
+            Answer::Storage(fault) => (ErrorWord::Storage, format!("{fault}: {}", fault.remedy())),
         }
     }
 
     fn busy(&self, holder: Option<&ViewedSession>) -> String {
         let Some(holder) = holder else { return "others wait for the lock".into() };
-        let Seen { session, introduction, since_ms, .. } = self.seen(holder);
+        let SessionInfo { session, introduction, since_ms, .. } = self.seen(holder);
         match introduction.name {
             Some(name) => format!("held by {name} (session {session}) for {since_ms} ms"),
             None => format!("held by session {session} for {since_ms} ms"),
@@ -262,17 +259,20 @@ impl Session {
     }
 
     fn look(&mut self, id: Option<&Id>, name: &LockName, view: &View, out: &mut Vec<u8>) {
-        let holders: Vec<Seen> = view.holders.iter().map(|holder| self.seen(holder)).collect();
-        let holders_total = (view.holders_total > holders.len()).then_some(view.holders_total);
-        let locked = view.contender || view.holders_total > 0;
-        let (lock, waiters, contender) = (name.as_str(), view.waiters_total, view.contender);
-        let look = Look { id, ok: true, lock, locked, holders, holders_total, waiters, contender };
-        self.codec.send_v1(&look, out);
+        let holders: Vec<SessionInfo> = view.holders.iter().map(|holder| self.seen(holder)).collect();
+        let peeked = Peeked {
+            lock: name.to_string(),
+            locked: view.contender || view.holders_total > 0,
+            holders_total: (view.holders_total > holders.len()).then_some(view.holders_total),
+            holders,
+            waiters: view.waiters_total,
+            contender: view.contender,
+        };
+        self.codec.send_v1(&Reply::yes(id, peeked), out);
     }
 
-    pub(super) fn refuse(&mut self, id: Option<&Id>, error: Error, message: &str, out: &mut Vec<u8>) {
-        let (error, message) = (Some(error), Some(message));
-        self.codec.send_v1(&Reply { id, ok: false, error, message, ..Reply::default() }, out);
+    pub(super) fn refuse(&mut self, id: Option<&Id>, error: ErrorWord, message: &str, out: &mut Vec<u8>) {
+        self.codec.send_v1(&Reply::no(id, Refusal::new(error, message)), out);
     }
 }
 
@@ -289,10 +289,10 @@ pub(super) fn deadline(wait: Wait) -> Option<Instant> {
 fn disagreement(held: Mode, asked: Mode) -> String {
     let wanted = match asked {
         Mode::Slots(of) => format!("as one with {of} slots"),
-        mode => format!("in {} mode", word(mode)),
+        mode => format!("in {} mode", ModeWord::from(mode)),
     };
     match held {
         Mode::Slots(of) => format!("the lock is held with {of} slots, and this request wants it {wanted}"),
-        mode => format!("the lock is held in {} mode, and this request wants it {wanted}", word(mode)),
+        mode => format!("the lock is held in {} mode, and this request wants it {wanted}", ModeWord::from(mode)),
     }
 }

@@ -11,7 +11,9 @@ use std::thread;
 
 use nix::sys::signal::{Signal, kill, killpg};
 
-use super::support::{DISTRILOCK, Daemon, Running, Scripted, V1, command, ended, eventually};
+use distrilock_testing::Scripted;
+
+use super::support::{DISTRILOCK, Daemon, Running, V1, command, ended, eventually};
 
 /// A tree that does not want to end: one that ignores TERM, one in a session of its own whose parent has gone, one in another group.
 const STUBBORN: &str =

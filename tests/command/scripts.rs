@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use super::support::{Scripted, command, ended};
+use super::support::{command, ended};
+use distrilock_testing::Scripted;
 
 const SHOW: &str = "echo \"$DISTRILOCK_LOCK|$DISTRILOCK_SLOT|$DISTRILOCK_FENCE|$DISTRILOCK_TOKEN|$DISTRILOCK_SESSION\"";
 

@@ -25,7 +25,7 @@ const VARIABLE: &str = "DISTRILOCK_SERVER";
 /// assert_eq!(server.to_string(), "tcp://db1:40800");
 /// assert_eq!("ws://db1:40801".parse::<Server>()?.to_string(), "ws://db1:40801/distrilock");
 /// assert_eq!("unix:/run/distrilock/distrilock.sock".parse::<Server>()?, Server::Unix("/run/distrilock/distrilock.sock".into()));
-/// # Ok::<(), distrilock_client::BadServer>(())
+/// # Ok::<(), distrilock_client::ParseServerError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Server {
@@ -52,7 +52,7 @@ pub enum Server {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("\"{text}\" is no server: {what}; write tcp://HOST:PORT, ws://HOST:PORT, unix:PATH, or HOST:PORT")]
-pub struct BadServer {
+pub struct ParseServerError {
     text: String,
     what: &'static str,
 }
@@ -68,9 +68,9 @@ impl Server {
     /// use distrilock_client::Server;
     ///
     /// assert!(!Server::defaults()?.is_empty());
-    /// # Ok::<(), distrilock_client::BadServer>(())
+    /// # Ok::<(), distrilock_client::ParseServerError>(())
     /// ```
-    pub fn defaults() -> Result<Vec<Self>, BadServer> {
+    pub fn defaults() -> Result<Vec<Self>, ParseServerError> {
         match std::env::var(VARIABLE) {
             Ok(text) if !text.trim().is_empty() => Self::parse_list(&text),
             _ if Path::new(LOCAL_SOCKET).exists() => Ok(vec![Self::Unix(LOCAL_SOCKET.into())]),
@@ -87,18 +87,18 @@ impl Server {
     /// use distrilock_client::Server;
     ///
     /// assert_eq!(Server::parse_list("db1:40800, unix:/run/lock.sock")?.len(), 2);
-    /// # Ok::<(), distrilock_client::BadServer>(())
+    /// # Ok::<(), distrilock_client::ParseServerError>(())
     /// ```
-    pub fn parse_list(text: &str) -> Result<Vec<Self>, BadServer> {
+    pub fn parse_list(text: &str) -> Result<Vec<Self>, ParseServerError> {
         text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::parse).collect()
     }
 }
 
 impl FromStr for Server {
-    type Err = BadServer;
+    type Err = ParseServerError;
 
-    fn from_str(text: &str) -> Result<Self, BadServer> {
-        let bad = |what| BadServer { text: text.escape_debug().take(200).collect(), what };
+    fn from_str(text: &str) -> Result<Self, ParseServerError> {
+        let bad = |what| ParseServerError { text: text.escape_debug().take(200).collect(), what };
         if let Some(path) = text.strip_prefix("unix:") {
             let path = path.strip_prefix("//").unwrap_or(path);
             return if path.is_empty() { Err(bad("the path is missing")) } else { Ok(Self::Unix(path.into())) };

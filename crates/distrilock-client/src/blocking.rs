@@ -23,14 +23,19 @@ use std::time::{Duration, Instant};
 use tokio::runtime;
 use tokio::sync::oneshot;
 
-use super::park::{block, block_until};
-use super::{
-    AcquireError, BootTime, Builder, ConnectError, Disconnected, HeldLock, Introduction, Listed, Lost, Peeked,
-    RequestError, Server, Standing, Wanted, Welcome,
-};
+use crate::address::Server;
+use crate::block_on::{block_on, block_on_until};
+use crate::boottime::BootTime;
+use crate::connect::Builder;
+use crate::error::{AcquireError, ConnectError, DisconnectedError, LostError, RequestError};
+use crate::grant::HeldLock;
+use crate::session::Standing;
+use crate::wanted::Wanted;
+use crate::{acquire, client, held};
 use distrilock_protocol::name::LockName;
+use distrilock_protocol::v1::{Introduction, Listed, Peeked, Welcome};
 
-/// A connection to a daemon: one session; see [`super::Client`], of which this is the twin. Cheap to clone; the clones share it.
+/// A connection to a daemon: one session; see [`crate::Client`], of which this is the twin. Cheap to clone; the clones share it.
 ///
 /// ```
 /// use distrilock_client::Introduction;
@@ -51,7 +56,7 @@ use distrilock_protocol::name::LockName;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Client(super::Client);
+pub struct Client(client::Client);
 
 impl Builder {
     /// Connects as [`connect`](Self::connect) does, without `async`.
@@ -83,7 +88,7 @@ impl Builder {
             }
         };
         thread::Builder::new().name("distrilock".into()).spawn(move || runtime.block_on(life))?;
-        block(opened).expect("the thread sends before it ends").map(Client)
+        block_on(opened).expect("the thread sends before it ends").map(Client)
     }
 }
 
@@ -115,7 +120,7 @@ impl Client {
 
     /// Why the connection has ended, if it has; see [`Client`] for an example.
     #[must_use]
-    pub fn ended(&self) -> Option<Disconnected> {
+    pub fn ended(&self) -> Option<DisconnectedError> {
         self.0.ended()
     }
 
@@ -138,7 +143,7 @@ impl Client {
     /// # Errors
     /// If it cannot be told.
     pub fn peek(&self, name: &str) -> Result<Peeked, RequestError> {
-        block(self.0.peek(name))
+        block_on(self.0.peek(name))
     }
 
     /// Asks whether this session holds a lock and the lock is still real; see [`Client`] for an example.
@@ -146,7 +151,7 @@ impl Client {
     /// # Errors
     /// [`RequestError::Refused`] with the word `not_held` or `lost` if it does not.
     pub fn verify(&self, name: &str) -> Result<(), RequestError> {
-        block(self.0.verify(name))
+        block_on(self.0.verify(name))
     }
 
     /// All locks that are held or waited for at this daemon; see [`Client`] for an example.
@@ -154,7 +159,7 @@ impl Client {
     /// # Errors
     /// If they cannot be told.
     pub fn list(&self) -> Result<Vec<Listed>, RequestError> {
-        block(self.0.list())
+        block_on(self.0.list())
     }
 
     /// Asks whether the daemon answers; see [`Client`] for an example.
@@ -162,7 +167,7 @@ impl Client {
     /// # Errors
     /// If it does not.
     pub fn ping(&self) -> Result<(), RequestError> {
-        block(self.0.ping())
+        block_on(self.0.ping())
     }
 
     /// Introduces the session anew; see [`Client`] for an example.
@@ -170,7 +175,7 @@ impl Client {
     /// # Errors
     /// If the daemon does not take it.
     pub fn hello(&self, introduction: &Introduction) -> Result<Welcome, RequestError> {
-        block(self.0.hello(introduction))
+        block_on(self.0.hello(introduction))
     }
 
     /// Releases everything, waits until that is done, and closes the connection; see [`Client`] for an example.
@@ -178,11 +183,11 @@ impl Client {
     /// # Errors
     /// If the connection ends before the daemon has confirmed it.
     pub fn bye(&self) -> Result<(), RequestError> {
-        block(self.0.bye())
+        block_on(self.0.bye())
     }
 }
 
-/// An acquire that is being put together; see [`super::Acquire`], of which this is the twin.
+/// An acquire that is being put together; see [`crate::Acquire`], of which this is the twin.
 ///
 /// ```
 /// use std::time::Duration;
@@ -200,7 +205,7 @@ impl Client {
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "nothing is asked before `acquire`"]
-pub struct Acquire(super::Acquire);
+pub struct Acquire(acquire::Acquire);
 
 impl Acquire {
     /// Together with others who share it; see [`Acquire`] for an example.
@@ -219,12 +224,12 @@ impl Acquire {
     }
 
     /// The name is a lock of so many slots, of which one is acquired; see [`Acquire`] for an example.
-    pub fn slots(self, slots: u32) -> Self {
+    pub fn slots(self, slots: u16) -> Self {
         Self(self.0.slots(slots))
     }
 
     /// So many of the slots; see [`Acquire`] for an example.
-    pub fn take(self, take: u32) -> Self {
+    pub fn take(self, take: u16) -> Self {
         Self(self.0.take(take))
     }
 
@@ -238,11 +243,11 @@ impl Acquire {
     /// # Errors
     /// Says why not.
     pub fn acquire(self) -> Result<Held, AcquireError> {
-        block(self.0.acquire()).map(Held)
+        block_on(self.0.acquire()).map(Held)
     }
 }
 
-/// One or several locks that were acquired together; see [`super::Held`], of which this is the twin. Dropping it releases them, in
+/// One or several locks that were acquired together; see [`crate::Held`], of which this is the twin. Dropping it releases them, in
 /// the background.
 ///
 /// ```
@@ -264,7 +269,7 @@ impl Acquire {
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
-pub struct Held(super::Held);
+pub struct Held(held::Held);
 
 impl Held {
     /// What is held, in the order in which it was asked for; see [`Held`] for an example.
@@ -280,13 +285,13 @@ impl Held {
 
     /// The first slot of the first lock; see [`Acquire`] for an example.
     #[must_use]
-    pub fn slot(&self) -> Option<u32> {
+    pub fn slot(&self) -> Option<u16> {
         self.0.slot()
     }
 
     /// All slots of the first lock; see [`Acquire`] for an example.
     #[must_use]
-    pub fn slots(&self) -> &[u32] {
+    pub fn slots(&self) -> &[u16] {
         self.0.slots()
     }
 
@@ -333,15 +338,15 @@ impl Held {
     /// # }
     /// ```
     #[must_use]
-    pub fn lost(&self) -> Lost {
-        block(self.0.lost())
+    pub fn lost(&self) -> LostError {
+        block_on(self.0.lost())
     }
 
     /// Waits until any of the locks is lost, at most for `time`; None if they are still held then. See [`Held`] for an example.
     #[must_use]
-    pub fn lost_within(&self, time: Duration) -> Option<Lost> {
+    pub fn lost_within(&self, time: Duration) -> Option<LostError> {
         // A time beyond what the clock can tell is as good as no limit.
-        block_until(self.0.lost(), Instant::now().checked_add(time))
+        block_on_until(self.0.lost(), Instant::now().checked_add(time))
     }
 
     /// Until when the locks are surely held if nothing more is heard; see [`Held`] for an example.
@@ -361,7 +366,7 @@ impl Held {
     /// # Errors
     /// [`RequestError::Lost`] if they are not; others if it cannot be told.
     pub fn verify(&self) -> Result<(), RequestError> {
-        block(self.0.verify())
+        block_on(self.0.verify())
     }
 
     /// Releases the locks, and waits until the daemon has done it; see [`Held`] for an example.
@@ -369,6 +374,6 @@ impl Held {
     /// # Errors
     /// [`RequestError::Lost`] if they were lost before; others if it cannot be told. In any case they are not held any more.
     pub fn release(self) -> Result<(), RequestError> {
-        block(self.0.release())
+        block_on(self.0.release())
     }
 }

@@ -4,8 +4,9 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use super::Server;
-use distrilock_protocol::name::{BadName, LockName};
+use crate::address::Server;
+use distrilock_protocol::name::{LockName, NameError};
+use distrilock_protocol::v1::{ErrorWord, Refusal};
 
 /// Why no daemon was reached.
 ///
@@ -24,7 +25,7 @@ use distrilock_protocol::name::{BadName, LockName};
 pub enum ConnectError {
     /// None of the servers serves this client.
     #[error("{}", attempts(.0))]
-    Unreachable(Vec<Attempt>),
+    Unreachable(Vec<AttemptError>),
     /// There was no server to try.
     #[error("no server was named; name one, as in tcp://HOST:PORT")]
     NoServer,
@@ -39,7 +40,7 @@ pub enum ConnectError {
     System(#[from] io::Error),
 }
 
-fn attempts(attempts: &[Attempt]) -> String {
+fn attempts(attempts: &[AttemptError]) -> String {
     let lines: Vec<String> = attempts.iter().map(ToString::to_string).collect();
     lines.join("\n")
 }
@@ -47,28 +48,28 @@ fn attempts(attempts: &[Attempt]) -> String {
 /// A server that was tried, and why it does not serve this client.
 ///
 /// ```
-/// use distrilock_client::{Client, ConnectError, Failure};
+/// use distrilock_client::{Client, ConnectError, ServerError};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// let nobody = "unix:/nonexistent/distrilock.sock".parse().expect("a server");
 /// let Err(ConnectError::Unreachable(attempts)) = Client::connect(&[nobody]).await else { panic!("nobody is there") };
 /// assert_eq!(attempts[0].server.to_string(), "unix:/nonexistent/distrilock.sock");
-/// assert!(matches!(attempts[0].failure, Failure::Io(_)));
+/// assert!(matches!(attempts[0].failure, ServerError::Io(_)));
 /// # }
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{server}: {failure}{}", remedy(server, failure))]
-pub struct Attempt {
+pub struct AttemptError {
     /// Which.
     pub server: Server,
     /// Why.
-    pub failure: Failure,
+    pub failure: ServerError,
 }
 
-/// Why a server does not serve this client; see [`Attempt`] for an example.
+/// Why a server does not serve this client; see [`AttemptError`] for an example.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Failure {
+pub enum ServerError {
     /// The system could not connect.
     #[error("{0}")]
     Io(io::Error),
@@ -78,6 +79,9 @@ pub enum Failure {
         /// How long that was.
         after: Duration,
     },
+    /// This program cannot speak WebSocket.
+    #[error("this program is built without WebSocket (the feature `websocket` of distrilock-client)")]
+    NoWebSocket,
     /// What listens there is no distrilock daemon, or not of this protocol.
     #[error("what listens there does not speak the protocol of distrilock: {what}")]
     Stranger {
@@ -88,13 +92,13 @@ pub enum Failure {
     #[error("the daemon refuses: {message} ({word})")]
     Refused {
         /// The word for programs (docs/protocol.md, chapter 5).
-        word: String,
+        word: ErrorWord,
         /// The sentence for people.
         message: String,
     },
     /// The connection ended before the daemon's first reply.
     #[error("{0}")]
-    Ended(Disconnected),
+    Ended(DisconnectedError),
     /// The daemon gives up a silent client sooner than this client can promise to have stopped its work.
     #[error(
         "the daemon gives up a silent client after {} ms, and this one needs {} ms to stop its work (`stop_within`); that \
@@ -109,12 +113,12 @@ pub enum Failure {
     },
 }
 
-fn remedy(server: &Server, failure: &Failure) -> &'static str {
+fn remedy(server: &Server, failure: &ServerError) -> &'static str {
     use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
     let error = match failure {
-        Failure::Io(error) => error.kind(),
-        Failure::TimedOut { .. } => return "; look at that daemon (systemctl status distrilock) and at the network",
-        Failure::Stranger { .. } => {
+        ServerError::Io(error) => error.kind(),
+        ServerError::TimedOut { .. } => return "; look at that daemon (systemctl status distrilock) and at the network",
+        ServerError::Stranger { .. } => {
             return "; mend the address: distrilockd has port 40800 for tcp:// and 40801 for ws://";
         }
         _ => return "",
@@ -132,19 +136,19 @@ fn remedy(server: &Server, failure: &Failure) -> &'static str {
 /// Why a connection ended. A new one is a new session, and holds nothing.
 ///
 /// ```
-/// use distrilock_client::{Client, Disconnected, RequestError};
+/// use distrilock_client::{Client, DisconnectedError, RequestError};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let daemon = distrilock_testing::Daemon::start();
 /// # let servers = daemon.servers();
 /// let client = Client::connect(&servers).await?;
 /// client.bye().await?;
-/// assert!(matches!(client.ping().await, Err(RequestError::Disconnected(Disconnected::Bye))));
+/// assert!(matches!(client.ping().await, Err(RequestError::Disconnected(DisconnectedError::Bye))));
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Disconnected {
+pub enum DisconnectedError {
     /// The daemon closed the connection.
     #[error("the daemon closed the connection")]
     Closed,
@@ -152,7 +156,7 @@ pub enum Disconnected {
     #[error("the daemon closed the connection: {message} ({word})")]
     Told {
         /// The word for programs.
-        word: String,
+        word: ErrorWord,
         /// The sentence for people.
         message: String,
     },
@@ -176,10 +180,10 @@ pub enum Disconnected {
         /// What is wrong with it.
         what: String,
     },
-    /// This client said [`bye`](super::Client::bye).
+    /// This client said [`bye`](crate::Client::bye).
     #[error("this client said bye")]
     Bye,
-    /// The last [`Client`](super::Client) and [`Held`](super::Held) of the connection were dropped, or the runtime that drove it
+    /// The last [`Client`](crate::Client) and [`Held`](crate::Held) of the connection were dropped, or the runtime that drove it
     /// ended.
     #[error("the connection is not driven any more")]
     Dropped,
@@ -188,7 +192,7 @@ pub enum Disconnected {
 /// Why a lock is not held any more, though nobody released it. Stop the work that it guards.
 ///
 /// ```
-/// use distrilock_client::{Client, Disconnected, Lost};
+/// use distrilock_client::{Client, DisconnectedError, LostError};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let daemon = distrilock_testing::Daemon::start();
@@ -196,12 +200,12 @@ pub enum Disconnected {
 /// let client = Client::connect(&servers).await?;
 /// let held = client.lock("nightly").acquire().await?;
 /// client.bye().await?;
-/// assert_eq!(held.lost().await, Lost::Disconnected(Disconnected::Bye));
+/// assert_eq!(held.lost().await, LostError::Disconnected(DisconnectedError::Bye));
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Lost {
+pub enum LostError {
     /// The daemon says so.
     #[error("the lock {lock} is lost: {reason}")]
     Told {
@@ -212,7 +216,7 @@ pub enum Lost {
     },
     /// The connection ended, and the session's locks with it.
     #[error("all locks of the connection are lost: {0}")]
-    Disconnected(Disconnected),
+    Disconnected(DisconnectedError),
     /// The daemon could not prove in time that the storage still keeps the lock.
     #[error("the storage did not confirm the lock in time")]
     Unproven,
@@ -236,18 +240,18 @@ pub enum Lost {
 pub enum RequestError {
     /// The name is no lock name.
     #[error(transparent)]
-    BadName(#[from] BadName),
+    BadName(#[from] NameError),
     /// The daemon refuses.
     #[error("{message} ({word})")]
     Refused {
         /// The word for programs (docs/protocol.md, chapter 5). A newer daemon may have more of them.
-        word: String,
+        word: ErrorWord,
         /// The sentence for people.
         message: String,
     },
     /// The lock is lost.
     #[error(transparent)]
-    Lost(#[from] Lost),
+    Lost(#[from] LostError),
     /// The request is longer than one may be.
     #[error("the request has {bytes} bytes, more than a daemon takes")]
     TooLong {
@@ -256,7 +260,13 @@ pub enum RequestError {
     },
     /// The connection has ended.
     #[error("{0}; connect again")]
-    Disconnected(#[from] Disconnected),
+    Disconnected(#[from] DisconnectedError),
+}
+
+impl From<Refused> for RequestError {
+    fn from(Refused { word, message, .. }: Refused) -> Self {
+        Self::Refused { word, message }
+    }
 }
 
 /// Why a lock was not acquired. Where the daemon refused, `message` is its sentence for people, and `lock` says about which of
@@ -312,37 +322,39 @@ pub enum AcquireError {
     Closing { message: String, lock: Option<LockName> },
     /// Refused with a word that this version does not know.
     #[error("{message} ({word})")]
-    Unexpected { word: String, message: String, lock: Option<LockName> },
+    Unexpected { word: ErrorWord, message: String, lock: Option<LockName> },
     /// The name is no lock name.
     #[error(transparent)]
-    BadName(#[from] BadName),
+    BadName(#[from] NameError),
     /// This client holds the lock already, or is acquiring it. A session holds a lock once: who wants tasks of one program to
     /// exclude each other through the daemon gives each a client of its own.
     #[error("this client holds the lock {lock} already, or is acquiring it; connect another client for another holder")]
     AlreadyHeld { lock: LockName },
     /// It was granted, and lost before it could be handed over.
     #[error(transparent)]
-    Lost(Lost),
+    Lost(LostError),
     /// The connection has ended.
     #[error("{0}; connect again")]
-    Disconnected(Disconnected),
+    Disconnected(DisconnectedError),
 }
 
 impl AcquireError {
-    /// Makes an error of a daemon's refusal.
-    pub(super) fn refused(word: String, message: String, lock: Option<LockName>) -> Self {
-        match word.as_str() {
-            "busy" => Self::Busy { message, lock },
-            "timeout" => Self::Timeout { message, lock },
-            "cancelled" => Self::Cancelled { message, lock },
-            "mismatch" => Self::Mismatch { message, lock },
-            "deadlock" => Self::Deadlock { message, lock },
-            "limit" => Self::Limit { message, lock },
-            "bad_request" | "bad_name" | "unknown_op" => Self::BadRequest { message, lock },
-            "storage" => Self::Storage { message, lock },
-            "denied" => Self::Denied { message, lock },
-            "closing" => Self::Closing { message, lock },
-            _ => Self::Unexpected { word, message, lock },
+    /// Which error a daemon's refusal is.
+    pub(crate) fn refused(Refused { word, message, lock }: Refused) -> Self {
+        match word {
+            ErrorWord::Busy => Self::Busy { message, lock },
+            ErrorWord::Timeout => Self::Timeout { message, lock },
+            ErrorWord::Cancelled => Self::Cancelled { message, lock },
+            ErrorWord::Mismatch => Self::Mismatch { message, lock },
+            ErrorWord::Deadlock => Self::Deadlock { message, lock },
+            ErrorWord::Limit => Self::Limit { message, lock },
+            ErrorWord::BadRequest | ErrorWord::BadName | ErrorWord::UnknownOp => Self::BadRequest { message, lock },
+            ErrorWord::Storage => Self::Storage { message, lock },
+            ErrorWord::Denied => Self::Denied { message, lock },
+            ErrorWord::Closing => Self::Closing { message, lock },
+            word @ (ErrorWord::NotHeld | ErrorWord::Lost | ErrorWord::Other(_)) => {
+                Self::Unexpected { word, message, lock }
+            }
         }
     }
 
@@ -368,26 +380,49 @@ impl AcquireError {
             | Self::Denied { lock, .. }
             | Self::Closing { lock, .. }
             | Self::Unexpected { lock, .. } => lock.as_ref(),
-            Self::AlreadyHeld { lock } | Self::Lost(Lost::Told { lock, .. }) => Some(lock),
+            Self::AlreadyHeld { lock } | Self::Lost(LostError::Told { lock, .. }) => Some(lock),
             Self::BadName(_) | Self::Lost(_) | Self::Disconnected(_) => None,
         }
     }
 }
 
+/// A daemon's refusal, fit to be shown.
+#[derive(Clone, Debug)]
+pub(crate) struct Refused {
+    pub(crate) word: ErrorWord,
+    pub(crate) message: String,
+    pub(crate) lock: Option<LockName>,
+}
+
+impl From<Refusal<'_>> for Refused {
+    fn from(refusal: Refusal<'_>) -> Self {
+        let word = match refusal.error {
+            ErrorWord::Other(word) => ErrorWord::Other(shown(&word).into()),
+            known => known,
+        };
+        let message = match &*refusal.message {
+            "" => format!("the daemon refuses: {word}"),
+            message => shown(message),
+        };
+        let lock = refusal.lock.and_then(|lock| LockName::parse(lock.as_bytes()).ok());
+        Self { word, message, lock }
+    }
+}
+
 /// A text of a peer, fit to be shown: shortened, and without control characters.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     const CHARS_MAX: usize = 1000;
     text.chars().take(CHARS_MAX).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
-impl From<io::Error> for Disconnected {
+impl From<io::Error> for DisconnectedError {
     fn from(error: io::Error) -> Self {
         Self::Broken { kind: error.kind(), message: error.to_string() }
     }
 }
 
 /// Bytes of a peer, for a message about them.
-pub(super) struct Excerpt<'a>(pub(super) &'a [u8]);
+pub(crate) struct Excerpt<'a>(pub(crate) &'a [u8]);
 
 impl fmt::Display for Excerpt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,33 +5,12 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::Client;
-use super::boot::BootTime;
-use super::error::{AcquireError, Disconnected, Lost, RequestError};
-use super::message::HeldLock;
-use super::session::{NoAnswer, Standing};
-use super::shared::Shared;
+use crate::boottime::BootTime;
+use crate::error::{AcquireError, DisconnectedError, LostError, RequestError};
+use crate::grant::{GrantGuard, HeldLock};
+use crate::session::Standing;
+use crate::shared::Handle;
 use distrilock_protocol::name::LockName;
-
-/// A grant that releases itself when it is dropped.
-#[derive(Debug)]
-pub(super) struct Grant {
-    shared: Arc<Shared>,
-    key: u64,
-    locks: Vec<HeldLock>,
-}
-
-impl Grant {
-    pub(super) fn new(shared: Arc<Shared>, key: u64, locks: Vec<HeldLock>) -> Self {
-        Self { shared, key, locks }
-    }
-}
-
-impl Drop for Grant {
-    fn drop(&mut self) {
-        self.shared.with(|session, now| session.release(now, self.key, None));
-    }
-}
 
 /// One or several locks that were acquired together. Dropping it releases them, in the background.
 ///
@@ -59,20 +38,20 @@ impl Drop for Grant {
 #[derive(Debug)]
 pub struct Held {
     standing: watch::Receiver<Standing>,
-    /// Dropped before the client, whose last handle closes the connection.
-    grant: Grant,
-    _client: Client,
+    /// Dropped before the handle, the last one of which closes the connection.
+    grant: GrantGuard,
+    handle: Arc<Handle>,
 }
 
 impl Held {
-    pub(super) fn new(grant: Grant, client: Client) -> Result<Self, AcquireError> {
-        let standing = grant.shared.with(|session, _| session.watch(grant.key));
-        let dropped = AcquireError::Disconnected(Disconnected::Dropped);
+    pub(crate) fn new(grant: GrantGuard, handle: Arc<Handle>) -> Result<Self, AcquireError> {
+        let standing = handle.shared.with(|session, _| session.watch(grant.key));
+        let dropped = AcquireError::Disconnected(DisconnectedError::Dropped);
         let standing = standing.ok_or(dropped)?;
         if let Standing::Lost(lost) = &*standing.borrow() {
             return Err(AcquireError::Lost(lost.clone()));
         }
-        Ok(Self { standing, grant, _client: client })
+        Ok(Self { standing, grant, handle })
     }
 
     /// What is held, in the order in which it was asked for; see [`HeldLock`] for an example.
@@ -98,7 +77,7 @@ impl Held {
         self.locks().iter().map(|lock| &lock.name)
     }
 
-    /// The first slot of the first lock, if slots were asked for; see [`Acquire::slots`](super::Acquire::slots).
+    /// The first slot of the first lock, if slots were asked for; see [`Acquire::slots`](crate::Acquire::slots).
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -112,17 +91,17 @@ impl Held {
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn slot(&self) -> Option<u32> {
+    pub fn slot(&self) -> Option<u16> {
         self.slots().first().copied()
     }
 
-    /// All slots of the first lock; see [`Acquire::slots`](super::Acquire::slots) for an example.
+    /// All slots of the first lock; see [`Acquire::slots`](crate::Acquire::slots) for an example.
     #[must_use]
-    pub fn slots(&self) -> &[u32] {
+    pub fn slots(&self) -> &[u16] {
         self.locks().first().map_or(&[], |lock| &lock.slots)
     }
 
-    /// The fence of the first lock, if one was asked for; see [`Acquire::fence`](super::Acquire::fence) for an example.
+    /// The fence of the first lock, if one was asked for; see [`Acquire::fence`](crate::Acquire::fence) for an example.
     #[must_use]
     pub fn fence(&self) -> Option<u64> {
         self.locks().first().and_then(|lock| lock.fence)
@@ -152,7 +131,7 @@ impl Held {
     #[must_use]
     pub fn standing(&self) -> Standing {
         // What is over ends in here.
-        self.grant.shared.with(|_, _| ());
+        self.handle.shared.with(|_, _| ());
         self.standing.borrow().clone()
     }
 
@@ -188,7 +167,7 @@ impl Held {
     /// Nothing is missed when the future is dropped.
     ///
     /// See [`Held`] for an example.
-    pub async fn lost(&self) -> Lost {
+    pub async fn lost(&self) -> LostError {
         let mut standing = self.standing.clone();
         let lost = standing.wait_for(|standing| matches!(standing, Standing::Lost(_))).await.map(|now| now.clone());
         match lost {
@@ -231,7 +210,7 @@ impl Held {
     /// ```
     #[must_use]
     pub fn valid_until(&self) -> Option<BootTime> {
-        self.grant.shared.with(|session, _| session.valid_until(self.grant.key))
+        self.handle.shared.with(|session, _| session.valid_until(self.grant.key))
     }
 
     /// For how long the locks are surely held if nothing more is heard; zero if they are lost.
@@ -270,9 +249,9 @@ impl Held {
     /// # Ok(()) }
     /// ```
     pub async fn verify(&self) -> Result<(), RequestError> {
-        let answers = self.grant.shared.with(|session, now| session.verify(now, self.grant.key))?;
+        let answers = self.handle.shared.with(|session, now| session.verify(now, self.grant.key))?;
         for answer in answers {
-            answer.await.map_err(|_| Disconnected::Dropped)?.map_err(RequestError::from)?;
+            answer.await.map_err(|_| DisconnectedError::Dropped)??;
         }
         // It may have been lost behind an answer that said yes.
         match self.standing() {
@@ -292,19 +271,8 @@ impl Held {
     /// See [`Held`] for an example.
     pub async fn release(self) -> Result<(), RequestError> {
         let (to, answer) = oneshot::channel();
-        self.grant.shared.with(|session, now| session.release(now, self.grant.key, Some(to)));
-        answer.await.map_err(|_| Disconnected::Dropped)?.map_err(RequestError::from)?;
+        self.handle.shared.with(|session, now| session.release(now, self.grant.key, Some(to)));
+        answer.await.map_err(|_| DisconnectedError::Dropped)??;
         Ok(())
-    }
-}
-
-impl From<NoAnswer> for RequestError {
-    fn from(no: NoAnswer) -> Self {
-        match no {
-            NoAnswer::Refused(refusal) => Self::Refused { word: refusal.word, message: refusal.message },
-            NoAnswer::Lost(lost) => Self::Lost(lost),
-            NoAnswer::TooLong(bytes) => Self::TooLong { bytes },
-            NoAnswer::Disconnected(why) => Self::Disconnected(why),
-        }
     }
 }

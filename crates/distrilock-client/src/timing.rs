@@ -6,22 +6,22 @@ use std::time::Duration;
 const CLOCK_RATE: u32 = 1000;
 
 /// Less silence than this cannot be told from a busy machine.
-pub(super) const SILENCE_MIN: Duration = Duration::from_millis(100);
+pub(crate) const SILENCE_MIN: Duration = Duration::from_millis(100);
 
 /// More heartbeats than this cost more than they tell.
-pub(super) const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
+pub(crate) const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 
 /// The times of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Timing {
+pub(crate) struct Timing {
     /// After how long without an answer, counted from when the answered request was sent, the locks are given up.
-    pub(super) silence_max: Duration,
+    pub(crate) silence_max: Duration,
     /// How long the program needs to stop its work after that.
-    pub(super) stop_within: Duration,
+    pub(crate) stop_within: Duration,
     /// How often a heartbeat is sent.
-    pub(super) heartbeat: Duration,
+    pub(crate) heartbeat: Duration,
     /// By how much the program stops more slowly than the daemon reckons with: its locks count as held for so much less.
-    pub(super) slower: Duration,
+    pub(crate) slower: Duration,
 }
 
 impl Default for Timing {
@@ -36,7 +36,7 @@ impl Timing {
     /// differ by, (silence_max + stop_within)(1 + rho) < dead_after (1 - rho). At least three heartbeats fit into the silence.
     /// `stop` is what the daemon reckons with for stopping, where a file server may give locks away.
     /// None if there is no time to notice anything.
-    pub(super) fn fit(self, dead_after: Duration, stop: Option<Duration>) -> Option<Self> {
+    pub(crate) fn fit(self, dead_after: Duration, stop: Option<Duration>) -> Option<Self> {
         let usable = dead_after.saturating_mul(CLOCK_RATE - 1) / (CLOCK_RATE + 1);
         let silence_max = usable.checked_sub(self.stop_within + Duration::from_millis(1))?.min(self.silence_max);
         let heartbeat = self.heartbeat.min(silence_max / 4);
@@ -45,7 +45,7 @@ impl Timing {
     }
 
     /// For how long a lock counts as held of which the daemon says that it is for so many milliseconds.
-    pub(super) fn valid(&self, valid_ms: u64) -> Duration {
+    pub(crate) fn valid(&self, valid_ms: u64) -> Duration {
         Duration::from_millis(valid_ms).saturating_sub(self.slower)
     }
 }

@@ -43,7 +43,7 @@ pub enum Incoming {
     /// A request of version 0.1, and how its reply is written.
     V0(v0::Request, Form),
     /// A request of version 1, or why it is none.
-    V1(Result<v1::Request, v1::Refusal>),
+    V1(Result<v1::Request, v1::Rejected>),
     /// Nothing that needs an answer.
     Nothing,
     /// The peer says goodbye.
@@ -188,12 +188,12 @@ impl Codec {
         if text.trim_ascii().is_empty() {
             return Incoming::Nothing;
         }
-        let refusal = match v1::decode(text) {
+        let rejected = match v1::decode(text) {
             Ok(request) => {
                 self.dialect = Dialect::JsonV1;
                 return Incoming::V1(Ok(request));
             }
-            Err(refusal) => refusal,
+            Err(rejected) => rejected,
         };
         let old = websocket && self.dialect != Dialect::JsonV1;
         let request = if v1::has_op(text) { None } else { v0::decode_json(text) };
@@ -205,7 +205,7 @@ impl Codec {
             None if old && !v1::has_op(text) => Incoming::Nothing,
             _ => {
                 self.dialect = Dialect::JsonV1;
-                Incoming::V1(Err(refusal))
+                Incoming::V1(Err(rejected))
             }
         }
     }
@@ -255,10 +255,9 @@ impl Codec {
         match (&self.framing, violation) {
             (Framing::WebSocket(_), _) => self.end(CloseCode::Policy, &violation.to_string(), out),
             (_, Violation::TooLong { .. } | Violation::NotJson) => {
-                let message = Some(violation.to_string());
                 let too_long = matches!(violation, Violation::TooLong { .. });
-                let error = Some(if too_long { v1::Error::Limit } else { v1::Error::BadRequest });
-                self.send_v1(&v1::Reply { error, message: message.as_deref(), ..v1::Reply::default() }, out);
+                let error = if too_long { v1::ErrorWord::Limit } else { v1::ErrorWord::BadRequest };
+                self.send_v1(&v1::Reply::no(None, v1::Refusal::new(error, violation.to_string())), out);
             }
             _ => {}
         }

@@ -4,15 +4,20 @@
 //! protocol its peer speaks. Version 1 is in [`v1`], the original's version 0.1 in [`v0`] and [`gob`]. [`name`] has lock names,
 //! [`want`] how a lock is held, [`limits`] what a message may have.
 
+#[cfg(feature = "websocket")]
 mod codec;
 pub mod gob;
+#[cfg(feature = "websocket")]
 mod hand_over;
 pub mod limits;
 pub mod name;
 pub mod v0;
 pub mod v1;
 pub mod want;
+#[cfg(feature = "websocket")]
 pub mod websocket;
 
+#[cfg(feature = "websocket")]
 pub use codec::{Codec, Dialect, Form, Incoming, Violation};
+#[cfg(feature = "websocket")]
 pub use hand_over::HandedCodec;

@@ -15,7 +15,7 @@ pub struct LockName(Arc<str>);
 
 /// Why bytes are not a lock name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadName {
+pub enum NameError {
     /// No byte at all.
     #[error("a lock name must not be empty")]
     Empty,
@@ -54,16 +54,16 @@ impl LockName {
     ///
     /// # Errors
     /// Tells the first rule that the bytes break; characters come before the length.
-    pub fn parse(bytes: &[u8]) -> Result<Self, BadName> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, NameError> {
         if bytes.is_empty() {
-            return Err(BadName::Empty);
+            return Err(NameError::Empty);
         }
         let stranger = |byte: &u8| !matches!(byte, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
         if let Some(position) = bytes.iter().position(stranger) {
-            return Err(BadName::Byte { position, byte: bytes[position] });
+            return Err(NameError::Byte { position, byte: bytes[position] });
         }
         if bytes.len() > NAME_BYTES_MAX {
-            return Err(BadName::TooLong { bytes: bytes.len() });
+            return Err(NameError::TooLong { bytes: bytes.len() });
         }
         let text = std::str::from_utf8(bytes).expect("the bytes of a lock name are ASCII");
         Ok(Self(text.into()))
@@ -117,12 +117,12 @@ mod tests {
         for good in ["a", ".", "..", "-", "A.b_c-9", &"x".repeat(251)] {
             assert_eq!(LockName::parse(good.as_bytes()).unwrap().as_str(), good);
         }
-        assert_eq!(LockName::parse(b""), Err(BadName::Empty));
-        assert_eq!(LockName::parse(&[b'x'; 252]), Err(BadName::TooLong { bytes: 252 }));
+        assert_eq!(LockName::parse(b""), Err(NameError::Empty));
+        assert_eq!(LockName::parse(&[b'x'; 252]), Err(NameError::TooLong { bytes: 252 }));
         for (bad, position, byte) in
             [(&b"a/b"[..], 1, b'/'), (b"a\n", 1, b'\n'), (b"\0", 0, 0), (b"a b", 1, b' '), (b"\xc3\xa4", 0, 0xc3)]
         {
-            assert_eq!(LockName::parse(bad), Err(BadName::Byte { position, byte }));
+            assert_eq!(LockName::parse(bad), Err(NameError::Byte { position, byte }));
         }
         assert_eq!(
             LockName::parse(b"a\n").unwrap_err().to_string(),

@@ -16,7 +16,7 @@ use super::signals::Signalled;
 use super::tree;
 use crate::command::values::OnLost;
 use crate::command::{say, status};
-use distrilock_client::{Held, Lost};
+use distrilock_client::{Held, LostError};
 
 /// What happened while CMD ran.
 pub(super) enum Watched {
@@ -76,7 +76,7 @@ impl Guard {
     }
 
     /// Tells that the lock is lost. True if everything has to end.
-    fn lost(&self, lost: &Lost, job: &Job) -> bool {
+    fn lost(&self, lost: &LostError, job: &Job) -> bool {
         let then = match self.options.on_lost.unwrap_or(OnLost::Kill) {
             OnLost::Kill => "CMD and all that it started is ended",
             OnLost::Signal(_) => "CMD gets a signal, and goes on",

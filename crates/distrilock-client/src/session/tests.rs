@@ -6,8 +6,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::acquire::Wanted;
-use crate::held::Grant;
+use crate::grant::GrantGuard;
+use crate::wanted::Wanted;
 
 fn at(ms: u64) -> BootTime {
     BootTime::at(Duration::from_secs(1000) + Duration::from_millis(ms))
@@ -18,17 +18,22 @@ fn name(text: &str) -> LockName {
 }
 
 struct Play {
-    session: Session,
+    session: ClientSession,
 }
 
 impl Play {
     fn new() -> Self {
         let ms = Duration::from_millis;
         let timing = Timing { silence_max: ms(20_000), stop_within: ms(10_000), heartbeat: ms(5000), slower: ms(0) };
-        Self { session: Session::new(timing, at(0)) }
+        Self { session: ClientSession::new(timing, at(0)) }
     }
 
-    fn acquire(&mut self, ms: u64, lock: &str, waits: bool) -> (u64, oneshot::Receiver<Result<Grant, AcquireError>>) {
+    fn acquire(
+        &mut self,
+        ms: u64,
+        lock: &str,
+        waits: bool,
+    ) -> (u64, oneshot::Receiver<Result<GrantGuard, AcquireError>>) {
         let (to, answer) = oneshot::channel();
         let asked = Asked::of(&[Wanted::new(lock)], waits).unwrap();
         let id = self.session.acquire(at(ms), &asked, to).unwrap();
@@ -89,9 +94,9 @@ fn the_deadline_counts_from_the_sending() {
     play.session.check(at(day + 24_999));
     assert!(play.session.ended().is_none());
     play.hear(day + 25_000, r#"{"id":4,"ok":true}"#);
-    assert!(matches!(play.session.ended(), Some(Disconnected::Silent { .. })));
+    assert!(matches!(play.session.ended(), Some(DisconnectedError::Silent { .. })));
     assert_eq!(play.session.valid_until(key), None);
-    assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(Lost::Disconnected(_))));
+    assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(LostError::Disconnected(_))));
 }
 
 /// The storage's deadline is the earlier one, and each heartbeat's answer tells a later one; doubt ends it sooner.
@@ -118,7 +123,7 @@ fn the_storage_ends_it_sooner() {
     play.hear(10_100, r#"{"id":4,"ok":true}"#);
     assert_eq!(play.session.next_tick(), Some(at(14_000)));
     play.session.check(at(14_000));
-    assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(Lost::Unproven)));
+    assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(LostError::Unproven)));
     assert!(play.session.ended().is_none());
     // Lost is lost.
     play.tick(15_000);
@@ -162,20 +167,20 @@ fn names_are_in_use_until_the_answer() {
         let asked = Asked::of(&[Wanted::new("a")], true).unwrap();
         let again = |play: &mut Play| play.session.acquire(at(0), &asked, oneshot::channel().0);
         let (id, answer) = play.acquire(0, "a", true);
-        assert!(matches!(again(&mut play), Err(NotNow::Refused(AcquireError::AlreadyHeld { .. }))));
+        assert!(matches!(again(&mut play), Err(StartError::Refused(AcquireError::AlreadyHeld { .. }))));
         drop(answer);
         play.session.abandon(at(0), id);
         assert_eq!(play.said()[1], r#"{"id":2,"op":"cancel","request":1}"#);
-        assert!(matches!(again(&mut play), Err(NotNow::Leaving)));
+        assert!(matches!(again(&mut play), Err(StartError::Leaving)));
         if granted {
             play.hear(1, r#"{"id":1,"ok":true,"lock":"a"}"#);
             play.hear(1, r#"{"id":2,"ok":true,"cancelled":false}"#);
-            assert!(matches!(again(&mut play), Err(NotNow::Leaving)));
+            assert!(matches!(again(&mut play), Err(StartError::Leaving)));
             let key = play.granted().unwrap();
             // What nobody takes is dropped, and that releases it.
             play.session.release(at(1), key, None);
             assert_eq!(play.said(), [r#"{"id":4,"op":"release","lock":"a"}"#]);
-            assert!(matches!(again(&mut play), Err(NotNow::Leaving)));
+            assert!(matches!(again(&mut play), Err(StartError::Leaving)));
             play.hear(2, r#"{"id":4,"ok":true,"lock":"a"}"#);
         } else {
             play.hear(1, r#"{"id":1,"ok":false,"error":"cancelled","message":""}"#);
@@ -219,7 +224,7 @@ fn one_of_several_is_lost() {
     play.hear(1, r#"{"id":1,"ok":true,"locks":[{"lock":"a"},{"lock":"b"},{"lock":"c"}]}"#);
     let key = play.granted().unwrap();
     play.hear(2, r#"{"event":"lost","lock":"b","reason":"deleted"}"#);
-    assert_eq!(play.session.lost(key), Lost::Told { lock: name("b"), reason: "deleted".into() });
+    assert_eq!(play.session.lost(key), LostError::Told { lock: name("b"), reason: "deleted".into() });
     play.said();
     let (again, _answer) = play.acquire(3, "b", false);
     play.hear(3, &format!(r#"{{"id":{again},"ok":true,"lock":"b"}}"#));

@@ -1,4 +1,4 @@
-//! Waiting for a future without a runtime: the thread parks until somebody else has brought it on.
+//! Waiting for a future without a runtime: the thread parks until another thread wakes it.
 
 use std::future::Future;
 use std::pin::pin;
@@ -15,8 +15,8 @@ impl Wake for Unpark {
     }
 }
 
-/// Waits for a future that another thread brings on; None if `deadline` comes first.
-pub(super) fn block_until<T>(future: impl Future<Output = T>, deadline: Option<Instant>) -> Option<T> {
+/// Waits for a future that another thread drives. Returns None if `deadline` comes first.
+pub(crate) fn block_on_until<T>(future: impl Future<Output = T>, deadline: Option<Instant>) -> Option<T> {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut context = Context::from_waker(&waker);
     let mut future = pin!(future);
@@ -34,7 +34,7 @@ pub(super) fn block_until<T>(future: impl Future<Output = T>, deadline: Option<I
     }
 }
 
-/// Waits for it as long as it takes.
-pub(super) fn block<T>(future: impl Future<Output = T>) -> T {
-    block_until(future, None).expect("without a deadline only the result ends the wait")
+/// Waits for a future as long as it takes.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    block_on_until(future, None).expect("without a deadline only the result ends the wait")
 }

@@ -69,7 +69,7 @@ impl BootTime {
 
 #[cfg(test)]
 impl BootTime {
-    pub(super) fn at(since_boot: Duration) -> Self {
+    pub(crate) fn at(since_boot: Duration) -> Self {
         Self(since_boot)
     }
 }
@@ -84,7 +84,7 @@ impl Add<Duration> for BootTime {
 
 /// An alarm on the clock of [`BootTime`]: the runtime's own timers stand still while the host is suspended.
 #[derive(Debug)]
-pub(super) struct Alarm(AsyncFd<Timer>);
+pub(crate) struct Alarm(AsyncFd<Timer>);
 
 #[derive(Debug)]
 struct Timer(TimerFd);
@@ -96,7 +96,7 @@ impl AsRawFd for Timer {
 }
 
 impl Alarm {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(timerfd::ClockId::CLOCK_BOOTTIME, flags)?;
         Ok(Self(watched(Timer(timer))?))
@@ -106,7 +106,7 @@ impl Alarm {
     ///
     /// # Cancel safety
     /// Nothing is lost when the future is dropped: the next call sets the alarm anew.
-    pub(super) async fn wait_until(&self, at: Option<BootTime>) -> io::Result<()> {
+    pub(crate) async fn wait_until(&self, at: Option<BootTime>) -> io::Result<()> {
         let Some(at) = at else { return std::future::pending().await };
         // A time of zero would disarm it (timerfd_settime(2)); times that far ahead do not come.
         let at = at.0.clamp(Duration::from_nanos(1), Duration::from_secs(u32::MAX.into()));

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use tokio::sync::watch;
 
-use crate::boot::BootTime;
-use crate::error::Lost;
+use crate::boottime::BootTime;
+use crate::error::LostError;
 use distrilock_protocol::name::LockName;
 
 /// How a lock stands.
@@ -28,12 +28,12 @@ pub enum Standing {
     /// It is held still, but the daemon cannot reach the storage: if nothing changes, it is lost at this moment.
     Suspect(BootTime),
     /// It is lost.
-    Lost(Lost),
+    Lost(LostError),
 }
 
 /// Locks that were granted together and are not released.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldGrant {
     /// Those that the daemon still keeps for the session.
     pub(super) names: Vec<LockName>,
     /// Until when the storage surely keeps them, where that is known.
@@ -43,12 +43,12 @@ pub(super) struct Held {
     pub(super) standing: watch::Sender<Standing>,
 }
 
-impl Held {
+impl HeldGrant {
     pub(super) fn until(&self) -> Option<BootTime> {
         self.proven_until.into_iter().chain(self.suspects.values().copied()).min()
     }
 
-    pub(super) fn lose(&self, lost: Lost) {
+    pub(super) fn lose(&self, lost: LostError) {
         self.standing.send_if_modified(|standing| {
             let holds = !matches!(standing, Standing::Lost(_));
             if holds {
@@ -62,8 +62,8 @@ impl Held {
         matches!(*self.standing.borrow(), Standing::Lost(_))
     }
 
-    /// Says what the suspects make of the standing.
-    pub(super) fn stand(&self) {
+    /// Updates the standing after a change of the suspects.
+    pub(super) fn update_standing(&self) {
         let now = self.suspects.values().min().map_or(Standing::Held, |until| Standing::Suspect(*until));
         self.standing.send_if_modified(|standing| {
             let changes = !matches!(standing, Standing::Lost(_)) && *standing != now;

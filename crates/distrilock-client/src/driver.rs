@@ -2,29 +2,29 @@
 
 use std::sync::Arc;
 
-use super::boot::Alarm;
-use super::error::Disconnected;
-use super::link::{Link, Turn};
-use super::shared::Shared;
+use crate::boottime::Alarm;
+use crate::error::DisconnectedError;
+use crate::link::{Link, Turn};
+use crate::shared::Shared;
 
-/// Ends the session when the task ends, also if its runtime drops it.
+/// Ends the session when the task ends, even if its runtime drops it.
 struct End<'a>(&'a Arc<Shared>);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        self.0.with(|session, _| session.end(&Disconnected::Dropped));
+        self.0.with(|session, _| session.end(&DisconnectedError::Dropped));
     }
 }
 
-/// Drives the connection until its session has ended; then it is closed, and the daemon releases what is left.
-pub(super) async fn drive(shared: Arc<Shared>, mut link: Link, alarm: Alarm) {
+/// Drives the connection until its session has ended. Then the connection is closed, and the daemon releases what is left.
+pub(crate) async fn drive(shared: Arc<Shared>, mut link: Link, alarm: Alarm) {
     let _end = End(&shared);
     if let Err(why) = run(&shared, &mut link, &alarm).await {
         shared.with(|session, _| session.end(&why));
     }
 }
 
-async fn run(shared: &Arc<Shared>, link: &mut Link, alarm: &Alarm) -> Result<(), Disconnected> {
+async fn run(shared: &Arc<Shared>, link: &mut Link, alarm: &Alarm) -> Result<(), DisconnectedError> {
     loop {
         let next = shared.with(|session, now| {
             session.tick(now);
@@ -33,13 +33,13 @@ async fn run(shared: &Arc<Shared>, link: &mut Link, alarm: &Alarm) -> Result<(),
             pushed.map(|()| open.then(|| session.next_tick()))
         })?;
         let Some(next) = next else { return Ok(()) };
+        let mut take = |message: &[u8]| shared.with(|session, now| session.receive(now, message));
         tokio::select! {
             () = shared.wake.notified() => {}
             rung = alarm.wait_until(next) => rung?,
-            ready = link.ready() => {
-                let turn = link.turn(ready?, &mut |message| shared.with(|session, now| session.receive(now, message)))?;
-                if turn == Turn::Closed {
-                    return Err(Disconnected::Closed);
+            turn = link.turn(&mut take) => {
+                if turn? == Turn::Closed {
+                    return Err(DisconnectedError::Closed);
                 }
             }
         }
