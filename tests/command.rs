@@ -1,5 +1,5 @@
-//! The command against real daemons: what `run` does with processes, and how everything ends. What goes wrong on purpose is in
-//! `command/faults.rs`, after the list of bad input and faults.
+//! The command against real daemons: what `run` does with processes, and how everything ends. What
+//! goes wrong on purpose is in `command/faults.rs`, after the list of bad input and faults.
 
 #[path = "command/doctor.rs"]
 mod doctor;
@@ -60,7 +60,8 @@ fn words_and_statuses() {
         let run = ended(command(&server, arguments));
         assert_eq!((run.code(), run.out.as_str(), run.err.as_str()), (code, out, ""), "{arguments:?}");
     }
-    // Who is killed by a signal that was not passed on is told about by a status, as under flock(1).
+    // Who is killed by a signal that was not passed on is told about by a status, as under
+    // flock(1).
     assert_eq!(ended(command(&server, &["run", "x", "sh", "-c", "kill -TERM $$"])).status.code(), Some(143));
 }
 
@@ -91,7 +92,8 @@ fn inner_values_win() {
     assert_eq!((outer.code(), outer.out.as_str()), (0, "inner\n"), "{}", outer.err);
 }
 
-/// Ten at once, on two daemons of one directory, run one after the other: each makes a file that must not be there.
+/// Ten at once, on two daemons of one directory, run one after the other: each makes a file that
+/// must not be there.
 #[test]
 fn ten_at_once_on_two_daemons() {
     let one = Daemon::start();
@@ -157,7 +159,8 @@ fn min_hold() {
     assert!(V1::connect(&server).gets("x"));
 }
 
-/// `--once-per`: of several hosts' cron jobs one runs; the others do nothing, with status 0, until the time is over.
+/// `--once-per`: of several hosts' cron jobs one runs; the others do nothing, with status 0, until
+/// the time is over.
 #[test]
 fn once_per() {
     let daemon = Daemon::start();
@@ -222,7 +225,8 @@ fn what_to_do_about_a_loss() {
     }
 }
 
-/// `-F`: there is no process of ours, and the lock lives as long as the last one that has inherited the connection.
+/// `-F`: there is no process of ours, and the lock lives as long as the last one that has inherited
+/// the connection.
 #[test]
 fn no_fork() {
     let daemon = Daemon::start();
@@ -280,7 +284,8 @@ fn lock_and_who_looks() {
     assert!(tried.out.contains("\"lock\":\"x\""), "{}", tried.out);
 }
 
-/// A signal ends `lock`, with the status that a shell gives for it when it still waited, and leaves no lock.
+/// A signal ends `lock`, with the status that a shell gives for it when it still waited, and leaves
+/// no lock.
 #[test]
 fn lock_and_signals() {
     let daemon = Daemon::start();
@@ -320,7 +325,8 @@ fn ping_and_bench() {
     eventually("no lock file is left", || files(daemon.directory()).is_empty());
 }
 
-/// Several fences of one file at once: the highest is what is kept, and none lower is accepted after it.
+/// Several fences of one file at once: the highest is what is kept, and none lower is accepted
+/// after it.
 #[test]
 fn fences() {
     let folder = tempfile::tempdir().unwrap();

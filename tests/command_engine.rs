@@ -1,4 +1,5 @@
-//! The command with what the daemon's engine gives beside plain locks: slots, several names and fences.
+//! The command with what the daemon's engine gives beside plain locks: slots, several names and
+//! fences.
 
 mod support;
 
@@ -7,7 +8,8 @@ use std::fs;
 use nix::sys::signal::Signal;
 use support::{Daemon, Running, V1, command, ended};
 
-/// Two slots are two holders with different slots; the third is refused, on another daemon of the directory as well.
+/// Two slots are two holders with different slots; the third is refused, on another daemon of the
+/// directory as well.
 #[test]
 fn slots() {
     let one = Daemon::start();

@@ -1,5 +1,6 @@
-//! Signals and the terminal: under `distrilock run` a command behaves at the keyboard as it does without. The terminal is a
-//! pseudo-terminal of the test's, with a real shell on it that has job control.
+//! Signals and the terminal: under `distrilock run` a command behaves at the keyboard as it does
+//! without. The terminal is a pseudo-terminal of the test's, with a real shell on it that has job
+//! control.
 
 mod support;
 
@@ -69,7 +70,8 @@ impl Keyboard {
     }
 }
 
-/// The process group that has the terminal, the process's own group and its state (proc_pid_stat(5)).
+/// The process group that has the terminal, the process's own group and its state
+/// (proc_pid_stat(5)).
 fn stat(pid: Pid) -> (i32, i32, String) {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is there");
     let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
@@ -83,7 +85,8 @@ fn state_of(pid: Pid) -> String {
     state.unwrap_or_default().to_owned()
 }
 
-/// Ctrl-C ends CMD and what it started, the shell sees a command that the signal ended, and the lock is free.
+/// Ctrl-C ends CMD and what it started, the shell sees a command that the signal ended, and the
+/// lock is free.
 #[test]
 fn ctrl_c() {
     let daemon = Daemon::start();
@@ -134,7 +137,8 @@ fn ctrl_z_and_fg() {
     keyboard.shows("status 5", 1);
 }
 
-/// In the background CMD stops when it reads from the terminal, as every command does, and `fg` lets it read.
+/// In the background CMD stops when it reads from the terminal, as every command does, and `fg`
+/// lets it read.
 #[test]
 fn in_the_background() {
     let daemon = Daemon::start();
@@ -152,7 +156,8 @@ fn in_the_background() {
     keyboard.shows("got a line", 1);
 }
 
-/// In a pipeline the terminal stays with all of it: the last one reads from it, and Ctrl-C reaches everyone.
+/// In a pipeline the terminal stays with all of it: the last one reads from it, and Ctrl-C reaches
+/// everyone.
 #[test]
 fn in_a_pipeline() {
     let daemon = Daemon::start();
@@ -182,7 +187,8 @@ fn the_terminal_on_demand() {
     keyboard.shows(PROMPT, 2);
 }
 
-/// A wait is shown on a terminal, with who holds the lock, by a line that goes away; Ctrl-Z stops it, and Ctrl-C ends it.
+/// A wait is shown on a terminal, with who holds the lock, by a line that goes away; Ctrl-Z stops
+/// it, and Ctrl-C ends it.
 #[test]
 fn a_wait_at_the_terminal() {
     let daemon = Daemon::start();
@@ -227,8 +233,8 @@ fn signals_are_passed_on() {
         running.signal(format!("SIG{name}").parse().unwrap());
         running.says(&format!("\n{name}\n"));
     }
-    // bash, which has caught it, waits for sleep, which has not, and stops. A signal that continues takes one that stops with it
-    // (signal(7)), wherever that still waits to be taken.
+    // bash, which has caught it, waits for sleep, which has not, and stops. A signal that continues
+    // takes one that stops with it (signal(7)), wherever that still waits to be taken.
     eventually("CMD has heard of TSTP", || {
         let stopped = running.tree.find("sleep 0.02").is_some_and(|pid| state_of(pid) == "T");
         running.signal(if stopped { Signal::SIGCONT } else { Signal::SIGTSTP });
@@ -238,7 +244,8 @@ fn signals_are_passed_on() {
     running.tree.goes();
 }
 
-/// A signal that was ignored when we began is ignored by CMD, as nohup(1) needs it, and one that was blocked is blocked.
+/// A signal that was ignored when we began is ignored by CMD, as nohup(1) needs it, and one that
+/// was blocked is blocked.
 #[test]
 fn what_is_ignored_stays_so() {
     let daemon = Daemon::start();
@@ -260,7 +267,8 @@ fn what_is_ignored_stays_so() {
     running.tree.goes();
 }
 
-/// `kill -STOP` for the process that the user started does not stop the guard: when the daemon dies, CMD ends all the same.
+/// `kill -STOP` for the process that the user started does not stop the guard: when the daemon
+/// dies, CMD ends all the same.
 #[test]
 fn a_stopped_front() {
     let mut daemon = Daemon::start();

@@ -93,8 +93,8 @@ const FILE_WORDS: [&str; 7] = ["fcntl", "F_OFD", "unlink", "remove_file", "opena
 /// What uses such a word all the same, and why.
 const FILE_WORDS_ELSEWHERE: [(&str, &str, &str); 7] = [
     ("command/fence.rs", "fcntl", "where nix has the type for flock(2), by which records of fences are locked"),
-    ("command/inherit.rs", "fcntl", "leaves a descriptor open for the next program"),
-    ("command/run/front.rs", "fcntl", "where nix has the flags of pipe2(2)"),
+    ("command/exec.rs", "fcntl", "leaves a descriptor open for the next program"),
+    ("command/run/launcher.rs", "fcntl", "where nix has the flags of pipe2(2)"),
     ("systemd/journal.rs", "fcntl", "sets O_NONBLOCK on the journal's socket"),
     ("systemd/notify.rs", "fcntl", "where nix has the flags of pipe2(2)"),
     ("systemd/sockets.rs", "fcntl", "names the call in a fault of a socket"),

@@ -1,4 +1,5 @@
-//! `distrilock doctor --peer`: whether this host and the daemon of another one exclude each other. Two daemons stand for two hosts.
+//! `distrilock doctor --peer`: whether this host and the daemon of another one exclude each other.
+//! Two daemons stand for two hosts.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -19,8 +20,8 @@ fn with_peer(directory: &Path, peer: &str) -> (i32, Value) {
     (run.code(), of("peer"))
 }
 
-/// Two daemons on one directory: the doctor of either place finds that it and the other one's daemon exclude each other, and leaves
-/// nothing behind.
+/// Two daemons on one directory: the doctor of either place finds that it and the other one's
+/// daemon exclude each other, and leaves nothing behind.
 #[test]
 fn one_directory() {
     let first = Daemon::start();
@@ -37,7 +38,8 @@ fn one_directory() {
     eventually("no file of the doctor is left", || files(first.directory()).is_empty());
 }
 
-/// A peer on another directory is granted what this host holds: that is wrong, and the doctor says what to compare.
+/// A peer on another directory is granted what this host holds: that is wrong, and the doctor says
+/// what to compare.
 #[test]
 fn different_directories() {
     let (here, elsewhere) = (Daemon::start(), Daemon::start());

@@ -1,5 +1,5 @@
-//! Bad input and faults: each ends with the documented status and a message that says what to do, and leaves neither a process nor a
-//! lock behind.
+//! Bad input and faults: each ends with the documented status and a message that says what to do,
+//! and leaves neither a process nor a lock behind.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,7 +15,8 @@ use distrilock_testing::Scripted;
 
 use super::support::{DISTRILOCK, Daemon, Running, V1, command, ended, eventually};
 
-/// A tree that does not want to end: one that ignores TERM, one in a session of its own whose parent has gone, one in another group.
+/// A tree that does not want to end: one that ignores TERM, one in a session of its own whose
+/// parent has gone, one in another group.
 const STUBBORN: &str =
     "trap '' TERM; setsid sh -c 'sleep 1001 & exit' & setsid sleep 1002 & sleep 1003 & exec sleep 1004";
 
@@ -110,13 +111,14 @@ fn the_daemon_dies() {
     running.tree.assert_gone();
     assert_eq!(run.code(), 74, "{}", run.err);
     assert!(
-        run.err.contains(&format!("{server}: ")) && run.err.contains("lost") && run.err.contains("ended"),
+        run.err.contains(&format!("{server}: ")) && run.err.contains("lost") && run.err.contains("ending CMD"),
         "{}",
         run.err
     );
 }
 
-/// The daemon hangs while CMD runs: our own clock ends CMD. When the daemon goes on, the lock is held until then, and free afterwards.
+/// The daemon hangs while CMD runs: our own clock ends CMD. When the daemon goes on, the lock is
+/// held until then, and free afterwards.
 #[test]
 fn the_daemon_hangs() {
     let daemon = Daemon::setup().flag("--dead-after", "5").start();
@@ -132,7 +134,8 @@ fn the_daemon_hangs() {
     eventually("the lock is free", || V1::connect(&server).gets("x"));
 }
 
-/// A daemon that hangs, and comes back while CMD is being ended: it must not give the lock to another before CMD is gone.
+/// A daemon that hangs, and comes back while CMD is being ended: it must not give the lock to
+/// another before CMD is gone.
 #[test]
 fn the_lock_outlives_the_work() {
     let daemon = Daemon::setup().flag("--dead-after", "20").start();
@@ -165,7 +168,8 @@ fn the_daemon_dies_before_the_grant() {
     running.tree.goes();
 }
 
-/// SIGKILL for the process that the user started, or for its whole process group, takes the tree with it.
+/// SIGKILL for the process that the user started, or for its whole process group, takes the tree
+/// with it.
 #[test]
 fn the_front_is_killed() {
     let daemon = Daemon::start();
@@ -219,7 +223,8 @@ fn the_guard_is_killed() {
     assert!(V1::connect(&server).gets("x"));
 }
 
-/// CMD forks into the background. The lock stays with what is left, as under flock(1), and that is still guarded; with -o it does not.
+/// CMD forks into the background. The lock stays with what is left, as under flock(1), and that is
+/// still guarded; with -o it does not.
 #[test]
 fn cmd_goes_into_the_background() {
     let mut daemon = Daemon::start();
@@ -298,7 +303,8 @@ fn streams_are_gone() {
     assert!(V1::connect(&server).gets("x"));
 }
 
-/// Names and numbers out of range, and options that contradict each other: status 64, and a line that says what is wrong.
+/// Names and numbers out of range, and options that contradict each other: status 64, and a line
+/// that says what is wrong.
 #[test]
 fn bad_command_lines() {
     let long = "x".repeat(252);
@@ -336,8 +342,8 @@ fn bad_command_lines() {
         (&["fence", "file", "18446744073709551616"], "18446744073709551616"),
         (&["bench", "--connections", "0"], "0"),
         (&["fly"], "fly"),
-        (&["run:guard"], "not one that people write"),
-        (&["run:start"], "not one that people write"),
+        (&["run:guard"], "internal to distrilock run"),
+        (&["run:start"], "internal to distrilock run"),
     ] {
         let run = ended(command("127.0.0.1:1", arguments));
         assert_eq!(run.code(), 64, "{arguments:?}: {}", run.err);
@@ -349,7 +355,8 @@ fn bad_command_lines() {
     }
 }
 
-/// A deadlock, a limit and a broken lock directory each have their status and the daemon's sentence.
+/// A deadlock, a limit and a broken lock directory each have their status and the daemon's
+/// sentence.
 #[test]
 fn refusals() {
     for (word, code) in [
@@ -382,7 +389,8 @@ fn a_stop_that_takes_too_long() {
     assert!(run.err.contains("--dead-after") && run.err.contains("--kill-after"), "{}", run.err);
 }
 
-/// A program that runs as somebody else may not be killed by us; we say so, and do not wait for it for ever.
+/// A program that runs as somebody else may not be killed by us; we say so, and do not wait for it
+/// for ever.
 #[cfg(feature = "system-tests")]
 #[test]
 fn strangers_are_told_about() {

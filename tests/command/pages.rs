@@ -111,7 +111,8 @@ fn coming_from() {
     }
 }
 
-/// The examples of flock(1)'s manual, with `distrilock run` in place: two at once exclude each other.
+/// The examples of flock(1)'s manual, with `distrilock run` in place: two at once exclude each
+/// other.
 #[test]
 fn flocks_own_examples() {
     let daemon = Daemon::start();

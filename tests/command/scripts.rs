@@ -1,4 +1,5 @@
-//! What is asked of a daemon, and what becomes of its answers, against one that follows a script: slots, several names, fences, events.
+//! What is asked of a daemon, and what becomes of its answers, against one that follows a script:
+//! slots, several names, fences, events.
 
 use serde_json::json;
 

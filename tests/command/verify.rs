@@ -20,7 +20,8 @@ fn run(server: &str, options: &[&str], script: &str) -> Command {
     run
 }
 
-/// A held lock is real, by any of its names; another name is not held. Of two runs around a command the inner one counts.
+/// A held lock is real, by any of its names; another name is not held. Of two runs around a command
+/// the inner one counts.
 #[test]
 fn a_real_lock() {
     let daemon = Daemon::start();
@@ -45,7 +46,8 @@ fn no_lock() {
     assert!(anyway.err.contains("without the lock"), "{}", anyway.err);
 }
 
-/// Somebody deletes the lock file: verify finds out, and says so ever after; the daemon's word reaches the guard as well.
+/// Somebody deletes the lock file: verify finds out, and says so ever after; the daemon's word
+/// reaches the guard as well.
 #[test]
 fn a_deleted_file() {
     let daemon = Daemon::start();
@@ -66,7 +68,8 @@ fn a_deleted_file() {
     assert_eq!(told, 3, "{}", run.err);
 }
 
-/// The question itself ends the command if the lock turns out to be lost: that is the guard's business, whoever finds out.
+/// The question itself ends the command if the lock turns out to be lost: that is the guard's
+/// business, whoever finds out.
 #[test]
 fn a_loss_ends_the_command() {
     let daemon = Daemon::start();
@@ -112,7 +115,8 @@ fn in_the_background() {
     eventually("the lock is free", || V1::connect(&daemon.tcp()).gets("x"));
 }
 
-/// Who holds the lock is not there, is somebody else, or lets go in this moment: that is said, and is no yes.
+/// Who holds the lock is not there, is somebody else, or lets go in this moment: that is said, and
+/// is no yes.
 #[test]
 fn nobody_to_ask() {
     let asked = |guard: &str| {
@@ -125,7 +129,7 @@ fn nobody_to_ask() {
     let name = |uid: u32| format!("distrilock-run/{uid}/{}-test", Pid::this());
     let own = name(Uid::effective().as_raw());
     let err = asked(&format!("@{own}"));
-    assert!(err.contains(&own) && err.contains("not reached") && err.contains("stop the work"), "{err}");
+    assert!(err.contains(&own) && err.contains("cannot reach") && err.contains("stop the work"), "{err}");
     let listen = |name: &str| UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).expect("a name"));
     let others = name(Uid::effective().as_raw() + 1);
     let listener = listen(&others).expect("nobody else has it");
@@ -134,9 +138,9 @@ fn nobody_to_ask() {
     drop(listener);
     let listener = listen(&own).expect("nobody else has it");
     let accept = thread::spawn(move || drop(listener.accept().expect("it asks")));
-    assert!(asked(&format!("@{own}")).contains("not reached"));
+    assert!(asked(&format!("@{own}")).contains("cannot reach"));
     accept.join().expect("no panic");
-    assert!(asked("nonsense").contains("no name of a guard"));
+    assert!(asked("nonsense").contains("not the address of a guard"));
     assert!(asked("").contains("is not set"));
 }
 
