@@ -1,7 +1,7 @@
 //! The client library against the real daemon, over every transport, and against servers that play a script.
 
-#[path = "client/scripted.rs"]
 mod scripted;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs;
