@@ -33,7 +33,7 @@ use crate::systemd::{ids, journal, sockets};
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum StartFault {
     #[error(transparent)]
-    Socket(#[from] sockets::SocketFault),
+    Socket(#[from] sockets::SocketError),
     #[error(transparent)]
     Log(#[from] journal::LogFault),
     #[error(transparent)]
@@ -77,9 +77,9 @@ pub fn run(settings: Settings) -> Result<(), StartFault> {
     let descriptors = raise_descriptor_limit()?;
     let directory = Directory::find(&settings)?;
     let stored = std::mem::take(&mut passed.stored);
-    let mut strangers = std::mem::take(&mut passed.strangers);
+    let mut unknown_fds = std::mem::take(&mut passed.unknown_fds);
     let store = Store::of(stored).unwrap_or_else(|names| {
-        strangers.extend(names);
+        unknown_fds.extend(names);
         None
     });
     let fronts = listen(&settings, passed)?;
@@ -94,7 +94,7 @@ pub fn run(settings: Settings) -> Result<(), StartFault> {
     let stop_ms = directory.timing.map(|timing| u64::try_from(timing.stop.as_millis()).unwrap_or(u64::MAX));
     let files = (files, directory.mount.word(), stop_ms);
     let core = Arc::new(Core::new(settings, files, node, descriptors, runtime.handle().clone()));
-    runtime.block_on(serve(core, workers.into(), fronts, directory, (store, strangers)))
+    runtime.block_on(serve(core, workers.into(), fronts, directory, (store, unknown_fds)))
 }
 
 async fn serve(
@@ -102,7 +102,7 @@ async fn serve(
     workers: Arc<[Worker]>,
     fronts: Fronts,
     found: Directory,
-    (store, strangers): (Option<Store>, Vec<String>),
+    (store, unknown_fds): (Option<Store>, Vec<String>),
 ) -> Result<(), StartFault> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -110,7 +110,7 @@ async fn serve(
     let mut hand_on = signal(SignalKind::user_defined2())?;
     let directory = core.files.directory().display().to_string();
     let notifier = Arc::new(Notifier::from_env());
-    notifier.forget(&strangers);
+    notifier.forget(&unknown_fds);
     // Once and for all: at the end the file server might not answer.
     let place = core.files.place()?;
     let (store, taken) = look_into(&core, store, place, &notifier);
