@@ -35,7 +35,7 @@ pub enum StartFault {
     #[error(transparent)]
     Socket(#[from] sockets::SocketError),
     #[error(transparent)]
-    Log(#[from] journal::LogFault),
+    Log(#[from] journal::LogError),
     #[error(transparent)]
     Directory(#[from] DirectoryFault),
     #[error("cannot listen at {address}: {error}; is another daemon running, or is the address not of this host?")]
@@ -73,7 +73,7 @@ struct Fronts {
 pub fn run(settings: Settings) -> Result<(), StartFault> {
     // The sockets come first: nothing else may have opened a descriptor.
     let mut passed = sockets::take()?;
-    journal::start(settings.log)?;
+    let _log = journal::start(settings.log)?;
     let descriptors = raise_descriptor_limit()?;
     let directory = Directory::find(&settings)?;
     let stored = std::mem::take(&mut passed.stored);
