@@ -8,11 +8,15 @@
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use distrilock::systemd::{ids, journal};
 
 /// Set in the process that runs inside.
 const INSIDE: &str = "DISTRILOCK_TEST_INSIDE";
+
+/// More events than the queues of the kernel and of the daemon hold.
+const MANY: u64 = 50_000;
 
 /// `$1` is how JOURNAL_STREAM comes out, `$0` the test.
 const SCRIPT: &str = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
@@ -56,7 +60,7 @@ fn fields(mut datagram: &[u8]) -> BTreeMap<String, String> {
 
 #[test]
 fn a_stopped_journald_stops_nobody() {
-    // journald reads nothing while 5000 events are logged; later it reads what its queue held.
+    // journald reads nothing while many events are logged; later it reads again.
     if std::env::var_os(INSIDE).is_none() {
         let (passed, stderr) = run_inside("a_stopped_journald_stops_nobody", "");
         assert!(passed);
@@ -64,39 +68,62 @@ fn a_stopped_journald_stops_nobody() {
         return;
     }
     let journald = UnixDatagram::bind("/run/systemd/journal/socket").unwrap();
-    journald.set_nonblocking(true).unwrap();
-    journal::start(tracing::Level::DEBUG).unwrap();
+    journald.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let log = journal::start(tracing::Level::DEBUG).unwrap();
     let forged = "a\nPRIORITY=0\n";
     tracing::info!(LOCK = %"x", PEER = forged, MESSAGE_ID = ids::SLOW_READER, "hello {forged}");
     tracing::debug!("second");
     tracing::trace!("not of this level");
-    for number in 0..5000 {
+    for number in 0..MANY {
         tracing::warn!(number, "many");
     }
     assert!(journal::start(tracing::Level::INFO).is_err(), "a second log");
+    // The process could end now.
+    drop(log);
 
-    let mut events = Vec::new();
     let mut bytes = vec![0; 1 << 16];
-    while let Ok(len) = journald.recv(&mut bytes) {
-        // What only tries whether anybody is there is empty.
-        if len > 0 {
-            events.push(fields(&bytes[..len]));
+    let mut next = || {
+        loop {
+            let len = journald.recv(&mut bytes).unwrap();
+            // An empty datagram only tries whether journald is there.
+            if len > 0 {
+                return fields(&bytes[..len]);
+            }
         }
-    }
-    let first = &events[0];
+    };
+    let first = next();
     assert_eq!(first["PRIORITY"], "6");
     assert_eq!(first["SYSLOG_IDENTIFIER"], "distrilockd");
     assert_eq!(first["MESSAGE"], format!("hello {forged}"));
     assert_eq!(first["PEER"], forged);
     assert_eq!(first["LOCK"], "x");
     assert_eq!(first["MESSAGE_ID"], ids::SLOW_READER);
-    assert_eq!(events[1]["PRIORITY"], "7");
-    assert_eq!(events[2]["PRIORITY"], "4");
-    assert!(events.len() < 5002, "the queue was never full");
-    // There is room again, and the log goes on.
+    assert!(first["CODE_FILE"].ends_with("journal.rs"));
+    assert_eq!(next()["PRIORITY"], "7");
+    let (mut numbers, mut dropped) = (Vec::new(), 0);
+    // Once there is room again, the log goes on.
+    let mut read = |until: fn(&BTreeMap<String, String>) -> bool| {
+        loop {
+            let event = next();
+            if let Some(number) = event.get("NUMBER") {
+                assert_eq!(event["PRIORITY"], "4");
+                numbers.push(number.parse::<u64>().unwrap());
+            }
+            if let Some(count) = event.get("DROPPED") {
+                assert_eq!(event["PRIORITY"], "4");
+                dropped += count.parse::<u64>().unwrap();
+            }
+            if until(&event) {
+                return;
+            }
+        }
+    };
+    read(|event| event.contains_key("DROPPED"));
     tracing::error!("room");
-    let len = journald.recv(&mut bytes).unwrap();
-    assert_eq!(fields(&bytes[..len])["PRIORITY"], "3");
+    read(|event| event["PRIORITY"] == "3");
+    assert!(numbers.is_sorted());
+    assert!(!numbers.is_empty() && dropped > 0, "the queue was never full");
+    assert_eq!(u64::try_from(numbers.len()).unwrap() + dropped, MANY, "each is logged or counted");
 }
 
 #[test]
@@ -113,7 +140,7 @@ fn a_journald_that_is_full_at_start_stops_nobody() {
     let other = UnixDatagram::unbound().unwrap();
     other.set_nonblocking(true).unwrap();
     while other.send_to(b"A=1\n", "/run/systemd/journal/socket").is_ok() {}
-    journal::start(tracing::Level::INFO).unwrap();
+    let _log = journal::start(tracing::Level::INFO).unwrap();
     tracing::info!(LOCK = "x", MESSAGE_ID = ids::LOCK_LOST, "said to stderr");
 }
 
@@ -127,7 +154,7 @@ fn a_journal_that_is_not_there_leaves_stderr() {
         assert!(stderr.contains("<6> INFO said to stderr\n"), "{stderr}");
         return;
     }
-    journal::start(tracing::Level::INFO).unwrap();
+    let _log = journal::start(tracing::Level::INFO).unwrap();
     tracing::info!("said to stderr");
 }
 
@@ -143,7 +170,7 @@ fn a_stream_that_is_not_ours_leaves_stderr() {
     }
     let journald = UnixDatagram::bind("/run/systemd/journal/socket").unwrap();
     journald.set_nonblocking(true).unwrap();
-    journal::start(tracing::Level::INFO).unwrap();
+    let _log = journal::start(tracing::Level::INFO).unwrap();
     tracing::info!("said to stderr");
     assert!(journald.recv(&mut [0; 64]).is_err());
 }

@@ -70,7 +70,7 @@ fn take_and_tell() {
         check(descriptor);
         println!("took stored {name}");
     }
-    for name in &passed.strangers {
+    for name in &passed.unknown_fds {
         println!("took stranger {name}");
     }
     if passed.has_no_listener() {

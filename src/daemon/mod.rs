@@ -44,9 +44,9 @@ use listen::Listeners;
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum StartError {
     #[error(transparent)]
-    Socket(#[from] sockets::SocketFault),
+    Socket(#[from] sockets::SocketError),
     #[error(transparent)]
-    Log(#[from] journal::LogFault),
+    Log(#[from] journal::LogError),
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     #[error(
@@ -113,7 +113,7 @@ struct Signals {
 pub fn run(settings: Settings) -> Result<(), StartError> {
     // The sockets come first: nothing else may have opened a descriptor.
     let mut passed = sockets::take()?;
-    journal::start(settings.log)?;
+    let _log = journal::start(settings.log)?;
     let descriptors_max = raise_descriptor_limit()?;
     let directory = Directory::find(&settings)?;
     let kept = Kept::of(&mut passed);
@@ -140,7 +140,7 @@ pub fn run(settings: Settings) -> Result<(), StartError> {
 impl Kept {
     fn of(passed: &mut sockets::Passed) -> Self {
         let stored = std::mem::take(&mut passed.stored);
-        let mut unknown_fds = std::mem::take(&mut passed.strangers);
+        let mut unknown_fds = std::mem::take(&mut passed.unknown_fds);
         let store = Store::of(stored).unwrap_or_else(|names| {
             unknown_fds.extend(names);
             None

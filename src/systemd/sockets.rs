@@ -35,7 +35,7 @@ pub struct Passed {
     /// What an earlier process of the daemon left in the file descriptor store, with its names.
     pub stored: Vec<(String, OwnedFd)>,
     /// The names of what is in the store and not known here. It has been closed, and is to be removed from there.
-    pub strangers: Vec<String>,
+    pub unknown_fds: Vec<String>,
 }
 
 impl Passed {
@@ -48,7 +48,7 @@ impl Passed {
 
 /// Why the passed descriptors cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum SocketFault {
+pub enum SocketError {
     /// `LISTEN_FDNAMES` and `LISTEN_FDS` do not agree, so no name can be trusted.
     #[error(
         "LISTEN_FDNAMES has {names} names for the {descriptors} descriptors of LISTEN_FDS: \
@@ -184,7 +184,7 @@ enum Use {
     Ws,
     Stored,
     /// In the store, and not known.
-    Stranger,
+    Unknown,
 }
 
 /// Takes the descriptors that systemd passed to this process; none if there are none.
@@ -197,7 +197,7 @@ enum Use {
 ///
 /// If names and number disagree, if a name is unknown, or if a descriptor is not what its name
 /// needs. All descriptors taken until then are closed.
-pub fn take() -> Result<Passed, SocketFault> {
+pub fn take() -> Result<Passed, SocketError> {
     let names = std::env::var_os("LISTEN_FDNAMES").map(|n| n.to_string_lossy().into_owned());
     let mut listen_fd = ListenFd::from_env();
     let count = listen_fd.len();
@@ -216,44 +216,44 @@ pub fn take() -> Result<Passed, SocketFault> {
 
     let mut passed = Passed::default();
     for (index, (name, (found, descriptor))) in names.into_iter().zip(descriptors).enumerate() {
-        if uses[index] == Use::Stranger {
+        if uses[index] == Use::Unknown {
             match descriptor {
                 Taken::Socket(socket) => drop(socket),
                 // It cannot fail but for what is closed already.
                 Taken::Other(number) => drop(nix::unistd::close(number)),
                 Taken::Nothing => {}
             }
-            passed.strangers.push(name);
+            passed.unknown_fds.push(name);
             continue;
         }
         // `plan` accepts sockets only, and `look` owns each socket that it recognises.
         let Taken::Socket(descriptor) = descriptor else {
             let position = index + 1;
-            return Err(SocketFault::Unfit { position, name, found });
+            return Err(SocketError::Unfit { position, name, found });
         };
         match uses[index] {
             Use::Tcp => passed.tcp.push(listener(descriptor, found, index)?),
             Use::Ws => passed.ws.push(listener(descriptor, found, index)?),
             Use::Stored => passed.stored.push((name, descriptor)),
-            Use::Stranger => unreachable!("strangers have been closed"),
+            Use::Unknown => unreachable!("unknown descriptors have been closed"),
         }
     }
     Ok(passed)
 }
 
 /// Splits `LISTEN_FDNAMES`; without it, all `count` descriptors are without a name.
-fn names_of(names: Option<&str>, count: usize) -> Result<Vec<String>, SocketFault> {
+fn names_of(names: Option<&str>, count: usize) -> Result<Vec<String>, SocketError> {
     let Some(names) = names else {
         return Ok(vec![String::new(); count]);
     };
     let names: Vec<String> = names.split(':').map(str::to_owned).collect();
-    if names.len() == count { Ok(names) } else { Err(SocketFault::Count { names: names.len(), descriptors: count }) }
+    if names.len() == count { Ok(names) } else { Err(SocketError::Count { names: names.len(), descriptors: count }) }
 }
 
 /// Decides what each descriptor is for, from its name and what it is.
 ///
 /// A single descriptor beside the stored ones may lack a name: then it is for TCP.
-fn plan(names: &[String], found: &[Found]) -> Result<Vec<Use>, SocketFault> {
+fn plan(names: &[String], found: &[Found]) -> Result<Vec<Use>, SocketError> {
     let from_unit = |(name, found): &(&String, &Found)| !is_stored(name) && !only_stored(**found);
     let single = names.iter().zip(found).filter(from_unit).count() == 1;
     let mut uses = Vec::new();
@@ -264,13 +264,13 @@ fn plan(names: &[String], found: &[Found]) -> Result<Vec<Use>, SocketFault> {
             "tcp" => Use::Tcp,
             "ws" => Use::Ws,
             stored if is_stored(stored) && is_pair(found) => Use::Stored,
-            stored if is_stored(stored) => Use::Stranger,
+            stored if is_stored(stored) => Use::Unknown,
             nameless if single && is_nameless(nameless) && !only_stored(found) => Use::Tcp,
-            _ if only_stored(found) => Use::Stranger,
-            _ => return Err(SocketFault::Name { position, name }),
+            _ if only_stored(found) => Use::Unknown,
+            _ => return Err(SocketError::Name { position, name }),
         };
-        if !matches!(purpose, Use::Stored | Use::Stranger) && !accepts(found) {
-            return Err(SocketFault::Unfit { position, name, found });
+        if !matches!(purpose, Use::Stored | Use::Unknown) && !accepts(found) {
+            return Err(SocketError::Unfit { position, name, found });
         }
         uses.push(purpose);
     }
@@ -336,12 +336,12 @@ enum Taken {
 ///
 /// `listenfd` hands out an owned descriptor only to those who know what it is, so that this asks
 /// for one kind after the other: a refusal leaves the descriptor where it was.
-fn look(listen_fd: &mut ListenFd, index: usize) -> Result<(Found, Taken), SocketFault> {
+fn look(listen_fd: &mut ListenFd, index: usize) -> Result<(Found, Taken), SocketError> {
     for (domain, family, number, kind) in SOCKETS {
         let Ok(Some(socket)) = listen_fd.take_custom::<OwnedFd>(index, domain, number, "") else {
             continue;
         };
-        let listening = getsockopt(&socket, sockopt::AcceptConn).map_err(|errno| SocketFault::System {
+        let listening = getsockopt(&socket, sockopt::AcceptConn).map_err(|errno| SocketError::System {
             operation: "getsockopt(SO_ACCEPTCONN)",
             position: index + 1,
             source: errno.into(),
@@ -349,7 +349,7 @@ fn look(listen_fd: &mut ListenFd, index: usize) -> Result<(Found, Taken), Socket
         let found = Found::Socket { family, kind, listening };
         return Ok((found, Taken::Socket(socket)));
     }
-    let number = listen_fd.take_raw_fd(index).map_err(|source| SocketFault::System {
+    let number = listen_fd.take_raw_fd(index).map_err(|source| SocketError::System {
         operation: "taking",
         position: index + 1,
         source,
@@ -372,7 +372,7 @@ fn name_other(number: libc::c_int) -> Found {
 }
 
 /// Makes a listener that does not block of a socket that `plan` accepted.
-fn listener(socket: OwnedFd, found: Found, index: usize) -> Result<Listener, SocketFault> {
+fn listener(socket: OwnedFd, found: Found, index: usize) -> Result<Listener, SocketError> {
     let unix = matches!(found, Found::Socket { family: Family::Unix, .. });
     let (listener, set) = if unix {
         let socket = UnixListener::from(socket);
@@ -383,7 +383,7 @@ fn listener(socket: OwnedFd, found: Found, index: usize) -> Result<Listener, Soc
         let set = socket.set_nonblocking(true);
         (Listener::Tcp(socket), set)
     };
-    set.map(|()| listener).map_err(|source| SocketFault::System {
+    set.map(|()| listener).map_err(|source| SocketError::System {
         operation: "fcntl(O_NONBLOCK)",
         position: index + 1,
         source,
@@ -476,7 +476,7 @@ mod tests {
     fn a_connection_is_never_taken_for_a_listener() {
         // A stored connection that lost its name, or has one that a listener can have.
         for names in [None, Some("distrilock.socket"), Some("store-7")] {
-            assert_eq!(decide(names, &[CONNECTION]), Ok(vec![Use::Stranger]));
+            assert_eq!(decide(names, &[CONNECTION]), Ok(vec![Use::Unknown]));
         }
         for names in [Some("tcp"), Some("ws")] {
             let fault = decide(names, &[CONNECTION]).unwrap_err();
@@ -511,13 +511,13 @@ mod tests {
     }
 
     #[test]
-    fn strangers_in_the_store_do_not_stop_the_daemon() {
+    fn unknown_fds_in_the_store_do_not_stop_the_daemon() {
         // What can only come from the store, and was not put there by this daemon, and what a .socket unit can pass.
         for found in [Found::Pipe, Found::File, Found::Anonymous, CONNECTION, TCP] {
-            assert_eq!(decide(Some("tcp:store"), &[TCP, found]), Ok(vec![Use::Tcp, Use::Stranger]));
+            assert_eq!(decide(Some("tcp:store"), &[TCP, found]), Ok(vec![Use::Tcp, Use::Unknown]));
         }
         for found in [Found::File, Found::Anonymous, CONNECTION, PAIR] {
-            assert_eq!(decide(Some("tcp:other"), &[TCP, found]), Ok(vec![Use::Tcp, Use::Stranger]));
+            assert_eq!(decide(Some("tcp:other"), &[TCP, found]), Ok(vec![Use::Tcp, Use::Unknown]));
         }
         for found in [Found::Pipe, TCP, socket(Family::Inet, Kind::Datagram, false)] {
             assert!(decide(Some("tcp:other"), &[TCP, found]).unwrap_err().contains("the name \"other\""));

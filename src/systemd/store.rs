@@ -50,7 +50,7 @@ pub struct Left {
 
 /// What is in the store is of no use.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreFault {
+pub enum StoreError {
     /// The process before was killed in the middle.
     #[error("the process before was ended while it handed over")]
     Cut,
@@ -94,7 +94,7 @@ impl Store {
     ///
     /// # Errors
     /// If the system refuses: too many descriptors of this user are on their way (RLIMIT_NOFILE), or the queue is full. The next
-    /// process then finds [`StoreFault::Cut`].
+    /// process then finds [`StoreError::Cut`].
     pub fn leave(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut memory = File::from(memfd_create("distrilock hand-over", MFdFlags::MFD_CLOEXEC)?);
         memory.write_all(bytes)?;
@@ -121,7 +121,7 @@ impl Store {
     ///
     /// # Errors
     /// If it is not whole.
-    pub fn take(&self) -> Result<Option<Left>, StoreFault> {
+    pub fn take(&self) -> Result<Option<Left>, StoreError> {
         let mut messages = Vec::new();
         let mut failed = None;
         for end in &self.ends {
@@ -129,7 +129,7 @@ impl Store {
                 match receive(end) {
                     Ok(Received { word, descriptors, whole: true }) => messages.push((word, descriptors)),
                     // What stays in the queue stays open and locked, though nobody has it.
-                    Ok(_) => failed = Some(StoreFault::Descriptors),
+                    Ok(_) => failed = Some(StoreError::Descriptors),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => {
                         failed = Some(error.into());
@@ -143,17 +143,17 @@ impl Store {
         }
         let mut messages = messages.into_iter();
         let Some((word, begun)) = messages.next() else { return Ok(None) };
-        let memory = begun.into_iter().next().filter(|_| word == BEGIN).ok_or(StoreFault::Cut)?;
+        let memory = begun.into_iter().next().filter(|_| word == BEGIN).ok_or(StoreError::Cut)?;
         let (mut descriptors, mut ended) = (Vec::new(), false);
         for (word, some) in messages {
             if ended || (word != MORE && word != END) {
-                return Err(StoreFault::Cut);
+                return Err(StoreError::Cut);
             }
             ended = word == END;
             descriptors.extend(some);
         }
         if !ended {
-            return Err(StoreFault::Cut);
+            return Err(StoreError::Cut);
         }
         let (mut memory, mut bytes) = (File::from(memory), Vec::new());
         memory.rewind()?;
@@ -234,7 +234,7 @@ mod tests {
         store.send(MORE, &[listener.as_fd()]).unwrap();
         drop(listener);
         UnixStream::connect(&path).expect("the queue keeps it open");
-        assert!(matches!(store.take(), Err(StoreFault::Cut)));
+        assert!(matches!(store.take(), Err(StoreError::Cut)));
         UnixStream::connect(&path).expect_err("it is closed");
         assert!(store.take().unwrap().is_none());
         store.leave(b"x", &[]).unwrap();

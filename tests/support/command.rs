@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, default_for_children, eventually};
 
 /// The binary that is tested.
 pub(crate) const DISTRILOCK: &str = env!("CARGO_BIN_EXE_distrilock");
@@ -142,6 +142,7 @@ pub(crate) fn number_of(status: ExitStatus) -> i32 {
 impl Running {
     #[track_caller]
     pub(crate) fn start(mut command: Command) -> Self {
+        default_for_children();
         let (folder, tree) = (TempDir::new().expect("a folder"), Tree::new());
         let file = |name: &str| File::create(folder.path().join(name)).expect("a file");
         let child = command.env(MARK, &tree.mark).stdout(file("out")).stderr(file("err")).spawn().expect("it runs");
@@ -151,6 +152,7 @@ impl Running {
     /// Starts a program whose streams are a terminal.
     #[track_caller]
     pub(crate) fn on_terminal(mut command: Command, [input, output, errors]: [OwnedFd; 3]) -> Self {
+        default_for_children();
         let (folder, tree) = (TempDir::new().expect("a folder"), Tree::new());
         command.env(MARK, &tree.mark).stdin(input).stdout(output).stderr(errors);
         let child = command.spawn().expect("it runs");

@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use tempfile::TempDir;
 
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, default_for_children, eventually};
 
 /// The binary that is tested.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_distrilockd");
@@ -155,6 +155,7 @@ impl Setup {
     }
 
     fn spawn(mut self) -> Daemon {
+        default_for_children();
         let scratch = TempDir::new().expect("a place for the notification socket");
         let directory = self.directory.take().unwrap_or_else(|| scratch.path().join("locks"));
         if directory.starts_with(&scratch) {

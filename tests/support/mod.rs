@@ -6,6 +6,7 @@
 mod clients;
 mod command;
 mod daemon;
+mod signals;
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -18,6 +19,7 @@ use nix::libc::{SEEK_SET, flock};
 pub(crate) use clients::{GOB_REPLY_TYPES, GOB_REQUEST_TYPE, Gob, V1, Ws, connect, frame, gob_request, http, reset};
 pub(crate) use command::{DISTRILOCK, Ended, Running, Tree, command, ended, number_of};
 pub(crate) use daemon::{BINARY, Daemon, Setup};
+pub(crate) use signals::default_for_children;
 
 /// How long a test waits for what must happen. It is generous, since a loaded machine must not fail a test;
 /// no test is right or wrong by how much of it passes.

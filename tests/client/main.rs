@@ -1,5 +1,6 @@
 //! The client library against the real daemon, over every transport, and against servers that play a script.
 
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs;
