@@ -58,14 +58,14 @@ pub(super) fn examine(directory: &Directory, peer: Option<&str>, findings: &mut 
     // Nobody else knows the name.
     trial_lock::remove(&path);
     match both {
-        Ok((excluded, (woken, after))) => {
+        Ok((excluded, woken_after)) => {
             findings.push(if excluded {
                 Finding::ok("exclusion", WHY, "a second process is refused")
             } else {
                 let remedy = "do not use this file system: its locks exclude nobody";
                 Finding::wrong("exclusion", WHY, "a second process was granted the same lock", remedy)
             });
-            findings.push(waking(woken, after));
+            findings.push(waking(woken_after));
         }
         Err(error) => {
             let remedy = "check the file system and its permissions, then run this again";
@@ -77,16 +77,16 @@ pub(super) fn examine(directory: &Directory, peer: Option<&str>, findings: &mut 
     }
 }
 
-fn waking(woken: bool, after: Duration) -> Finding {
+fn waking(woken_after: Option<Duration>) -> Finding {
     const WHY: &str = "the file system wakes other programs that wait for a lock";
+    let Some(after) = woken_after else {
+        return Finding::warning("waking", WHY, "not at all", "mount it with vers=4.2; until then, daemons poll");
+    };
     let found = format!("after {} ms", after.as_millis());
-    match woken {
-        true if after < WAKE_SLOW => Finding::ok("waking", WHY, found),
-        true => {
-            Finding::warning("waking", WHY, found, "mount it with vers=4.2, and let the server's callbacks through")
-        }
-        false => Finding::warning("waking", WHY, "not at all", "mount it with vers=4.2; until then, daemons poll"),
+    if after < WAKE_SLOW {
+        return Finding::ok("waking", WHY, found);
     }
+    Finding::warning("waking", WHY, found, "mount it with vers=4.2, and let the server's callbacks through")
 }
 
 /// The helper process.
@@ -133,8 +133,8 @@ fn exclusion(path: &Path) -> io::Result<bool> {
     Ok(refused && granted)
 }
 
-/// Whether a waiting process is woken, and how long after the unlock.
-fn wake(path: &Path) -> io::Result<(bool, Duration)> {
+/// How long after the unlock a waiting process is woken, if it is woken.
+fn wake(path: &Path) -> io::Result<Option<Duration>> {
     let held = trial_lock::lock(path, false)?.ok_or_else(|| io::Error::other("another process has locked the file"))?;
     let mut helper = Helper::start("wait", path)?;
     // By then the helper waits, or else it takes the lock at once. It answers only when it has the
@@ -148,11 +148,11 @@ fn wake(path: &Path) -> io::Result<(bool, Duration)> {
         let helper = &mut helper;
         scope.spawn(move || send.send(helper.answer()));
         match received.recv_timeout(PATIENCE) {
-            Ok(answer) => Ok((answer? == "locked", since.elapsed())),
+            Ok(answer) => Ok((answer? == "locked").then(|| since.elapsed())),
             Err(_) => {
                 // The end of its output ends the thread that reads it.
                 let _ = nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL);
-                Ok((false, PATIENCE))
+                Ok(None)
             }
         }
     })

@@ -38,7 +38,7 @@ pub fn examine(settings: &Settings, peer: Option<&str>) -> Vec<Finding> {
             locks::examine(&directory, peer, &mut findings);
         }
         Err(error) => {
-            let remedy = "see above; then run this again";
+            let remedy = "do what the message says, then run this again";
             findings.push(Finding::wrong("directory", "a daemon cannot start here", error.to_string(), remedy));
         }
     }

@@ -81,7 +81,7 @@ pub(super) fn create(directory: &Path) -> io::Result<PathBuf> {
 }
 
 /// The mode of a file that the daemons of several hosts and users share, for a lock directory of
-/// this mode: whoever may read or write the directory may read or write the file.
+/// this mode: anyone who may read or write the directory may read or write the file.
 pub(super) fn file_mode(directory_mode: u32) -> u32 {
     0o600 | (directory_mode & 0o066)
 }

@@ -166,7 +166,7 @@ impl Mark {
                 None => return Err(("read", Errno::EBADMSG as i32)),
             };
             if empty {
-                // A daemon that finds something in the file relies on the file to stay.
+                // A daemon that finds something in the file relies on it surviving a loss of power.
                 self.keep(&file).map_err(failed("write"))?;
             }
             let (fence, needed) = following(last, mark);

@@ -20,7 +20,7 @@ impl OpenFile {
         self.set(Some(Mode::Shared), SLOTS_HELD)
     }
 
-    /// Nobody else changes the number of slots meanwhile: only the process whose turn it is does.
+    /// No other process changes the number of slots in between: only the one whose turn it is may.
     pub(super) fn lock_number(&mut self, of: u16) -> Answer {
         let file = self;
         let (start, _) = number(of);
