@@ -1,4 +1,4 @@
-//! The daemon. What it does is in the library; see `distrilock::daemon`.
+//! The daemon's program. The daemon itself is in the library: `distrilock::daemon`.
 
 use std::io;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use distrilock::doctor;
 use distrilock::settings::Settings;
 
 fn main() -> ExitCode {
-    // This program may have been started by itself, for one deletion or one lock.
+    // The daemon starts this program for single deletions and locks.
     if let Some(status) = doctor::run_as_helper() {
         return status;
     }
@@ -17,8 +17,8 @@ fn main() -> ExitCode {
     if settings.check {
         let findings = doctor::examine(&settings, None);
         let directory = settings.directory.as_deref();
-        let told = doctor::report(directory, &findings, false, &mut io::stdout());
-        return told.map_or(ExitCode::FAILURE, ExitCode::from);
+        let status = doctor::report(directory, &findings, false, &mut io::stdout());
+        return status.map_or(ExitCode::FAILURE, ExitCode::from);
     }
     match daemon::run(settings) {
         Ok(()) => ExitCode::SUCCESS,

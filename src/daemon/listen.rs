@@ -12,7 +12,8 @@ use super::StartError;
 use crate::settings::{Address, Settings};
 use crate::systemd::sockets::{Listener, Passed};
 
-/// How many connections may wait to be accepted: as many as systemd asks for (systemd.socket(5), Backlog=).
+/// How many connections may wait to be accepted: as many as systemd asks for (systemd.socket(5),
+/// Backlog=).
 const BACKLOG: i32 = 4096;
 
 /// The listeners of both transports.
@@ -22,7 +23,8 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    /// Adds to the passed sockets those of the command line, or the default ones if there are neither.
+    /// Adds to the passed sockets those of the command line, or the default ones if there are
+    /// neither.
     pub(super) fn open(settings: &Settings, passed: Passed) -> Result<Self, StartError> {
         let named = !settings.tcp.is_empty() || !settings.ws.is_empty();
         let standalone = passed.has_no_listener() && !named;
@@ -43,7 +45,8 @@ fn bind(address: Address, transport: &str) -> Result<Listener, StartError> {
     let (listener, bound) = match &address {
         Address::Tcp(ip) => TcpListener::bind(ip)
             .and_then(|listener| {
-                // The standard library asks for 128. While descriptors are short, more may have to wait.
+                // The standard library asks for 128. While descriptors are short, more may have to
+                // wait.
                 socket::listen(&listener, Backlog::new(BACKLOG)?)?;
                 Ok((listener.local_addr()?, listener))
             })

@@ -72,7 +72,8 @@ struct Daemon {
     table: Arc<LockTable>,
     threads: Arc<SessionThreads>,
     directory: Directory,
-    /// The device and inode of the lock directory. They are looked up once: in the end the file server might not answer.
+    /// The device and inode of the lock directory. They are looked up once: in the end the file
+    /// server might not answer.
     place: FileId,
     /// Where sessions go when this process ends; without it they end with it.
     store: Option<Store>,
@@ -92,7 +93,8 @@ struct Kept {
 /// Why the daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
-    /// The signal of `RestartKillSignal=` in the unit, SIGUSR2 (systemd.kill(5)): the next process continues the sessions.
+    /// The signal of `RestartKillSignal=` in the unit, SIGUSR2 (systemd.kill(5)): the next process
+    /// continues the sessions.
     HandOver,
     /// This signal.
     Stop(&'static str),
@@ -120,7 +122,8 @@ pub fn run(settings: Settings) -> Result<(), StartError> {
     let listeners = Listeners::open(&settings, passed)?;
     let files = directory.files()?;
     if files.network().is_some() {
-        // The modes of lock files follow the directory's mode: daemons on other hosts have to open them.
+        // The modes of lock files follow the directory's mode: daemons on other hosts have to open
+        // them.
         umask(Mode::empty());
     }
     let threads = Arc::new(SessionThreads::start(settings.threads())?);
@@ -159,7 +162,8 @@ impl Signals {
         })
     }
 
-    /// Waits for a signal that ends the daemon, or for something else to be mounted under the lock directory.
+    /// Waits for a signal that ends the daemon, or for something else to be mounted under the lock
+    /// directory.
     async fn ending(&mut self, remounted: &mut oneshot::Receiver<String>) -> Result<Ending, String> {
         loop {
             tokio::select! {
@@ -167,7 +171,8 @@ impl Signals {
                 _ = self.interrupt.recv() => return Ok(Ending::Stop("SIGINT")),
                 _ = self.hand_over.recv() => return Ok(Ending::HandOver),
                 Ok(what) = &mut *remounted => return Err(what),
-                // There is no configuration to reload, and the end of a terminal does not concern a daemon.
+                // There is no configuration to reload, and the end of a terminal does not concern a
+                // daemon.
                 _ = self.hang_up.recv() => {}
             }
         }
@@ -236,7 +241,8 @@ impl Daemon {
         let mut remounted = watch::remounted(self.directory.path.clone(), self.directory.mount.clone())?;
         let ending = match signals.ending(&mut remounted).await {
             Ok(ending) => ending,
-            // Locks on the previous file system do not exclude anyone on the new one: the kernel frees them now.
+            // Locks on the previous file system do not exclude anyone on the new one: the kernel
+            // frees them now.
             Err(what) => return Err(StartError::Remounted { path: self.directory.path, what }),
         };
         self.notifier.stopping();
@@ -266,7 +272,8 @@ impl Daemon {
                     count.locks,
                     count.ended
                 );
-                // After a short life of this process, the manager might not have been told yet to keep the store.
+                // After a short life of this process, the manager might not have been told yet to
+                // keep the store.
                 if let Err(error) = self.notifier.barrier() {
                     tracing::warn!("the service manager does not answer: {error}");
                 }
@@ -286,7 +293,8 @@ impl Daemon {
         self.table.hints.leave();
         self.table.drain();
         self.table.mailboxes.stop_all();
-        // A session releases its locks before it says farewell, which may take a while: twice that is enough for all.
+        // A session releases its locks before it says farewell, which may take a while: twice that
+        // is enough for all.
         let all_left = timeout(2 * Duration::from_millis(FAREWELL_MS_MAX), self.table.mailboxes.emptied()).await;
         if all_left.is_err() {
             let count = self.table.mailboxes.count();
@@ -302,8 +310,8 @@ impl Daemon {
     }
 }
 
-/// Returns the store, or a new one, and what the previous process left in it. Without a store, a restart ends the sessions, as a stop
-/// does.
+/// Returns the store, or a new one, and what the previous process left in it. Without a store, a
+/// restart ends the sessions, as a stop does.
 fn look_into(
     table: &Arc<LockTable>,
     store: Option<Store>,
@@ -342,7 +350,8 @@ fn watch_storage(
     watch.and_then(watch::Watch::start).map(Some).map_err(fault)
 }
 
-/// Deletes what killed daemons left, in a thread of its own: there may be much of it, and the end of the daemon need not wait.
+/// Deletes what killed daemons left, in a thread of its own: there may be much of it, and the end
+/// of the daemon need not wait.
 fn collect(table: &Arc<LockTable>) -> io::Result<()> {
     let table = Arc::clone(table);
     let work = move || match table.storage.files.collect() {

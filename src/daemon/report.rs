@@ -1,4 +1,5 @@
-//! What systemd learns of a daemon that serves: that it lives, and how many sessions and locks it has.
+//! What systemd learns of a daemon that serves: that it lives, and how many sessions and locks it
+//! has.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,8 @@ pub(super) async fn ping(table: Arc<LockTable>, threads: Arc<SessionThreads>, no
     }
 }
 
-/// Reports to systemd how many sessions and locks there are, when that changes, at most once a second.
+/// Reports to systemd how many sessions and locks there are, when that changes, at most once a
+/// second.
 pub(super) async fn report(table: Arc<LockTable>, notifier: Arc<Notifier>) {
     let mut reported = status(&table);
     let mut ticks = interval(Duration::from_secs(1));

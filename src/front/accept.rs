@@ -23,7 +23,8 @@ pub enum Transport {
     WebSocket,
 }
 
-/// The shortest pause when a connection cannot be accepted for want of descriptors or memory. Each next one is twice as long.
+/// The shortest pause when a connection cannot be accepted for want of descriptors or memory. Each
+/// next one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 
 /// The longest pause.
@@ -90,7 +91,8 @@ async fn establish(
         },
         (Transport::Stream, Err(too_many)) => turn_away(stream, too_many).await,
         (Transport::WebSocket, Ok(())) => {
-            // Boxed: the handshake's state is large, and a session lives much longer than the handshake.
+            // Boxed: the handshake's state is large, and a session lives much longer than the
+            // handshake.
             let shaken = Box::pin(shake_hands(stream, &table.settings.allow_origin)).await?;
             // If the last place has been taken meanwhile, the connection is closed.
             if let Some((stream, first)) = shaken

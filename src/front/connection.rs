@@ -1,7 +1,8 @@
-//! One connection: its task reads, passes message after message to the session, and writes the replies.
+//! One connection: its task reads, passes message after message to the session, and writes the
+//! replies.
 //!
-//! A silent connection takes next to no memory: bytes are read into the thread's buffer, and the connection keeps only the rest of an
-//! incomplete message, or a short reply.
+//! A silent connection takes next to no memory: bytes are read into the thread's buffer, and the
+//! connection keeps only the rest of an incomplete message, or a short reply.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -134,7 +135,8 @@ impl Connection {
 
     fn freeze(self) -> Option<Frozen> {
         let Self { stream, session, mailbox, input, output, .. } = self;
-        // A socket that cannot be taken from the runtime is closed with its session when this process ends.
+        // A socket that cannot be taken from the runtime is closed with its session when this
+        // process ends.
         let frozen = Frozen::new(stream, session, mailbox, input, output);
         let frozen = frozen.inspect_err(|error| {
             tracing::error!(MESSAGE_ID = ids::HAND_OVER_FAILED, "a session cannot be handed over: {error}");
@@ -166,7 +168,8 @@ impl Connection {
             if let Some(ended) = ended {
                 return ended;
             }
-            // Even with nothing to write: no connection continues for ever before the others have had their turn.
+            // Even with nothing to write: no connection continues for ever before the others have
+            // had their turn.
             write_batch::ended().await;
             if self.unsent
                 && let Some(ended) = self.write()
@@ -180,7 +183,8 @@ impl Connection {
         if self.mailbox.poll(cx).is_ready() {
             return Poll::Ready(Ok(Wake::Notices));
         }
-        // Before the socket, so that a client that sends without pause does not delay its own deadlines.
+        // Before the socket, so that a client that sends without pause does not delay its own
+        // deadlines.
         self.set_timer();
         if let Some(timer) = &mut self.timer
             && timer.as_mut().poll(cx).is_ready()
@@ -203,7 +207,8 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Whether the session may receive more: the requests of a client that does not read its replies have to wait.
+    /// Whether the session may receive more: the requests of a client that does not read its
+    /// replies have to wait.
     fn reads(&self) -> bool {
         self.session.can_receive() && !self.stuck()
     }
@@ -213,8 +218,8 @@ impl Connection {
         self.output.len() >= OUTBOX_BYTES_PAUSE
     }
 
-    /// Sets the timer to the earliest deadline. A connection that waits for its client to read checks from time to time whether
-    /// the client is gone.
+    /// Sets the timer to the earliest deadline. A connection that waits for its client to read
+    /// checks from time to time whether the client is gone.
     fn set_timer(&mut self) {
         let check = self.stuck().then(|| Instant::now() + Duration::from_millis(HANG_UP_CHECK_MS));
         let deadline = match (self.session.deadline(), check) {
@@ -245,7 +250,8 @@ impl Connection {
         })
     }
 
-    /// Runs one turn of the session, which may append replies. They are written at the end of the batch.
+    /// Runs one turn of the session, which may append replies. They are written at the end of the
+    /// batch.
     fn turn(&mut self, run: impl FnOnce(&mut Self, &mut Vec<u8>)) -> Option<Ended> {
         let mut out = std::mem::take(&mut self.output);
         let before = out.len();
@@ -279,7 +285,8 @@ impl Connection {
         self.session.ended().is_some().then_some(Ended::Session)
     }
 
-    /// Passes the session every whole message of the earlier input and of `bytes`, unless it has to wait.
+    /// Passes the session every whole message of the earlier input and of `bytes`, unless it has to
+    /// wait.
     fn handle_input(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         let kept = std::mem::take(&mut self.input);
         if kept.is_empty() {

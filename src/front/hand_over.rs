@@ -63,7 +63,8 @@ impl Frozen {
         &self.socket
     }
 
-    /// Its state and its socket for the next process. Its bytes are appended to those of the other connections.
+    /// Its state and its socket for the next process. Its bytes are appended to those of the other
+    /// connections.
     #[must_use]
     pub fn hand_over(self, bytes: &mut Vec<u8>) -> (HandedConnection, OwnedFd) {
         let Self { session, mailbox: _, socket, input, output } = self;
@@ -119,7 +120,8 @@ impl HandedConnection {
         table.mailboxes.reopen(self.session.id(), introduction)
     }
 
-    /// The connection as it was. Its bytes are the first of these, of which there have to be as many, and are taken away.
+    /// The connection as it was. Its bytes are the first of these, of which there have to be as
+    /// many, and are taken away.
     #[must_use]
     pub fn revive(self, table: &Arc<LockTable>, mailbox: Arc<Mailbox>, socket: OwnedFd, bytes: &mut &[u8]) -> Frozen {
         let mut take = |count: usize| {

@@ -1,5 +1,5 @@
-//! The sockets: listeners, the upgrade to WebSocket, and one task for each connection, which moves bytes between its socket and its
-//! [`Session`](crate::session::Session).
+//! The sockets: listeners, the upgrade to WebSocket, and one task for each connection, which moves
+//! bytes between its socket and its [`Session`](crate::session::Session).
 
 mod accept;
 mod connection;

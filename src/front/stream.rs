@@ -42,7 +42,8 @@ impl Listening {
         }
     }
 
-    /// Accepts the next connection. Returns it with its peer, for logs; it belongs to no runtime yet.
+    /// Accepts the next connection. Returns it with its peer, for logs; it belongs to no runtime
+    /// yet.
     pub(super) async fn accept(&self) -> io::Result<(Accepted, String)> {
         match self {
             Self::Tcp(listener) => {
@@ -89,13 +90,15 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Registers a connection with the current runtime. The kernel gives up a peer that acknowledges neither keep-alive probes nor
-    /// data for `dead_after` (tcp(7), TCP_KEEPIDLE and TCP_USER_TIMEOUT).
+    /// Registers a connection with the current runtime. The kernel gives up a peer that
+    /// acknowledges neither keep-alive probes nor data for `dead_after` (tcp(7), TCP_KEEPIDLE and
+    /// TCP_USER_TIMEOUT).
     pub(super) fn new(accepted: Accepted, dead_after: Duration) -> io::Result<Self> {
         match accepted {
             Accepted::Tcp(stream) => {
                 stream.set_nodelay(true)?;
-                // A read stops at urgent data, which would look like the end of the available data (tcp(7)).
+                // A read stops at urgent data, which would look like the end of the available data
+                // (tcp(7)).
                 setsockopt(&stream, sockopt::OobInline, &true)?;
                 let seconds = u32::try_from(dead_after.as_secs()).unwrap_or(u32::MAX).max(3);
                 let millis = u32::try_from(dead_after.as_millis()).unwrap_or(u32::MAX);
@@ -118,8 +121,9 @@ impl Stream {
         })
     }
 
-    /// Reads what is available. A short read means that there is no more and the next call would be in vain, so the readiness is
-    /// cleared until the kernel reports more (epoll(7), question 9; FIN is remembered apart).
+    /// Reads what is available. A short read means that there is no more and the next call would be
+    /// in vain, so the readiness is cleared until the kernel reports more (epoll(7), question 9;
+    /// FIN is remembered apart).
     pub(super) fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
         let no_more = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
         let count = match self {
@@ -170,7 +174,8 @@ impl Stream {
         let _ = shutdown(self.as_fd().as_raw_fd(), Shutdown::Write);
     }
 
-    /// Whether the peer has sent FIN or the connection is gone. There may still be bytes to read (poll(2), POLLRDHUP).
+    /// Whether the peer has sent FIN or the connection is gone. There may still be bytes to read
+    /// (poll(2), POLLRDHUP).
     pub(super) fn hung_up(&self) -> bool {
         // nix has no name for it.
         let wanted = PollFlags::from_bits_retain(POLLRDHUP);
@@ -189,8 +194,9 @@ impl Stream {
     }
 }
 
-/// Writes the last bytes and waits, for a while, until the peer has closed as well: an unread byte at close would make the kernel
-/// send RST, which can destroy the last bytes on their way. The session is over already.
+/// Writes the last bytes and waits, for a while, until the peer has closed as well: an unread byte
+/// at close would make the kernel send RST, which can destroy the last bytes on their way. The
+/// session is over already.
 pub(super) async fn farewell(stream: &Stream, bytes: &[u8]) {
     let last = async {
         let mut written = 0;

@@ -10,7 +10,8 @@ use super::hand_over::Frozen;
 use super::write_batch;
 use crate::sync::locked;
 
-/// How many tasks a thread runs before it looks for new events: a batch of a thousand requests stays whole.
+/// How many tasks a thread runs before it looks for new events: a batch of a thousand requests
+/// stays whole.
 const EVENT_INTERVAL: u32 = 1000;
 
 /// The threads that serve connections, and the connections that they no longer serve.
@@ -60,7 +61,8 @@ impl SessionThreads {
         std::mem::take(&mut *locked(&self.frozen))
     }
 
-    /// Serves a connection in the thread that has the fewest. If it comes back, it goes to the next process.
+    /// Serves a connection in the thread that has the fewest. If it comes back, it goes to the next
+    /// process.
     pub(super) fn spawn(self: &Arc<Self>, connection: impl Future<Output = Option<Frozen>> + Send + 'static) {
         let fewest = (0..self.threads.len()).min_by_key(|at| self.threads[*at].connections.load(Ordering::Relaxed));
         let place = fewest.expect("there is at least one thread");

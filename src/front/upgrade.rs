@@ -1,5 +1,5 @@
-//! HTTP on the WebSocket port: the upgrade of `/distrilock` (RFC 6455, section 4.2), and a response to everything else. Other pages of
-//! the daemon belong here.
+//! HTTP on the WebSocket port: the upgrade of `/distrilock` (RFC 6455, section 4.2), and a response
+//! to everything else. Other pages of the daemon belong here.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -22,8 +22,8 @@ const PATH: &str = "/distrilock";
 
 type TextResponse = Response<Full<Bytes>>;
 
-/// Serves one HTTP request. Returns the connection, and what the client has sent after the request, if it is an upgrade; otherwise
-/// the request has been answered.
+/// Serves one HTTP request. Returns the connection, and what the client has sent after the request,
+/// if it is an upgrade; otherwise the request has been answered.
 pub(super) async fn upgrade<S>(stream: S, allowed: &[String]) -> io::Result<Option<(S, Bytes)>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -66,7 +66,8 @@ fn respond(request: &Request<Incoming>, allowed: &[String]) -> TextResponse {
     }
 }
 
-/// Pages of other sites must not reach locks through a visitor's browser (RFC 6455, section 10.2). Programs send no Origin.
+/// Pages of other sites must not reach locks through a visitor's browser (RFC 6455, section 10.2).
+/// Programs send no Origin.
 fn origin_allowed(request: &Request<Incoming>, allowed: &[String]) -> bool {
     let Some(origin) = request.headers().get(ORIGIN) else { return true };
     let Ok(origin) = origin.to_str() else { return false };

@@ -1,4 +1,5 @@
-//! [`ThrottledLog`]: messages that could come a thousand times a second. Each kind is logged once a minute.
+//! [`ThrottledLog`]: messages that could come a thousand times a second. Each kind is logged once a
+//! minute.
 
 use super::mailbox::TooManySessions;
 use super::throttle::Throttle;

@@ -1,5 +1,5 @@
-//! Mailboxes: how other tasks reach a session. A notice waits in the mailbox until the session's own task takes it out and writes
-//! it, so that only this task touches the session's socket.
+//! Mailboxes: how other tasks reach a session. A notice waits in the mailbox until the session's
+//! own task takes it out and writes it, so that only this task touches the session's socket.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -174,7 +174,8 @@ impl Mailboxes {
         Ok(OpenedMailbox { id, mailbox })
     }
 
-    /// Makes the mailbox of a session that the previous process opened. The limit does not apply: these sessions are already there.
+    /// Makes the mailbox of a session that the previous process opened. The limit does not apply:
+    /// these sessions are already there.
     #[must_use]
     pub fn reopen(&self, session: SessionId, introduction: Option<Box<Introduction>>) -> Arc<Mailbox> {
         self.open.fetch_add(1, Ordering::SeqCst);
@@ -201,7 +202,8 @@ impl Mailboxes {
         self.next.fetch_max(next, Ordering::Relaxed);
     }
 
-    /// Checks whether another session may be opened: before a handshake, at the end of which it is opened.
+    /// Checks whether another session may be opened: before a handshake, at the end of which it is
+    /// opened.
     ///
     /// # Errors
     /// If the session limit is reached.
@@ -228,7 +230,8 @@ impl Mailboxes {
         self.open.load(Ordering::SeqCst)
     }
 
-    /// Puts a notice into a session's mailbox, unless the session has ended. The caller has to wake the returned waker.
+    /// Puts a notice into a session's mailbox, unless the session has ended. The caller has to wake
+    /// the returned waker.
     pub(super) fn post(&self, session: SessionId, notice: Notice) -> Option<Waker> {
         let mailbox = self.shard(session).get(&session.0).cloned();
         mailbox.and_then(|mailbox| deliver(&mailbox, notice))

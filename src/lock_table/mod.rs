@@ -1,5 +1,6 @@
-//! The lock table: what all sessions of a daemon share. It brings together the engine, which decides, and the files, which
-//! hold the locks. It knows sessions only as numbers with a mailbox, and nothing of their connections.
+//! The lock table: what all sessions of a daemon share. It brings together the engine, which
+//! decides, and the files, which hold the locks. It knows sessions only as numbers with a mailbox,
+//! and nothing of their connections.
 //!
 //! A session submits an input ([`LockTable::submit`]), and its own task then does all that follows:
 //!
@@ -10,9 +11,10 @@
 //!           Done <- file call <- carry out the other effects -> timers, hints
 //! ```
 //!
-//! The table is made of parts that own their data: [`Shards`] has the engine, [`Storage`] the files and their threads,
-//! [`Mailboxes`] the notices to sessions, [`WaitGraph`] the deadlock detection, [`Hints`] what passes between daemons, and
-//! [`ThrottledLog`] the messages that must not flood the journal.
+//! The table is made of parts that own their data: [`Shards`] has the engine, [`Storage`] the files
+//! and their threads, [`Mailboxes`] the notices to sessions, [`WaitGraph`] the deadlock detection,
+//! [`Hints`] what passes between daemons, and [`ThrottledLog`] the messages that must not flood the
+//! journal.
 
 pub(crate) mod hints;
 mod log;
@@ -130,7 +132,8 @@ impl LockTable {
         }
     }
 
-    /// Gives the engine an input about a name and carries out everything that follows. Every notice goes into a mailbox.
+    /// Gives the engine an input about a name and carries out everything that follows. Every notice
+    /// goes into a mailbox.
     pub fn submit(self: &Arc<Self>, name: &LockName, input: LockInput, source: Source<'_>) {
         self.submit_to_shard(self.shards.index_of(name), input, source);
     }
@@ -144,8 +147,8 @@ impl LockTable {
 
     /// Returns whether a file operation or a timer followed.
     ///
-    /// The engine's mutex is held for each input, but not for the file calls in between. Nobody else can begin another operation
-    /// on the name meanwhile, since this task has its file (I4).
+    /// The engine's mutex is held for each input, but not for the file calls in between. Nobody
+    /// else can begin another operation on the name meanwhile, since this task has its file (I4).
     fn submit_to_shard(self: &Arc<Self>, shard: ShardIndex, input: LockInput, source: Source<'_>) -> bool {
         // Completions always pass; timers and what other daemons say wait for the next process.
         let stops_when_frozen = matches!(source, Source::Daemon) && !matches!(input, Input::Done { .. });
@@ -168,7 +171,8 @@ impl LockTable {
         });
     }
 
-    /// Lets the engine decide on what `feed` gives it, and carries out the effects until none is left.
+    /// Lets the engine decide on what `feed` gives it, and carries out the effects until none is
+    /// left.
     fn carry_out(
         self: &Arc<Self>,
         shard: ShardIndex,
@@ -214,8 +218,9 @@ impl LockTable {
         anything
     }
 
-    /// Lets the engine decide, and posts its notices while the shard's mutex is held: a session gets them in the order in which
-    /// the engine decided, whichever thread brought the input. The other effects become due.
+    /// Lets the engine decide, and posts its notices while the shard's mutex is held: a session
+    /// gets them in the order in which the engine decided, whichever thread brought the input. The
+    /// other effects become due.
     fn decide(
         &self,
         shard: ShardIndex,
@@ -258,7 +263,8 @@ impl LockTable {
         });
     }
 
-    /// Makes the file calls of an operation. When descriptors run out, released files are closed first.
+    /// Makes the file calls of an operation. When descriptors run out, released files are closed
+    /// first.
     fn call_files(
         self: &Arc<Self>,
         name: &LockName,
@@ -283,17 +289,20 @@ impl LockTable {
         }
     }
 
-    /// Closes and deletes the released file that is oldest in some shard. Returns false if there is none.
+    /// Closes and deletes the released file that is oldest in some shard. Returns false if there is
+    /// none.
     pub fn shed(self: &Arc<Self>) -> bool {
         Shards::all().any(|shard| self.submit_to_shard(shard, Input::Shed, Source::Daemon))
     }
 
-    /// Refuses the waiting requests since the daemon stops, and deletes each file as soon as it is released.
+    /// Refuses the waiting requests since the daemon stops, and deletes each file as soon as it is
+    /// released.
     pub(crate) fn drain(self: &Arc<Self>) {
         self.submit_to_all(|| Input::Drain);
     }
 
-    /// Notes that a session waits for a name, unless that would close a cycle: then returns a description of the cycle.
+    /// Notes that a session waits for a name, unless that would close a cycle: then returns a
+    /// description of the cycle.
     #[must_use]
     pub fn note_wait(&self, session: SessionId, name: &LockName) -> Option<String> {
         let queue_of = |name: &LockName| {

@@ -36,7 +36,8 @@ impl Throttle {
 mod tests {
     use super::*;
 
-    /// A flood of messages passes once a minute, and the next message reports how many were held back.
+    /// A flood of messages passes once a minute, and the next message reports how many were held
+    /// back.
     #[test]
     fn once_a_minute() {
         let throttle = Throttle::default();

@@ -1,12 +1,15 @@
-//! The wait-for graph of this daemon's sessions: a request that would close a cycle is refused as a deadlock.
+//! The wait-for graph of this daemon's sessions: a request that would close a cycle is refused as a
+//! deadlock.
 //!
-//! The engine's shards know who holds a name and who waits in its queue, but each shard knows only its own names. So every wait of
-//! the daemon is noted here. A session that begins to wait checks, with the notes locked, whether its wait can end; of two that
-//! close a cycle at the same time, the later one finds it. Nobody locks the notes while a shard is locked.
+//! The engine's shards know who holds a name and who waits in its queue, but each shard knows only
+//! its own names. So every wait of the daemon is noted here. A session that begins to wait checks,
+//! with the notes locked, whether its wait can end; of two that close a cycle at the same time, the
+//! later one finds it. Nobody locks the notes while a shard is locked.
 //!
-//! A session counts as stuck only if that is certain: none of its waits can end even if all sessions that are not stuck release
-//! what they hold. A wait for slots ends when enough of them belong to sessions that are not stuck, here or in other daemons. So no
-//! request is refused that could have been granted, unless a session releases a lock while it waits.
+//! A session counts as stuck only if that is certain: none of its waits can end even if all
+//! sessions that are not stuck release what they hold. A wait for slots ends when enough of them
+//! belong to sessions that are not stuck, here or in other daemons. So no request is refused that
+//! could have been granted, unless a session releases a lock while it waits.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
@@ -52,7 +55,8 @@ impl WaitGraph {
         forget(&mut locked(&self.0), session, name);
     }
 
-    /// Notes that a session waits for a name, unless that would close a cycle: then returns the cycle.
+    /// Notes that a session waits for a name, unless that would close a cycle: then returns the
+    /// cycle.
     pub(super) fn add_unless_cycle(
         &self,
         session: SessionId,
@@ -76,8 +80,9 @@ impl WaitGraph {
     }
 }
 
-/// Whether the waits that follow from this one lead back to its session, through any session in the same queues. They rarely do. Only
-/// then is the full check worth its price, which grows with everything that the session waits for.
+/// Whether the waits that follow from this one lead back to its session, through any session in the
+/// same queues. They rarely do. Only then is the full check worth its price, which grows with
+/// everything that the session waits for.
 fn leads_back(session: SessionId, name: &LockName, waits: &Waits, queue_of: impl Fn(&LockName) -> Queue) -> bool {
     let (mut names, mut sessions) = (BTreeSet::from([name.clone()]), BTreeSet::from([session]));
     let mut next = VecDeque::from([name.clone()]);
@@ -137,8 +142,8 @@ impl Reachable {
         }
     }
 
-    /// The stuck sessions that keep this one from the name, except the waiters of each queue that were returned before: `seen` is
-    /// their number, counted from its front.
+    /// The stuck sessions that keep this one from the name, except the waiters of each queue that
+    /// were returned before: `seen` is their number, counted from its front.
     fn in_the_way(&self, session: SessionId, name: &LockName, seen: &mut BTreeMap<LockName, usize>) -> Vec<Edge> {
         let Some(queue) = self.queues.get(name) else { return Vec::new() };
         let Some(place) = queue.waiters.iter().position(|waiter| waiter.session == session) else { return Vec::new() };
@@ -157,7 +162,8 @@ impl Reachable {
         edges
     }
 
-    /// Removes the sessions that have a wait which will end, until all that are left keep each other waiting.
+    /// Removes the sessions that have a wait which will end, until all that are left keep each
+    /// other waiting.
     fn remove_unstuck(&mut self) {
         let Self { queues, stuck } = self;
         loop {
@@ -246,7 +252,8 @@ mod tests {
         LockName::parse(text.as_bytes()).unwrap()
     }
 
-    /// Each text is a queue: the name, its holders and its waiters, as in `a: 1 2 < 3`; sessions are numbers.
+    /// Each text is a queue: the name, its holders and its waiters, as in `a: 1 2 < 3`; sessions
+    /// are numbers.
     fn cycle(queues: &[&str], session: u64, wanted: &str) -> Option<String> {
         let waits = WaitGraph::default();
         let mut all: BTreeMap<LockName, Queue> = BTreeMap::new();
@@ -273,7 +280,8 @@ mod tests {
         Some(way.iter().map(edge).collect::<Vec<_>>().join(" "))
     }
 
-    /// Two and three sessions wait for each other; a session that waits outside of the cycle does not close it.
+    /// Two and three sessions wait for each other; a session that waits outside of the cycle does
+    /// not close it.
     #[test]
     fn cycles_are_found() {
         assert_eq!(cycle(&["a: 1 < 2", "b: 2"], 2, "a"), None);
@@ -282,7 +290,8 @@ mod tests {
         assert_eq!(cycle(&["a: 1 < 2 4", "b: 2 < 1"], 4, "a"), None);
     }
 
-    /// A reader is queued behind a writer, which waits for another reader, which waits for the first one.
+    /// A reader is queued behind a writer, which waits for another reader, which waits for the
+    /// first one.
     #[test]
     fn cycles_through_a_queue() {
         let queues = ["a: s1 < 2 s3", "b: 3 < 1"];
@@ -298,7 +307,8 @@ mod tests {
         assert_eq!(cycle(&["f: f1 f2 < f3", "b: 3 < 1 2"], 3, "f").as_deref(), Some("3f1 1b3"));
     }
 
-    /// A long queue costs no more than one or two walks along it, whether or not its head can advance.
+    /// A long queue costs no more than one or two walks along it, whether or not its head can
+    /// advance.
     #[test]
     fn long_queues() {
         let crowd: Vec<String> = (10..5000_u64).map(|session| session.to_string()).collect();

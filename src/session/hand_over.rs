@@ -1,4 +1,5 @@
-//! The state of a session that goes to the next process of the daemon, and how the session continues there.
+//! The state of a session that goes to the next process of the daemon, and how the session
+//! continues there.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -42,7 +43,8 @@ impl HandedSession {
 }
 
 impl Session {
-    /// Whether it goes to the next process of the daemon: its connection must not be served any more.
+    /// Whether it goes to the next process of the daemon: its connection must not be served any
+    /// more.
     #[must_use]
     pub fn hands_over(&self) -> bool {
         self.hands_over && self.end.is_none()

@@ -1,8 +1,9 @@
-//! One session: what it holds and asks, and the rules between a client's requests and the engine. It takes decoded messages and
-//! notices, and appends replies to a buffer; it knows no socket.
+//! One session: what it holds and asks, and the rules between a client's requests and the engine.
+//! It takes decoded messages and notices, and appends replies to a buffer; it knows no socket.
 //!
-//! Every answer of the engine is a [`Notice`] in the session's mailbox, and `read_notices` is the one loop that handles them, in the
-//! order in which the engine decided. What a notice makes the session ask is answered by a later notice.
+//! Every answer of the engine is a [`Notice`] in the session's mailbox, and `read_notices` is the
+//! one loop that handles them, in the order in which the engine decided. What a notice makes the
+//! session ask is answered by a later notice.
 
 mod hand_over;
 mod multi;
@@ -162,7 +163,8 @@ impl Session {
         self.end.as_ref()
     }
 
-    /// Whether it may receive its next message: requests of version 0.1 are answered one after the other.
+    /// Whether it may receive its next message: requests of version 0.1 are answered one after the
+    /// other.
     #[must_use]
     pub fn can_receive(&self) -> bool {
         let is_live = self.end.is_none() && self.bye.is_none() && !self.hands_over;
@@ -210,7 +212,8 @@ impl Session {
         self.end = Some(End::Violation(violation));
     }
 
-    /// Handles all notices in the mailbox, and those that follow from what they make the session ask.
+    /// Handles all notices in the mailbox, and those that follow from what they make the session
+    /// ask.
     pub fn read_notices(&mut self, out: &mut Vec<u8>) {
         assert_eq!(
             self.reading,
@@ -292,7 +295,8 @@ impl Session {
             }
             Notice::Doubt { .. } => {}
             Notice::HandOver => self.hands_over = true,
-            // The engine has refused the waiting requests; the session's locks are released when it leaves.
+            // The engine has refused the waiting requests; the session's locks are released when it
+            // leaves.
             Notice::Stop => self.finish(End::Stop, CloseCode::Away, "the daemon stops", out),
         }
         if self.pending.is_empty() {
@@ -311,7 +315,8 @@ impl Session {
         }
         self.note(&pending, name, &answer);
         if let Answer::Granted { already: false, .. } = answer {
-            // The session holds more than before, for which others may wait while its requests wait.
+            // The session holds more than before, for which others may wait while its requests
+            // wait.
             self.pending.iter_mut().for_each(|pending| pending.unchecked |= pending.noted);
         }
         if self.bye.is_some() && self.held.contains(name) {
@@ -341,13 +346,15 @@ impl Session {
     fn submit(&mut self, name: &LockName, input: LockInput, out: &mut Vec<u8>) {
         self.table.submit(name, input, Source::Session(self.id, &self.mailbox));
         match self.reading {
-            // All notices are read: those that others have posted before come first, in the engine's order.
+            // All notices are read: those that others have posted before come first, in the
+            // engine's order.
             Reading::Idle => self.read_notices(out),
             Reading::Taken | Reading::More => self.reading = Reading::More,
         }
     }
 
-    /// Refuses waits that close a cycle: those that are new, and all of them once the session holds more than before.
+    /// Refuses waits that close a cycle: those that are new, and all of them once the session holds
+    /// more than before.
     fn check_for_cycles(&mut self, out: &mut Vec<u8>) {
         while let Some(pending) = self.pending.iter_mut().find(|pending| pending.unchecked) {
             (pending.unchecked, pending.noted) = (false, true);

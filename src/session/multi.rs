@@ -1,6 +1,7 @@
-//! Requests for several locks. They are acquired one after the other in the order of their names, so that two such requests never
-//! wait for each other, and granted together or not at all. The engine counts the locks that a request has gathered as held, but the
-//! session does not yet: they cannot be released or verified, and are released if the rest cannot be acquired.
+//! Requests for several locks. They are acquired one after the other in the order of their names,
+//! so that two such requests never wait for each other, and granted together or not at all. The
+//! engine counts the locks that a request has gathered as held, but the session does not yet: they
+//! cannot be released or verified, and are released if the rest cannot be acquired.
 
 use std::time::Instant;
 
@@ -173,7 +174,8 @@ impl Session {
         self.acquires.iter().find(|acquire| acquire.number == number)?.id.as_ref()
     }
 
-    /// Drops the requests for several locks of a session that ends. Returns the locks that they have gathered.
+    /// Drops the requests for several locks of a session that ends. Returns the locks that they
+    /// have gathered.
     pub(super) fn drop_acquires(&mut self) -> Vec<LockName> {
         let gathered: Vec<LockName> = self.acquires.iter().flat_map(MultiAcquire::gathered).cloned().collect();
         self.acquires.clear();

@@ -48,8 +48,9 @@ fn lines(out: &[u8]) -> Vec<String> {
     std::str::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// While a session waits for the first of two locks, it is granted, and another lock of the session comes into doubt. The second lock
-/// is free, so that its answer is there as soon as the session asks for it: the client learns of the doubt first, which is older.
+/// While a session waits for the first of two locks, it is granted, and another lock of the session
+/// comes into doubt. The second lock is free, so that its answer is there as soon as the session
+/// asks for it: the client learns of the doubt first, which is older.
 #[test]
 fn an_older_notice_comes_before_a_newer_one() {
     let table = Table::new();
@@ -65,8 +66,8 @@ fn an_older_notice_comes_before_a_newer_one() {
     assert!(of_x.is_some() && of_x < granted, "{read:?}");
 }
 
-/// The same, but the first lock is lost before the second one is asked for: the request is refused, and not granted with a lock that is
-/// lost already.
+/// The same, but the first lock is lost before the second one is asked for: the request is refused,
+/// and not granted with a lock that is lost already.
 #[test]
 fn a_lost_part_is_not_granted() {
     let table = Table::new();

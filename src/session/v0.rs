@@ -1,4 +1,5 @@
-//! Requests of version 0.1 and their replies, word for word like the original's (docs/protocol.md, chapter 8).
+//! Requests of version 0.1 and their replies, word for word like the original's (docs/protocol.md,
+//! chapter 8).
 
 use super::{Kind, ReplyTo, Session};
 use distrilock_engine::fault::Fault;

@@ -117,7 +117,8 @@ impl Session {
         if let Some(asked) = asked {
             self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
         }
-        // A request that the engine granted a moment before has been answered as well, but it was not cancelled.
+        // A request that the engine granted a moment before has been answered as well, but it was
+        // not cancelled.
         let cancelled = number.is_some() && self.last_cancelled == number;
         self.codec.send_v1(&Reply::yes(id, Cancelled { cancelled }), out);
     }

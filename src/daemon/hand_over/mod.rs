@@ -1,6 +1,7 @@
-//! The hand-over: sessions and locks go to the next process of the daemon, and clients notice only a short pause
-//! (docs/decisions/0016). First every connection's task stops between two messages, then the engine comes to rest, then everything
-//! goes into the [`Store`]. The next process takes it out before it accepts connections.
+//! The hand-over: sessions and locks go to the next process of the daemon, and clients notice only
+//! a short pause (docs/decisions/0016). First every connection's task stops between two messages,
+//! then the engine comes to rest, then everything goes into the [`Store`]. The next process takes
+//! it out before it accepts connections.
 
 mod state;
 
@@ -39,8 +40,8 @@ pub(super) struct Count {
     pub(super) ended: usize,
 }
 
-/// Leaves all sessions to the next process. `directory` is the [id](crate::files::Files::directory_id) of the lock directory. This process
-/// must not serve anyone any more.
+/// Leaves all sessions to the next process. `directory` is the [id](crate::files::Files::directory_id)
+/// of the lock directory. This process must not serve anyone any more.
 pub(super) async fn hand_over(
     table: &Arc<LockTable>,
     threads: &SessionThreads,
@@ -107,12 +108,14 @@ async fn settle(table: &LockTable, mut frozen: Vec<Frozen>, waits: Waits) -> Set
         for one in ending {
             one.end("the daemon is restarted while the file server does not answer");
         }
-        // What these held may go to other sessions, which have to come to rest with it, or end as well.
+        // What these held may go to other sessions, which have to come to rest with it, or end as
+        // well.
         (frozen, end) = (going, last);
     }
 }
 
-/// Lets sessions and engine come to rest, until `end` at the latest. Returns the names whose operations do not come back.
+/// Lets sessions and engine come to rest, until `end` at the latest. Returns the names whose
+/// operations do not come back.
 async fn come_to_rest(table: &LockTable, frozen: &mut [Frozen], end: Instant) -> BTreeSet<LockName> {
     loop {
         // Before the notices are read: those of operations that are complete now have been posted.
@@ -254,8 +257,8 @@ mod tests {
         Frozen::of(session, mailbox, output)
     }
 
-    /// A session ends since it waits for a call that does not come back. What it held goes to a waiting session, which is granted it and
-    /// continues; no answer is left on its way.
+    /// A session ends since it waits for a call that does not come back. What it held goes to a
+    /// waiting session, which is granted it and continues; no answer is left on its way.
     #[test]
     fn what_the_ended_held() {
         let directory = tempfile::tempdir().unwrap();

@@ -7,10 +7,12 @@ use crate::files::{FileId, HandedFile};
 use crate::front::HandedConnection;
 use distrilock_engine::Handed;
 
-/// The version of [`State`]; no other is understood. It rises when a member is added that must not be ignored.
+/// The version of [`State`]; no other is understood. It rises when a member is added that must not
+/// be ignored.
 pub(super) const VERSION: u32 = 1;
 
-/// What goes to the next process, besides descriptors and bytes. The bytes of the connections follow it.
+/// What goes to the next process, besides descriptors and bytes. The bytes of the connections
+/// follow it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct State {
     pub(super) version: u32,
@@ -31,7 +33,8 @@ pub(super) struct Version {
     pub(super) version: u32,
 }
 
-/// Why what was left cannot be used: its sessions have ended, and its locks went with their descriptors.
+/// Why what was left cannot be used: its sessions have ended, and its locks went with their
+/// descriptors.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::daemon) enum UnusableError {
     #[error("it is of version {0}, and this daemon understands version {VERSION}")]

@@ -1,4 +1,5 @@
-//! The daemon whose sessions wait: it asks the other daemons for wake-ups, and passes theirs to the engine.
+//! The daemon whose sessions wait: it asks the other daemons for wake-ups, and passes theirs to the
+//! engine.
 
 use std::collections::HashSet;
 use std::io;
@@ -17,15 +18,16 @@ use crate::sync::locked;
 use distrilock_engine::Input;
 use distrilock_protocol::name::LockName;
 
-/// How many batches of questions wait for a daemon that does not read them. The oldest are dropped first, and asked again later.
+/// How many batches of questions wait for a daemon that does not read them. The oldest are dropped
+/// first, and asked again later.
 const BATCHES_MAX: usize = 64;
 
 /// What this daemon wants to know.
 #[derive(Debug)]
 pub(super) struct Questions {
     open: Mutex<Open>,
-    /// Whether to look for new daemons before the next question. Only time sets it, so that a daemon that cuts off every connection
-    /// is not connected to more often.
+    /// Whether to look for new daemons before the next question. Only time sets it, so that a
+    /// daemon that cuts off every connection is not connected to more often.
     look: AtomicBool,
     new: Notify,
     /// To all connected daemons.
@@ -100,7 +102,8 @@ pub(super) async fn ask(table: Arc<LockTable>) {
             names.into_iter().for_each(|name| PeerMessage::Want(name).append_to(&mut lines));
             // An error means that no daemon is there; later ones are asked later.
             let _ = questions.lines.send(lines.into());
-            // This lets the batch be written before the next one is collected. Otherwise a burst would overflow the queues.
+            // This lets the batch be written before the next one is collected. Otherwise a burst
+            // would overflow the queues.
             tokio::task::yield_now().await;
         }
         questions.new.notified().await;

@@ -1,5 +1,6 @@
-//! Sessions may wait for programs that are no daemons. These send no messages, but they close lock files, or the kernel does when
-//! they end. inotify(7) reports that, and the daemon then tries the lock. A release without a close is found by polling.
+//! Sessions may wait for programs that are no daemons. These send no messages, but they close lock
+//! files, or the kernel does when they end. inotify(7) reports that, and the daemon then tries the
+//! lock. A release without a close is found by polling.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -21,11 +22,12 @@ use crate::lock_table::{LockTable, Source};
 use crate::readiness::watched;
 use distrilock_engine::Input;
 
-/// The kernel reports a close before it drops the lock of the open file description, so that an immediate try could be refused.
-/// Files closed within this time are handled together.
+/// The kernel reports a close before it drops the lock of the open file description, so that an
+/// immediate try could be refused. Files closed within this time are handled together.
 const AFTER_A_CLOSE: Duration = Duration::from_millis(1);
 
-/// Room for a dozen events with the longest names: a header of 16 bytes and a name of up to 256 (NAME_MAX and NUL).
+/// Room for a dozen events with the longest names: a header of 16 bytes and a name of up to 256
+/// (NAME_MAX and NUL).
 const EVENTS_BYTES: usize = 12 * (16 + 256);
 
 /// Whether closed lock files matter to a session.
@@ -75,7 +77,8 @@ fn open(table: &LockTable) -> io::Result<AsyncFd<OwnedFd>> {
     watched(events)
 }
 
-/// Has each name tried whose file was closed. Events that overflow the kernel's queue are lost; polling finds those releases.
+/// Has each name tried whose file was closed. Events that overflow the kernel's queue are lost;
+/// polling finds those releases.
 async fn follow(table: &Arc<LockTable>, events: &AsyncFd<OwnedFd>) -> io::Result<()> {
     let mut room = [MaybeUninit::uninit(); EVENTS_BYTES];
     let mut reader = Reader::new(events.get_ref(), &mut room);
@@ -89,7 +92,8 @@ async fn follow(table: &Arc<LockTable>, events: &AsyncFd<OwnedFd>) -> io::Result
                 Err(Errno::WOULDBLOCK) => break ready.clear_ready(),
                 Err(error) => return Err(error.into()),
             };
-            // Other files count too, for example the directory itself: anyone who can read it can open and close it.
+            // Other files count too, for example the directory itself: anyone who can read it can
+            // open and close it.
             rate.admit().await;
             if let Some(name) = closed {
                 tracing::trace!(LOCK = %name, "the file of {name} was closed");
@@ -107,7 +111,8 @@ mod tests {
     use super::*;
     use crate::limits::{MESSAGES_PER_PERIOD_MAX, MESSAGES_PERIOD_MS};
 
-    /// A program opens the directory and a folder in it again and again: those events are handled no faster than events of locks.
+    /// A program opens the directory and a folder in it again and again: those events are handled
+    /// no faster than events of locks.
     #[test]
     fn a_flood_is_slowed_down() {
         const ROUNDS: usize = 2000;

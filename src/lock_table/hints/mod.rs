@@ -1,13 +1,15 @@
-//! Hints between the daemons of one lock directory. A daemon whose sessions wait for a name that another process holds asks the
-//! others about it, and the daemon that releases the name wakes those that asked. So a waiter has its lock as soon as it is free, and
-//! a name whose holder has promised a wake-up is tried rarely (docs/decisions/0007).
+//! Hints between the daemons of one lock directory. A daemon whose sessions wait for a name that
+//! another process holds asks the others about it, and the daemon that releases the name wakes
+//! those that asked. So a waiter has its lock as soon as it is free, and a name whose holder has
+//! promised a wake-up is tried rarely (docs/decisions/0007).
 //!
-//! A hint is never believed: it causes a try, and the lock on the file decides. Hints that are lost, late, forged or repeated only
-//! cost time. Each daemon listens on a socket in the directory and connects to the sockets of the others ([`PeerSockets`]). The end of a
-//! connection is a hint, too: its daemon is gone.
+//! A hint is never believed: it causes a try, and the lock on the file decides. Hints that are
+//! lost, late, forged or repeated only cost time. Each daemon listens on a socket in the directory
+//! and connects to the sockets of the others ([`PeerSockets`]). The end of a connection is a hint, too:
+//! its daemon is gone.
 //!
-//! `ask` is the waiting daemon's side, `promise` the holding daemon's, and `peer_message` what passes between them. Programs that are
-//! no daemons give hints by closing files: `close_watch`.
+//! `ask` is the waiting daemon's side, `promise` the holding daemon's, and `peer_message` what
+//! passes between them. Programs that are no daemons give hints by closing files: `close_watch`.
 
 mod ask;
 mod close_watch;
@@ -49,7 +51,8 @@ impl Hints {
         }
     }
 
-    /// This daemon has released a name, wholly or in part. Costs next to nothing unless a daemon has asked about some name.
+    /// This daemon has released a name, wholly or in part. Costs next to nothing unless a daemon
+    /// has asked about some name.
     pub(crate) fn freed(&self, name: &LockName) {
         self.promises.keep(name);
     }
@@ -62,8 +65,8 @@ impl Hints {
     }
 }
 
-/// Opens this daemon's socket in the lock directory, which has to be on a local file system, and connects to the others. If that
-/// fails, names that others hold are polled.
+/// Opens this daemon's socket in the lock directory, which has to be on a local file system, and
+/// connects to the others. If that fails, names that others hold are polled.
 pub(crate) fn start(table: &Arc<LockTable>) {
     tokio::spawn(close_watch::watch(Arc::clone(table)));
     match enter(table) {

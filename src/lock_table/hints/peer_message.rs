@@ -1,5 +1,5 @@
-//! The messages between daemons: lines of a verb and a name. Anyone who can write the lock directory can send anything, so messages
-//! are parsed with care and admitted at a bounded rate.
+//! The messages between daemons: lines of a verb and a name. Anyone who can write the lock
+//! directory can send anything, so messages are parsed with care and admitted at a bounded rate.
 
 use std::io;
 
@@ -50,7 +50,8 @@ impl PeerMessage {
     }
 }
 
-/// Passes on the messages of a connection until it ends. What comes too fast stays in the kernel's buffer for a while.
+/// Passes on the messages of a connection until it ends. What comes too fast stays in the kernel's
+/// buffer for a while.
 pub(super) async fn read(stream: &UnixStream, mut hear: impl FnMut(PeerMessage)) -> io::Result<()> {
     let mut rate = RateLimit::new();
     let mut buffer = [0; 8 * LINE_BYTES_MAX];
@@ -98,7 +99,8 @@ mod tests {
     use super::*;
     use crate::limits::{MESSAGES_PER_PERIOD_MAX, MESSAGES_PERIOD_MS};
 
-    /// Reads bytes as a daemon that gets them at once. Returns the messages, and whether the sender was cut off.
+    /// Reads bytes as a daemon that gets them at once. Returns the messages, and whether the sender
+    /// was cut off.
     fn heard(bytes: &[u8]) -> (Vec<PeerMessage>, bool) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

@@ -1,4 +1,5 @@
-//! The daemon that holds names: it remembers which daemon asked about which name, and sends a wake-up when it releases the name.
+//! The daemon that holds names: it remembers which daemon asked about which name, and sends a
+//! wake-up when it releases the name.
 
 use std::collections::HashMap;
 use std::io;
@@ -43,8 +44,9 @@ impl Promises {
         locked(&self.asked)
     }
 
-    /// Remembers a question, and promises an answer if the name is held. The question is remembered before `held` is asked, so that a
-    /// release in between sends a wake-up; and the promise is queued before that wake-up can be, so that it comes first.
+    /// Remembers a question, and promises an answer if the name is held. The question is remembered
+    /// before `held` is asked, so that a release in between sends a wake-up; and the promise is
+    /// queued before that wake-up can be, so that it comes first.
     fn give(&self, name: LockName, outbox: &mpsc::Sender<PeerMessage>, held: impl FnOnce(&LockName) -> bool) {
         let mut asked = self.asked();
         if asked.len() >= PROMISES_MAX && !asked.contains_key(&name) {
@@ -64,7 +66,8 @@ impl Promises {
 
     /// Wakes the daemons that asked about a name.
     pub(super) fn keep(&self, name: &LockName) {
-        // A question asked before the engine saw the release has set this before: the engine's mutex orders the two.
+        // A question asked before the engine saw the release has set this before: the engine's
+        // mutex orders the two.
         if self.names.load(Ordering::Relaxed) == 0 {
             return;
         }

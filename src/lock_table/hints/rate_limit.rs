@@ -1,4 +1,5 @@
-//! [`RateLimit`]: events from outside are admitted at a bounded rate, so that a flood of them is no busy loop.
+//! [`RateLimit`]: events from outside are admitted at a bounded rate, so that a flood of them is no
+//! busy loop.
 
 use std::time::Duration;
 

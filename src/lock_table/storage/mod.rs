@@ -23,8 +23,8 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// `kind` is the protocol's word for the file system. `stop_ms` is how long a holder may take to stop, where a file server
-    /// may give its lock away.
+    /// `kind` is the protocol's word for the file system. `stop_ms` is how long a holder may take
+    /// to stop, where a file server may give its lock away.
     pub(crate) fn new(files: Files, kind: &'static str, stop_ms: Option<u64>, settings: &Settings) -> Self {
         let threads = files.network().map(|_| StorageThreads::default());
         Self { files, kind, stop_ms, on_silence: settings.on_storage_silence, threads }
@@ -36,14 +36,15 @@ impl Storage {
         self.kind
     }
 
-    /// How long a holder may take to stop when its lock is lost, in milliseconds; `None` where silence loses no locks.
+    /// How long a holder may take to stop when its lock is lost, in milliseconds; `None` where
+    /// silence loses no locks.
     #[must_use]
     pub fn stop_ms(&self) -> Option<u64> {
         self.stop_ms
     }
 
-    /// For how many milliseconds from now all locks are certain to be held, unless a session is told otherwise; `None`: as long
-    /// as the daemon lives, or nothing is known.
+    /// For how many milliseconds from now all locks are certain to be held, unless a session is
+    /// told otherwise; `None`: as long as the daemon lives, or nothing is known.
     #[must_use]
     pub fn valid_ms(&self) -> Option<u64> {
         let contact = self.contact()?;
@@ -61,7 +62,8 @@ impl Storage {
         self.files.network().and_then(Network::lease)
     }
 
-    /// Waits until no file call is under way, for `within` at most. Returns whether that came about.
+    /// Waits until no file call is under way, for `within` at most. Returns whether that came
+    /// about.
     pub(crate) fn rest(&self, within: std::time::Duration) -> bool {
         self.threads.as_ref().is_none_or(|threads| threads.rest(within))
     }

@@ -1,6 +1,6 @@
-//! [`StorageThreads`]: threads that make calls on a network file system, which may take as long as the server does not answer.
-//! At most one call for a name is under way (the engine's I4), and a bounded number in all: a hung server stalls what touches
-//! it, and nothing else.
+//! [`StorageThreads`]: threads that make calls on a network file system, which may take as long as
+//! the server does not answer. At most one call for a name is under way (the engine's I4), and a
+//! bounded number in all: a hung server stalls what touches it, and nothing else.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -17,7 +17,8 @@ use distrilock_engine::{FileOp, Input};
 use distrilock_protocol::name::LockName;
 
 thread_local! {
-    /// Whether this is one of the threads. It makes the calls that follow from its own calls itself.
+    /// Whether this is one of the threads. It makes the calls that follow from its own calls
+    /// itself.
     static CURRENT: Cell<bool> = const { Cell::new(false) };
 }
 

@@ -1,5 +1,6 @@
-//! The watch over a network file system. It listens to the server, proves held locks in turn, and tells sessions when their
-//! locks are in doubt or lost. docs/safety.md explains what it concludes from silence, and why that is soon enough.
+//! The watch over a network file system. It listens to the server, proves held locks in turn, and
+//! tells sessions when their locks are in doubt or lost. docs/safety.md explains what it concludes
+//! from silence, and why that is soon enough.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -37,7 +38,8 @@ pub(crate) struct Watch {
     place: Arc<Mutex<PathBuf>>,
     identity: DaemonInfo,
     timing: Timing,
-    /// Whether the host introduces itself to the server by its name alone: on NFS 4.0 its address is part of that.
+    /// Whether the host introduces itself to the server by its name alone: on NFS 4.0 its address
+    /// is part of that.
     by_name: bool,
     /// The held lock that was proven last.
     proven: Option<LockName>,
@@ -58,7 +60,8 @@ impl Watch {
         Ok(Self { table, node, place, identity, timing, by_name, proven: None })
     }
 
-    /// Listens for as long as the daemon lives, in a thread of its own. Returns where the daemon's own file is.
+    /// Listens for as long as the daemon lives, in a thread of its own. Returns where the daemon's
+    /// own file is.
     pub(crate) fn start(self) -> std::io::Result<Arc<Mutex<PathBuf>>> {
         let place = Arc::clone(&self.place);
         std::thread::Builder::new().name("storage-watch".into()).spawn(move || self.run())?;
@@ -158,8 +161,9 @@ enum Silence {
     Lost,
 }
 
-/// Whether sessions may be handed over: not while the file server is silent. Between two processes nobody would tell sessions that
-/// their locks are lost, and the next process might have to wait for the server.
+/// Whether sessions may be handed over: not while the file server is silent. Between two processes
+/// nobody would tell sessions that their locks are lost, and the next process might have to wait
+/// for the server.
 pub(crate) fn may_hand_over(table: &LockTable, timing: Option<Timing>) -> bool {
     let silence = table.storage.contact().map(|contact| Duration::from_millis(contact.silent_ms(now_ms())));
     let is_silent = silence.zip(timing).is_some_and(|(silence, timing)| timing.is_silence(silence));
@@ -172,7 +176,8 @@ pub(crate) fn may_hand_over(table: &LockTable, timing: Option<Timing>) -> bool {
     !is_silent
 }
 
-/// Checks several times a second whether the server is silent and whether a call does not come back.
+/// Checks several times a second whether the server is silent and whether a call does not come
+/// back.
 pub(crate) async fn check_silence(table: Arc<LockTable>, timing: Option<Timing>) {
     let mut silence = Silence::None;
     let mut ticks = interval(Duration::from_millis(STORAGE_CHECK_MS));
@@ -232,7 +237,8 @@ fn refuse_stalled(table: &Arc<LockTable>) {
     }
 }
 
-/// Sends a message when something else is mounted under the lock directory than at start. Without /proc it never does.
+/// Sends a message when something else is mounted under the lock directory than at start. Without
+/// /proc it never does.
 pub(crate) fn remounted(directory: PathBuf, mount: Mount) -> std::io::Result<oneshot::Receiver<String>> {
     let (tell, told) = oneshot::channel();
     let watch = move || {
