@@ -1,7 +1,7 @@
 //! What the doctor checks about the file system: kind, version, timing, client identifiers, owners.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::finding::Finding;
@@ -41,9 +41,9 @@ pub(super) fn examine(directory: &Directory, findings: &mut Vec<Finding>) {
         findings.push(Finding::ok("timing", why, timing.to_string()));
     }
     if matches!(mount, Mount::Nfs4(nfs) if nfs.minor > 0) {
-        findings.push(clients(path));
+        findings.push(clients(path, mount));
     }
-    findings.push(owners(path));
+    findings.push(owners(path, mount));
 }
 
 fn nfs4(nfs: &Nfs4, findings: &mut Vec<Finding>) {
@@ -68,10 +68,10 @@ fn nfs4(nfs: &Nfs4, findings: &mut Vec<Finding>) {
     });
 }
 
-fn clients(directory: &Path) -> Finding {
+fn clients(directory: &Path, mount: &Mount) -> Finding {
     const WHY: &str = "two hosts that the server knows by one name wipe each other's locks";
     let own = DaemonInfo::of_this_process(directory);
-    let clash = others(directory, None).into_iter().find(|other| own.clashes_with(other));
+    let clash = others(directory, mount.open_flags(), None).into_iter().find(|other| own.clashes_with(other));
     match clash {
         None => Finding::ok("client identifier", WHY, format!("{:?}; no other daemon's host has it", own.client)),
         Some(other) => Finding::wrong(
@@ -84,7 +84,7 @@ fn clients(directory: &Path) -> Finding {
 }
 
 /// Whether daemons that run as other users (by number) can use the files.
-fn owners(directory: &Path) -> Finding {
+fn owners(directory: &Path, mount: &Mount) -> Finding {
     const WHY: &str = "every host has to be able to read and write the lock files that one host's daemon creates";
     const REMEDY: &str = "give the daemons the same user or group number on all hosts and the directory mode 2770, or export \
                           it with all_squash,anonuid=,anongid= (docs/nfs.md)";
@@ -94,7 +94,9 @@ fn owners(directory: &Path) -> Finding {
     let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
     let locks = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "lck"));
     for entry in locks.take(FILES_MAX) {
-        let opened = fs::File::options().read(true).write(true).open(entry.path());
+        // A delegation would outlive this descriptor, and cover the daemon's locks.
+        let flags = mount.open_flags().bits();
+        let opened = fs::File::options().read(true).write(true).custom_flags(flags).open(entry.path());
         if let Err(error) = opened
             && error.kind() == std::io::ErrorKind::PermissionDenied
         {
@@ -105,7 +107,9 @@ fn owners(directory: &Path) -> Finding {
     }
     let mode = metadata.mode();
     let found = format!("{}:{}, mode {:o}", metadata.uid(), metadata.gid(), mode & 0o7777);
-    if mode & 0o022 == 0 && others(directory, None).iter().any(|other| other.user != nix::unistd::geteuid().as_raw()) {
+    if mode & 0o022 == 0
+        && others(directory, mount.open_flags(), None).iter().any(|other| other.user != nix::unistd::geteuid().as_raw())
+    {
         return Finding::warning("owners", WHY, format!("{found}; other daemons run as other users"), REMEDY);
     }
     if mode & 0o020 != 0 && mode & 0o2002 == 0 {

@@ -133,13 +133,15 @@ impl OpenFile {
 #[derive(Debug)]
 pub(super) struct Mark {
     directory: PathBuf,
+    /// What its file is opened with.
+    flags: OFlag,
     /// A lower bound of the mark, which only increases.
     known: AtomicU64,
 }
 
 impl Mark {
-    pub(super) fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), known: AtomicU64::new(0) }
+    pub(super) fn new(directory: &Path, flags: OFlag) -> Self {
+        Self { directory: directory.to_owned(), flags, known: AtomicU64::new(0) }
     }
 
     /// Returns the fence that follows the last one of a name, once the mark is not below it.
@@ -183,7 +185,7 @@ impl Mark {
 
     /// Opens the file of the mark, and creates it if there is none.
     fn open(&self, path: &Path) -> io::Result<File> {
-        let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+        let flags = (self.flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(flags);
         match options.open(path) {
@@ -266,7 +268,7 @@ mod tests {
         let path = directory.path().join(".distrilock/fence");
         let mut highest = 0;
         for round in 0..200_u64 {
-            let mark = Mark::new(directory.path());
+            let mark = Mark::new(directory.path(), OFlag::empty());
             let mut last = None;
             for _ in 0..round % 7 {
                 let fence = mark.next(last).unwrap();
@@ -281,7 +283,7 @@ mod tests {
             }
         }
         fs::write(&path, "not ours").unwrap();
-        let fault = Mark::new(directory.path()).next(None).unwrap_err();
+        let fault = Mark::new(directory.path(), OFlag::empty()).next(None).unwrap_err();
         assert_eq!(fault.errno, Errno::EBADMSG as i32, "{fault}");
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::sys::stat::stat;
 
 use super::fence::Mark;
@@ -28,14 +29,14 @@ impl Files {
     /// of locking files that nobody else sees.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        let mark = Mark::new(&directory);
+        let mark = Mark::new(&directory, OFlag::empty());
         Self { directory, network: None, mark }
     }
 
     /// The lock files in a directory of a network file system.
     #[must_use]
     pub fn on_network(directory: PathBuf, network: Network) -> Self {
-        let mark = Mark::new(&directory);
+        let mark = Mark::new(&directory, network.open_flags());
         Self { directory, network: Some(network), mark }
     }
 

@@ -24,6 +24,7 @@ pub struct Network {
     /// `None` where a read through a locked descriptor would prove nothing (docs/safety.md).
     lease: Option<Lease>,
     deletes: bool,
+    open_flags: OFlag,
     unlink_ms: u64,
     permissions: u32,
     gate: Mutex<OpenGate>,
@@ -43,9 +44,10 @@ impl Network {
         Self {
             lease: silence_ms.map(|silence_ms| Lease::new(now_ms(), silence_ms)),
             deletes: deletes && silence_ms.is_some(),
+            open_flags: mount.open_flags(),
             unlink_ms,
             permissions,
-            gate: Mutex::new(OpenGate::new(permissions)),
+            gate: Mutex::new(OpenGate::new(permissions, mount.open_flags())),
         }
     }
 
@@ -97,9 +99,11 @@ impl Network {
         self.permissions
     }
 
-    /// The flag that makes reads bypass the caches, where reads prove something.
-    pub(super) fn direct(&self) -> OFlag {
-        if self.proves() { OFlag::O_DIRECT } else { OFlag::empty() }
+    /// The flag with which files are opened: it keeps delegations away, and makes reads bypass the
+    /// caches.
+    #[must_use]
+    pub fn open_flags(&self) -> OFlag {
+        self.open_flags
     }
 
     /// Whether a read through a locked descriptor proves the lock.

@@ -27,6 +27,8 @@ const FIRST: u64 = 1 << 32;
 pub(super) struct OpenGate {
     /// The mode of the file, if this process creates it.
     permissions: u32,
+    /// What the file is opened with.
+    flags: OFlag,
     /// The file, and the lease's [epoch](super::lease::Lease::epoch) in which it was opened: it is
     /// not used in later ones.
     current: Option<(Arc<File>, u64)>,
@@ -35,8 +37,8 @@ pub(super) struct OpenGate {
 }
 
 impl OpenGate {
-    pub(super) fn new(permissions: u32) -> Self {
-        Self { permissions, current: None, locked: HashMap::new() }
+    pub(super) fn new(permissions: u32, flags: OFlag) -> Self {
+        Self { permissions, flags, current: None, locked: HashMap::new() }
     }
 
     /// Returns the file and the byte to lock or unlock; `None` if another name of this process uses
@@ -57,7 +59,7 @@ impl OpenGate {
         }
         let file = match &self.current {
             Some((file, opened)) if *opened == epoch => Arc::clone(file),
-            _ => Arc::new(open(directory, self.permissions)?),
+            _ => Arc::new(open(directory, self.permissions, self.flags)?),
         };
         self.current = Some((Arc::clone(&file), epoch));
         self.locked.insert(place, Arc::clone(&file));
@@ -74,9 +76,9 @@ impl OpenGate {
     }
 }
 
-fn open(directory: &Path, permissions: u32) -> io::Result<File> {
+fn open(directory: &Path, permissions: u32, flags: OFlag) -> io::Result<File> {
     let path = daemon_folder::create(directory)?.join(daemon_folder::GATE);
-    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let flags = (flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     let mut options = File::options();
     options.read(true).write(true).custom_flags(flags).mode(permissions);
     let file = match options.clone().create_new(true).open(&path) {

@@ -125,11 +125,14 @@ impl Presence {
         let path = folder.join(daemon_folder::unique_name(daemon_folder::PRESENCE_PREFIX)?);
         let mut text = serde_json::to_vec(info).expect("it is plain text and numbers");
         text.push(b'\n');
-        let mut written = fs::File::options().write(true).create_new(true).mode(network.permissions()).open(&path)?;
+        let flags = network.open_flags().bits();
+        let mut options = fs::File::options();
+        options.write(true).create_new(true).mode(network.permissions()).custom_flags(flags);
+        let mut written = options.open(&path)?;
         written.write_all(&text)?;
         written.sync_all()?;
         drop(written);
-        let file = fs::File::options().read(true).write(true).custom_flags(network.direct().bits()).open(&path)?;
+        let file = fs::File::options().read(true).write(true).custom_flags(flags).open(&path)?;
         Ok(Self { path, file })
     }
 
@@ -179,16 +182,17 @@ pub fn leave(presence: &Path) {
 }
 
 /// Returns the daemons that run, except for this one if its own file is given. Removes the files of
-/// daemons that do not run any more.
+/// daemons that do not run any more. `flags` are the mount's
+/// [`open_flags`](super::mount::Mount::open_flags).
 #[must_use]
-pub fn others(directory: &Path, own: Option<&Presence>) -> Vec<DaemonInfo> {
+pub fn others(directory: &Path, flags: OFlag, own: Option<&Presence>) -> Vec<DaemonInfo> {
     let Ok(now) = daemon_folder::server_time(directory) else { return Vec::new() };
     let mut found = Vec::new();
     for _ in 0..LOOKS_MAX {
         let mut changed = false;
         found.clear();
         for path in presences(directory).into_iter().filter(|path| own.is_none_or(|own| own.path != *path)) {
-            match look_at(&path, now) {
+            match look_at(&path, flags, now) {
                 Some(DaemonState::Runs(info)) => found.push(info),
                 Some(DaemonState::Ended) => {}
                 // A daemon whose lock was dropped has just replaced its file.
@@ -218,8 +222,8 @@ enum DaemonState {
 }
 
 /// Looks at a daemon's file. Returns `None` if the file is gone, or not written yet.
-fn look_at(path: &Path, now: i64) -> Option<DaemonState> {
-    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+fn look_at(path: &Path, flags: OFlag, now: i64) -> Option<DaemonState> {
+    let flags = (flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     let file = fs::File::options().read(true).write(true).custom_flags(flags).open(path).ok()?;
     let mut text = String::new();
     io::Read::read_to_string(&mut io::Read::take(&file, PRESENCE_BYTES_MAX), &mut text).ok()?;

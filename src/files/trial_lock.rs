@@ -7,6 +7,7 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
+use super::mount::Mount;
 use super::ofd_lock;
 use super::ranges::ALL;
 use distrilock_engine::Mode;
@@ -17,7 +18,10 @@ use distrilock_engine::Mode;
 /// # Errors
 /// If the file cannot be opened or locked.
 pub fn lock(path: &Path, wait: bool) -> io::Result<Option<File>> {
-    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    // Otherwise the lock might stay on this host, and prove nothing of the server.
+    let mount = path.parent().and_then(|directory| Mount::under(directory).ok());
+    let flags = mount.map_or(OFlag::empty(), |mount| mount.open_flags());
+    let flags = (flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     let file = File::options().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(path)?;
     let locked = if wait {
         ofd_lock::set_waiting(&file, Mode::Exclusive, ALL).map(|()| true)

@@ -186,7 +186,7 @@ impl<'a> Nfs4Executor<'a> {
     }
 
     fn open_with(&mut self, flags: OFlag) -> Answer {
-        let flags = flags | self.network.direct();
+        let flags = flags | self.network.open_flags();
         let (file, answer) = OpenFile::open(self.files.c_path(self.name), flags, self.network.permissions());
         self.file = file;
         if let Some(file) = &mut self.file {
@@ -283,8 +283,10 @@ impl<'a> Nfs4Executor<'a> {
     fn named(&mut self) -> Answer {
         self.refresh();
         let permissions = Permissions::from_bits_truncate(self.network.permissions());
-        let file = self.file();
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        // The file may be new, and a delegation on it would outlive this descriptor.
+        let flags = flags | self.network.open_flags();
+        let file = self.file();
         match open(&*file.path, flags, permissions) {
             // There was none: this is a new file, for the next process that opens it.
             Ok(_) => Answer::Gone,

@@ -73,7 +73,7 @@ impl Watch {
         let network = table.storage.files.network().expect("only a network file system is watched");
         for round in 0_u32.. {
             if round % ROUNDS_BETWEEN_LOOKS == 0 {
-                self.report_clashes();
+                self.report_clashes(network);
             }
             match self.node.listen(network) {
                 Ok(PresenceLock::Known) => {}
@@ -85,11 +85,11 @@ impl Watch {
     }
 
     /// Reports daemons whose hosts and this one wipe each other's locks.
-    fn report_clashes(&self) {
+    fn report_clashes(&self, network: &Network) {
         if !self.by_name {
             return;
         }
-        for other in others(self.table.storage.files.directory(), Some(&self.node)) {
+        for other in others(self.table.storage.files.directory(), network.open_flags(), Some(&self.node)) {
             if self.identity.clashes_with(&other) {
                 tracing::error!(
                     MESSAGE_ID = ids::CLIENT_CLASH,
@@ -121,7 +121,7 @@ impl Watch {
         for name in self.table.shards.held(None, usize::MAX) {
             self.table.submit(&name, Input::Probe(name.clone()), Source::Daemon);
         }
-        self.report_clashes();
+        self.report_clashes(network);
     }
 
     /// Proves held locks in turn, evenly spread over the time until the next round.
