@@ -2,7 +2,7 @@
 //! (network, host name, mounts), each of which the server sees as another client. A link is cut by dropping every packet at
 //! both of its ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -133,6 +133,16 @@ impl Server {
         ours.map(|words| (words[3].to_owned(), words[6].parse().unwrap_or(0), words[7].parse().ok())).collect()
     }
 
+    /// The files of a folder of the export that some host has open, by the server's account, as paths in that folder.
+    pub(crate) fn opened(&self, folder: &str) -> Vec<String> {
+        states(folder, "open")
+    }
+
+    /// The files of a folder of the export on which a delegation lies.
+    pub(crate) fn delegated(&self, folder: &str) -> Vec<String> {
+        states(folder, "deleg")
+    }
+
     /// Whether the server has a lock that begins at 0 and excludes others, on the file of a lock.
     pub(crate) fn has_lock(&self, folder: &str, lock: &str) -> bool {
         self.has_lock_on(Path::new(&format!("/export/{folder}/{lock}.lck")))
@@ -142,6 +152,30 @@ impl Server {
         let Ok(file) = fs::metadata(file) else { return false };
         self.locks(file.ino()).iter().any(|(mode, start, _)| mode == "WRITE" && *start == 0)
     }
+}
+
+/// The files of a folder with a state of a kind, in the server's lists: one for each client, of lines such as
+/// `- 0x...: { type: deleg, access: w, superblock: "fe:00:2885", filename: ".distrilock/gate" }`, where the inode tells which
+/// file it is, since the path is cut short.
+fn states(folder: &str, kind: &str) -> Vec<String> {
+    let clients = fs::read_dir("/proc/fs/nfsd/clients").expect("the server runs");
+    // A client may go away meanwhile.
+    let lists = clients.filter_map(|client| fs::read_to_string(client.ok()?.path().join("states")).ok());
+    let text: String = lists.collect();
+    let kind = format!("type: {kind},");
+    let lines = text.lines().filter(|line| line.contains(&kind));
+    let inodes: HashSet<u64> = lines
+        .filter_map(|line| line.split_once("superblock: \"")?.1.split('"').next()?.rsplit(':').next()?.parse().ok())
+        .collect();
+    let root = PathBuf::from(format!("/export/{folder}"));
+    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok).collect::<Vec<_>>();
+    let files = entries(&root).into_iter().chain(entries(&root.join(".distrilock")));
+    let found = files.filter(|file| file.metadata().is_ok_and(|metadata| inodes.contains(&metadata.ino())));
+    let mut names: Vec<String> = found
+        .map(|file| file.path().strip_prefix(&root).expect("it lies in the folder").display().to_string())
+        .collect();
+    names.sort();
+    names
 }
 
 /// A host: an NFS client of its own. When it is dropped, whatever runs in it is killed.

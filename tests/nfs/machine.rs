@@ -1,12 +1,14 @@
-//! The host's side: builds the machine, puts this program and the two that are tested on a disk, boots one machine for each
-//! version, and shows what comes out.
+//! The host's side: builds the machines, puts this program and the two that are tested on a disk, boots one machine for each
+//! kernel and version of NFS, and shows what comes out.
 
 use std::collections::HashSet;
 use std::env;
+use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::str::FromStr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -29,6 +31,55 @@ const MACHINES_MAX: usize = 2;
 /// The command `distrilock`, if this tree has it.
 pub(crate) const COMMAND: Option<&str> = option_env!("CARGO_BIN_EXE_distrilock");
 
+/// A release of Debian, whose kernel a machine boots, as its server and as its hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Suite {
+    /// Debian 12, Linux 6.1.
+    Bookworm,
+    /// Debian 13, Linux 6.12, whose server grants write delegations.
+    Trixie,
+}
+
+impl FromStr for Suite {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::Bookworm, Self::Trixie].into_iter().find(|suite| suite.to_string() == text).ok_or(())
+    }
+}
+
+impl fmt::Display for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+        })
+    }
+}
+
+/// A machine: a kernel, and the version of NFS that its hosts mount with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Machine {
+    pub(crate) suite: Suite,
+    pub(crate) version: Version,
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.suite, self.version)
+    }
+}
+
+/// The machines, those first that take the longest.
+const MACHINES: &[Machine] = &[
+    Machine { suite: Suite::Bookworm, version: Version::V42 },
+    Machine { suite: Suite::Bookworm, version: Version::V41 },
+    Machine { suite: Suite::Trixie, version: Version::V42 },
+    Machine { suite: Suite::Bookworm, version: Version::V40 },
+    Machine { suite: Suite::Trixie, version: Version::V41 },
+    Machine { suite: Suite::Trixie, version: Version::V40 },
+];
+
 /// What the machines said, counted.
 #[derive(Default)]
 struct Tally {
@@ -39,11 +90,9 @@ struct Tally {
 /// Runs the scenarios that words choose; true if everything holds.
 pub(crate) fn run(words: &[String]) -> bool {
     let start = Instant::now();
-    let versions: Vec<Version> = words.iter().filter_map(|word| word.parse().ok()).collect();
-    let wanted = |version: &Version| versions.is_empty() || versions.contains(version);
-    // The longest first.
-    let versions: Vec<Version> = [Version::V42, Version::V41, Version::V40].into_iter().filter(wanted).collect();
-    let image = image();
+    let wants = |machine: &&Machine| !chosen(**machine, words).is_empty();
+    let machines: Vec<Machine> = MACHINES.iter().filter(wants).copied().collect();
+    let images = images(&machines);
     let scratch = TempDir::with_prefix_in("nfs-", env!("CARGO_TARGET_TMPDIR")).expect("a place for disks");
     payload(scratch.path());
     if COMMAND.is_none() {
@@ -52,10 +101,11 @@ pub(crate) fn run(words: &[String]) -> bool {
     let tally = Mutex::new(Tally::default());
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
-        for _ in 0..MACHINES_MAX.min(versions.len()) {
+        for _ in 0..MACHINES_MAX.min(machines.len()) {
             scope.spawn(|| {
-                while let Some(version) = versions.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    boot(*version, words, &image, scratch.path(), &tally);
+                while let Some(machine) = machines.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let (_, image) = images.iter().find(|(suite, _)| *suite == machine.suite).expect("it was built");
+                    boot(*machine, words, image, scratch.path(), &tally);
                 }
             });
         }
@@ -65,12 +115,18 @@ pub(crate) fn run(words: &[String]) -> bool {
     passed > 0 && failed == 0
 }
 
-/// The image, built if need be.
-fn image() -> PathBuf {
+/// The images of the machines' suites, built if need be.
+fn images(machines: &[Machine]) -> Vec<(Suite, PathBuf)> {
+    let suites: Vec<Suite> = [Suite::Bookworm, Suite::Trixie]
+        .into_iter()
+        .filter(|suite| machines.iter().any(|machine| machine.suite == *suite))
+        .collect();
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/nfs/build");
-    let output = Command::new(program).stderr(Stdio::inherit()).output().expect("the recipe runs");
-    assert!(output.status.success(), "the virtual machine could not be built (it needs root)");
-    String::from_utf8(output.stdout).expect("a path is text").trim().into()
+    let words = suites.iter().map(Suite::to_string);
+    let output = Command::new(program).args(words).stderr(Stdio::inherit()).output().expect("the recipe runs");
+    assert!(output.status.success(), "the virtual machines could not be built (it needs root)");
+    let paths = String::from_utf8(output.stdout).expect("paths are text");
+    suites.into_iter().zip(paths.lines().map(PathBuf::from)).collect()
 }
 
 /// A disk that is a tar archive.
@@ -109,12 +165,13 @@ fn succeed(command: &mut Command) {
 }
 
 /// Boots one machine and waits for its end.
-fn boot(version: Version, words: &[String], image: &Path, scratch: &Path, tally: &Mutex<Tally>) {
-    let console = scratch.join(format!("console-{version}"));
+fn boot(machine: Machine, words: &[String], image: &Path, scratch: &Path, tally: &Mutex<Tally>) {
+    let Machine { suite, version } = machine;
+    let console = scratch.join(format!("console-{suite}-{version}"));
     let drive = |file: &Path, rest: &str| format!("file={},if=virtio,format=raw,{rest}", file.display());
     let append = format!(
         "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off tsc=reliable random.trust_cpu=on audit=0 apparmor=0 \
-         lab.version={version} lab.words={}",
+         lab.suite={suite} lab.version={version} lab.words={}",
         words.join(",")
     );
     let mut child = Command::new("timeout")
@@ -135,34 +192,34 @@ fn boot(version: Version, words: &[String], image: &Path, scratch: &Path, tally:
         .spawn()
         .expect("timeout(1) runs");
     let output = BufReader::new(child.stdout.take().expect("it is a pipe"));
-    let mut missing: HashSet<&str> = chosen(version, words).iter().map(|scenario| scenario.name).collect();
+    let mut missing: HashSet<&str> = chosen(machine, words).iter().map(|scenario| scenario.name).collect();
     let mut ended = false;
     for line in output.split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).into_owned();
         ended |= line.starts_with("LAB-END");
-        show(version, line.trim_end(), &mut missing, tally);
+        show(machine, line.trim_end(), &mut missing, tally);
     }
     let _ = child.wait();
     if !ended || !missing.is_empty() {
         tally.lock().expect("no machine panics").failed += 1;
-        println!("{version} FAILED   the machine ended before {missing:?}");
+        println!("{machine} FAILED   the machine ended before {missing:?}");
         let text = fs::read(&console).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(40)..].iter().for_each(|line| println!("{version} console  {line}"));
+        lines[lines.len().saturating_sub(40)..].iter().for_each(|line| println!("{machine} console  {line}"));
     }
 }
 
 /// Shows a line and counts it.
-fn show(version: Version, line: &str, missing: &mut HashSet<&str>, tally: &Mutex<Tally>) {
+fn show(machine: Machine, line: &str, missing: &mut HashSet<&str>, tally: &Mutex<Tally>) {
     let mut tally = tally.lock().expect("no machine panics");
-    match report::read(&version, line) {
+    match report::read(&machine, line) {
         Read::Passed => tally.passed += 1,
         Read::Failed => tally.failed += 1,
         Read::Done { scenario, checks: true } => {
             missing.remove(scenario);
         }
-        Read::Foreign if !line.is_empty() => println!("{version} says     {line}"),
+        Read::Foreign if !line.is_empty() => println!("{machine} says     {line}"),
         Read::Done { .. } | Read::Other | Read::Foreign => {}
     }
 }

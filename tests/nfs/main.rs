@@ -1,13 +1,15 @@
 //! The NFS lab: a virtual machine with a real NFS server and real NFS clients, each a host of its own with its own
-//! distrilockd, for the versions 4.0, 4.1 and 4.2. Hosts are cut off, killed and healed, the server is restarted, and a
+//! distrilockd, for the versions 4.0, 4.1 and 4.2 and for two kernels. Hosts are cut off, killed and healed, the server is restarted, and a
 //! witness outside of the daemons watches that no two are in one lock at once. README.md beside this file tells more.
 //!
-//! Arguments choose versions (`4.1`) and scenarios by parts of their names. On the host this program builds and boots the
+//! Arguments choose kernels (`trixie`), versions (`4.1`), and scenarios by parts of their names. On the host this program builds and boots the
 //! machine (`machine`); inside, as `payload guest`, it is the lab itself. The test has no harness for that reason.
 
 mod booted;
 mod contention;
+mod delegations;
 mod hosts;
+mod locker;
 mod loss;
 mod machine;
 mod mounts;
@@ -34,6 +36,7 @@ use distrilock::directory::Directory;
 use distrilock::files::nfs4;
 use distrilock::settings::Settings;
 use hosts::{Server, Version};
+use machine::{Machine, Suite};
 use report::Report;
 
 /// So many scenarios at the same time: more, and the machine is too slow to measure times.
@@ -44,39 +47,63 @@ struct Scenario {
     name: &'static str,
     /// Whether others may run at the same time: what mainly waits may, what counts or disturbs the server may not.
     together: bool,
-    versions: &'static [Version],
+    machines: &'static [Machine],
     run: fn(&Server, &Report),
 }
 
-const ALL: &[Version] = &[Version::V40, Version::V41, Version::V42];
-const WITH_SESSIONS: &[Version] = &[Version::V41, Version::V42];
+const fn on(suite: Suite, version: Version) -> Machine {
+    Machine { suite, version }
+}
+
+const V40: Machine = on(Suite::Bookworm, Version::V40);
+const V41: Machine = on(Suite::Bookworm, Version::V41);
+const V42: Machine = on(Suite::Bookworm, Version::V42);
+const NEW_V40: Machine = on(Suite::Trixie, Version::V40);
+const NEW_V41: Machine = on(Suite::Trixie, Version::V41);
+const NEW_V42: Machine = on(Suite::Trixie, Version::V42);
+
+const OLD: &[Machine] = &[V40, V41, V42];
+const WITH_SESSIONS: &[Machine] = &[V41, V42];
+/// What exclusion rests on is shown on the newer kernel, too.
+const BOTH: &[Machine] = &[V40, V41, V42, NEW_V42];
+const NEW: &[Machine] = &[NEW_V40, NEW_V41, NEW_V42];
 
 const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "witness", together: false, versions: ALL, run: witness::catches_overlaps },
-    Scenario { name: "contention", together: false, versions: ALL, run: contention::many_sessions },
-    Scenario { name: "cost", together: false, versions: ALL, run: contention::cost },
-    Scenario { name: "waiting", together: false, versions: ALL, run: contention::waiting },
-    Scenario { name: "relock", together: false, versions: ALL, run: relock::tight },
-    Scenario { name: "unlink", together: true, versions: WITH_SESSIONS, run: unlink::in_flight },
-    Scenario { name: "partition", together: true, versions: ALL, run: partition::longer_than_the_lease },
-    Scenario { name: "gone", together: true, versions: ALL, run: loss::gone },
-    Scenario { name: "hung", together: true, versions: ALL, run: loss::hung_server },
-    Scenario { name: "mounts", together: true, versions: ALL, run: mounts::refused },
-    Scenario { name: "readme", together: true, versions: &[Version::V42], run: readme::several_hosts },
-    Scenario { name: "owners", together: true, versions: ALL, run: mounts::owners },
-    Scenario { name: "twins", together: true, versions: WITH_SESSIONS, run: mounts::twins },
-    Scenario { name: "blink", together: true, versions: ALL, run: partition::shorter_than_the_lease },
-    Scenario { name: "collector", together: false, versions: WITH_SESSIONS, run: contention::collector },
-    Scenario { name: "systemd", together: false, versions: &[Version::V42], run: shipped::three_hosts },
-    Scenario { name: "restart", together: false, versions: ALL, run: partition::server_restart },
+    Scenario { name: "witness", together: false, machines: OLD, run: witness::catches_overlaps },
+    Scenario { name: "contention", together: false, machines: BOTH, run: contention::many_sessions },
+    Scenario { name: "cost", together: false, machines: BOTH, run: contention::cost },
+    Scenario { name: "waiting", together: false, machines: OLD, run: contention::waiting },
+    Scenario { name: "relock", together: false, machines: OLD, run: relock::tight },
+    Scenario { name: "unlink", together: true, machines: WITH_SESSIONS, run: unlink::in_flight },
+    Scenario { name: "partition", together: true, machines: BOTH, run: partition::longer_than_the_lease },
+    Scenario { name: "delegations", together: true, machines: NEW, run: delegations::none },
+    Scenario { name: "gone", together: true, machines: OLD, run: loss::gone },
+    Scenario { name: "hung", together: true, machines: OLD, run: loss::hung_server },
+    Scenario { name: "mounts", together: true, machines: OLD, run: mounts::refused },
+    Scenario { name: "readme", together: true, machines: &[V42], run: readme::several_hosts },
+    Scenario { name: "owners", together: true, machines: OLD, run: mounts::owners },
+    Scenario { name: "twins", together: true, machines: WITH_SESSIONS, run: mounts::twins },
+    Scenario { name: "blink", together: true, machines: OLD, run: partition::shorter_than_the_lease },
+    Scenario { name: "collector", together: false, machines: WITH_SESSIONS, run: contention::collector },
+    Scenario { name: "systemd", together: false, machines: &[V42], run: shipped::three_hosts },
+    Scenario { name: "restart", together: false, machines: OLD, run: partition::server_restart },
 ];
 
-/// The scenarios of a version that words choose; no word, or only versions: all.
-fn chosen(version: Version, words: &[String]) -> Vec<&'static Scenario> {
-    let names: Vec<&String> = words.iter().filter(|word| word.parse::<Version>().is_err()).collect();
+/// The scenarios of a machine that words choose; no word for suites, versions or scenarios: all of them.
+fn chosen(machine: Machine, words: &[String]) -> Vec<&'static Scenario> {
+    let suites: Vec<Suite> = words.iter().filter_map(|word| word.parse().ok()).collect();
+    let versions: Vec<Version> = words.iter().filter_map(|word| word.parse().ok()).collect();
+    let is_name = |word: &&String| word.parse::<Suite>().is_err() && word.parse::<Version>().is_err();
+    let names: Vec<&String> = words.iter().filter(is_name).collect();
+    if !(suites.is_empty() || suites.contains(&machine.suite)) {
+        return Vec::new();
+    }
+    if !(versions.is_empty() || versions.contains(&machine.version)) {
+        return Vec::new();
+    }
     let matches = |name: &str| names.is_empty() || names.iter().any(|word| name.contains(word.as_str()));
     let all = SCENARIOS.iter();
-    all.filter(|scenario| scenario.versions.contains(&version) && matches(scenario.name)).collect()
+    all.filter(|scenario| scenario.machines.contains(&machine) && matches(scenario.name)).collect()
 }
 
 fn main() -> ExitCode {
@@ -92,6 +119,7 @@ fn main() -> ExitCode {
     let holds = match words.first().map(String::as_str) {
         Some("guest") => guest(),
         Some("gc") => sweep(&words[1]),
+        Some("locker") => locker::run(&words[1..]),
         _ => machine::run(&words),
     };
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -105,17 +133,19 @@ fn sweep(directory: &str) -> bool {
     swept.inspect_err(|fault| println!("{fault}")).is_ok()
 }
 
-/// Inside of the machine: the kernel's command line has the version and the words.
+/// Inside of the machine: the kernel's command line says which machine it is, and has the words.
 fn guest() -> bool {
     let line = std::fs::read_to_string("/proc/cmdline").expect("proc is mounted");
     let setting = |name: &str| {
         let mut values = line.split_whitespace().filter_map(|word| word.strip_prefix("lab.")?.strip_prefix(name));
         values.next().and_then(|value| value.strip_prefix('=')).unwrap_or_default().to_owned()
     };
+    let suite = setting("suite").parse().expect("the machine says the suite");
     let version = setting("version").parse().expect("the machine says the version");
     let words: Vec<String> = setting("words").split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect();
     let server = Server::start(version);
-    let (together, alone): (Vec<_>, Vec<_>) = chosen(version, &words).into_iter().partition(|one| one.together);
+    let (together, alone): (Vec<_>, Vec<_>) =
+        chosen(Machine { suite, version }, &words).into_iter().partition(|one| one.together);
     let is_last = |one: &Scenario| one.name == "restart";
     let mut failures = 0;
     for scenario in alone.iter().filter(|one| !is_last(one)) {

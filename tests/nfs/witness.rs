@@ -125,8 +125,13 @@ pub(crate) fn unlock(file: &File, start: i64, length: i64) -> io::Result<()> {
 /// Opens the file of a lock and anchors it.
 pub(crate) fn anchored(path: &Path) -> io::Result<File> {
     let file = open(path)?;
-    fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&flock(libc::F_RDLCK, ANCHOR, 1)))?;
+    anchor(&file)?;
     Ok(file)
+}
+
+pub(crate) fn anchor(file: &File) -> io::Result<()> {
+    fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&flock(libc::F_RDLCK, ANCHOR, 1)))?;
+    Ok(())
 }
 
 pub(crate) fn open(path: &Path) -> io::Result<File> {
