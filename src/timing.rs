@@ -52,6 +52,13 @@ impl Timing {
         Self { lease, silence, probe_every: silence / 6, stop, dead_after }
     }
 
+    /// For how long locks are certainly held, at least, at any moment while the server answers. A
+    /// probe may be late by as much as is no silence yet.
+    #[must_use]
+    pub fn valid_min(&self) -> Duration {
+        self.silence.saturating_sub(2 * self.probe_every)
+    }
+
     /// Whether this is more silence of the server than there is between two probes.
     #[must_use]
     pub fn is_silence(&self, silent: Duration) -> bool {

@@ -1,7 +1,10 @@
 //! Why the command ends before its work is done, and the exit status for each reason.
 
+use std::borrow::Cow;
 use std::io;
+use std::time::Duration;
 
+use super::options::STOP_MARGIN;
 use super::status;
 use super::usage_error::UsageError;
 use super::verify_error::{AskGuardError, NotHeldError};
@@ -147,9 +150,10 @@ fn connect_remedy(error: &ConnectError) -> &'static str {
     }
 }
 
-/// What to do about a refusal, where the daemon's message does not say it.
-fn acquire_remedy(error: &AcquireError) -> &'static str {
-    match error {
+/// What to do about a refusal, where the message does not say it.
+fn acquire_remedy(error: &AcquireError) -> Cow<'static, str> {
+    let remedy = match error {
+        AcquireError::TooSlow { stop_within_max, .. } => return too_slow_remedy(*stop_within_max).into(),
         AcquireError::Busy { .. } => "; wait for it with -w TIME, or see who holds it: distrilock peek NAME",
         AcquireError::Timeout { .. } => "; see who holds it: distrilock peek NAME",
         AcquireError::Mismatch { .. } => "; use the same number of slots as the others",
@@ -159,5 +163,16 @@ fn acquire_remedy(error: &AcquireError) -> &'static str {
         AcquireError::Storage { .. } => "; see the daemon's log",
         AcquireError::Closing { .. } => "; the daemon is stopping: try again when it is running",
         _ => "",
+    };
+    remedy.into()
+}
+
+fn too_slow_remedy(stop_within_max: Duration) -> String {
+    const WHY: &str = "\nstopping takes up to --kill-after plus two seconds";
+    match stop_within_max.checked_sub(STOP_MARGIN) {
+        Some(kill_after) => {
+            format!("{WHY}: here, --kill-after {}ms fits, and so does the default", kill_after.as_millis())
+        }
+        None => format!("{WHY}: here, no --kill-after fits"),
     }
 }

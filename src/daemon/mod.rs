@@ -129,8 +129,7 @@ pub fn run(settings: Settings) -> Result<(), StartError> {
     let threads = Arc::new(SessionThreads::start(settings.threads())?);
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let node = host_name();
-    let stop_ms = directory.timing.map(|timing| u64::try_from(timing.stop.as_millis()).unwrap_or(u64::MAX));
-    let storage = Storage::new(files, directory.mount.word(), stop_ms, &settings);
+    let storage = Storage::new(files, directory.mount.word(), directory.timing, &settings);
     let table = Arc::new(LockTable::new(settings, storage, node, descriptors_max, runtime.handle().clone()));
     runtime.block_on(async {
         // Before anything else, so that none of them ends the process by its default action.

@@ -53,6 +53,7 @@ impl Session {
             directory: self.table.storage.kind().to_owned(),
             dead_after_ms: u64::try_from(self.table.settings.dead_after.as_millis()).unwrap_or(u64::MAX),
             stop_ms: self.table.storage.stop_ms(),
+            valid_ms_min: self.table.storage.valid_ms_min(),
         };
         self.codec.send_v1(&Reply::yes(id, welcome), out);
     }

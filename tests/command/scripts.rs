@@ -1,10 +1,13 @@
 //! What is asked of a daemon, and what becomes of its answers, against one that follows a script:
 //! slots, several names, fences, events.
 
-use serde_json::json;
+use std::thread::JoinHandle;
+
+use serde_json::{Value, json};
 
 use super::support::{command, ended};
-use distrilock_testing::Scripted;
+use distrilock_client::Server;
+use distrilock_testing::{Peer, Scripted, play};
 
 const SHOW: &str = "echo \"$DISTRILOCK_LOCK|$DISTRILOCK_SLOT|$DISTRILOCK_FENCE|$DISTRILOCK_TOKEN|$DISTRILOCK_SESSION\"";
 
@@ -89,4 +92,56 @@ fn the_daemon_says_lost() {
     let lock = ended(lock);
     assert_eq!(lock.code(), 74, "{}", lock.err);
     assert!(lock.out.contains("\"event\":\"lost\""), "{}", lock.out);
+}
+
+/// A daemon on a file server with a lease of ten seconds, which grants a lock: how many heartbeats it has answered when `done`
+/// says that it is enough, and what it was asked for besides.
+fn short_lease(done: impl FnMut(usize) + Send + 'static) -> (Server, JoinHandle<(usize, Vec<Value>)>) {
+    let mut done = done;
+    play(move |mut peer: Peer| {
+        let hello = peer.expect("hello");
+        let times = json!({"dead_after_ms": 45_000, "stop_ms": 1666, "valid_ms_min": 4444});
+        let mut welcome = json!({"version": 1, "session": "s-1", "node": "db1", "directory": "nfs4"});
+        welcome.as_object_mut().unwrap().append(&mut times.as_object().unwrap().clone());
+        peer.yes(&hello, &welcome);
+        let (mut heartbeats, mut others) = (0, Vec::new());
+        while let Some(request) = peer.request() {
+            peer.yes(&request, &json!({"lock": "x", "valid_ms": 5000}));
+            if request["op"] == "ping" {
+                heartbeats += 1;
+                done(heartbeats);
+            } else {
+                others.push(request);
+            }
+        }
+        (heartbeats, others)
+    })
+}
+
+/// A lease so short that five seconds until SIGKILL are too many: the default is shorter there, heartbeats keep the lock, and what
+/// is asked for all the same is refused before anything is acquired.
+#[test]
+fn a_short_lease() {
+    let folder = tempfile::tempdir().unwrap();
+    let enough = folder.path().join("enough");
+    let script = format!("until [ -e {} ]; do sleep 0.05; done", enough.display());
+    // Each heartbeat proves the lock for less time than so many take.
+    let (server, daemon) = short_lease(move |heartbeats| {
+        if heartbeats == 8 {
+            std::fs::write(&enough, "").unwrap();
+        }
+    });
+    let run = ended(command(&server.to_string(), &["run", "x", "-c", &script]));
+    assert_eq!(run.code(), 0, "{}", run.err);
+    let (heartbeats, others) = daemon.join().unwrap();
+    assert!(heartbeats >= 8 && others[0]["op"] == "acquire", "{heartbeats} {others:?}");
+
+    let (server, daemon) = short_lease(|_| ());
+    let run = ended(command(&server.to_string(), &["run", "--kill-after", "5s", "x", "true"]));
+    assert_eq!(run.code(), 65, "{}", run.err);
+    for part in ["7000 ms", "raise the lease time", "--kill-after 2110ms fits"] {
+        assert!(run.err.contains(part), "{part}: {}", run.err);
+    }
+    let (_, others) = daemon.join().unwrap();
+    assert!(others.iter().all(|request| request["op"] != "acquire"), "{others:?}");
 }

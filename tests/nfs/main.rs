@@ -6,6 +6,7 @@
 //! machine (`machine`); inside, as `payload guest`, it is the lab itself. The test has no harness for that reason.
 
 mod booted;
+mod command;
 mod contention;
 mod delegations;
 mod hosts;
@@ -77,6 +78,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "unlink", together: true, machines: WITH_SESSIONS, run: unlink::in_flight },
     Scenario { name: "partition", together: true, machines: BOTH, run: partition::longer_than_the_lease },
     Scenario { name: "delegations", together: true, machines: NEW, run: delegations::none },
+    Scenario { name: "command", together: true, machines: BOTH, run: command::short_lease },
     Scenario { name: "gone", together: true, machines: OLD, run: loss::gone },
     Scenario { name: "hung", together: true, machines: OLD, run: loss::hung_server },
     Scenario { name: "mounts", together: true, machines: OLD, run: mounts::refused },

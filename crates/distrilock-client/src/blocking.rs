@@ -118,6 +118,12 @@ impl Client {
         self.0.welcome()
     }
 
+    /// How long this program may take to stop its work once a lock is lost; see [`Builder::stop_within_between`] for an example.
+    #[must_use]
+    pub fn stop_within(&self) -> Duration {
+        self.0.stop_within()
+    }
+
     /// Why the connection has ended, if it has; see [`Client`] for an example.
     #[must_use]
     pub fn ended(&self) -> Option<DisconnectedError> {

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
@@ -90,6 +91,13 @@ impl Client {
     #[must_use]
     pub fn welcome(&self) -> &Welcome {
         &self.about.welcome
+    }
+
+    /// How long this program may take to stop its work once a lock is lost: what [`Builder`](crate::Builder) was told, or what it
+    /// fitted to the daemon; see [`Builder::stop_within_between`](crate::Builder::stop_within_between) for an example.
+    #[must_use]
+    pub fn stop_within(&self) -> Duration {
+        self.shared().with(|session, _| session.stop_within())
     }
 
     /// Why the connection has ended, if it has.

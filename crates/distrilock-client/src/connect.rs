@@ -13,7 +13,7 @@ use crate::driver::drive;
 use crate::error::{AttemptError, ConnectError, DisconnectedError, RequestError, ServerError};
 use crate::link::Link;
 use crate::shared::{Handle, Shared};
-use crate::timing::{HEARTBEAT_MIN, SILENCE_MIN, Timing};
+use crate::timing::{DaemonTimes, HEARTBEAT_MIN, SILENCE_MIN, StopTime, Timing};
 use distrilock_protocol::limits::{
     FRAME_BYTES_MAX, HELLO_COMMAND_BYTES_MAX, HELLO_HOST_BYTES_MAX, HELLO_USER_BYTES_MAX,
 };
@@ -166,7 +166,8 @@ impl Builder {
     }
 
     /// How often the daemon is asked for a sign of life while something is held or waited for; 5 s by default, and at most a
-    /// quarter of [`silence_max`](Self::silence_max), at least 10 ms.
+    /// quarter of [`silence_max`](Self::silence_max), at least 10 ms. It is asked more often while a file server has confirmed what
+    /// is held for a short time only.
     ///
     /// ```
     /// use std::time::Duration;
@@ -187,10 +188,32 @@ impl Builder {
         self
     }
 
-    /// How long this program needs to stop its work once it is told that a lock is lost; 10 s by default; see [`Builder`] for an
-    /// example. If the daemon gives a silent client up sooner, it does not connect: [`ServerError::NoTime`].
+    /// How long this program needs to stop its work once it is told that a lock is lost; see [`Builder`] for an example. Without
+    /// this, 10 s, or less where the lease of a file server is so short that less fits: [`Client::stop_within`] tells. If the
+    /// daemon gives a silent client up sooner, it does not connect: [`ServerError::NoTime`]. If a file server's lease is shorter
+    /// than that, it acquires nothing: [`AcquireError::TooSlow`](crate::AcquireError::TooSlow).
     pub fn stop_within(mut self, time: Duration) -> Self {
-        self.timing.stop_within = time;
+        self.timing.stop = StopTime::Exactly(time);
+        self
+    }
+
+    /// The same for a program that can stop faster where it has to: at least the first time, and as long as fits up to the second
+    /// one. [`Client::stop_within`] tells which time it is.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let (least, most) = (Duration::from_secs(1), Duration::from_secs(7));
+    /// let client = Client::builder().stop_within_between(least, most).connect(&servers).await?;
+    /// assert_eq!(client.stop_within(), most);
+    /// # Ok(()) }
+    /// ```
+    pub fn stop_within_between(mut self, least: Duration, most: Duration) -> Self {
+        self.timing.stop = StopTime::Between(least, most.max(least));
         self
     }
 
@@ -257,11 +280,13 @@ impl Builder {
         let welcome: Welcome = serde_json::from_slice(&text)
             .map_err(|error| ServerError::Stranger { what: format!("its reply to hello: {error}") })?;
         let dead_after = Duration::from_millis(welcome.dead_after_ms);
-        let stop_within = self.timing.stop_within;
-        let timing = self
-            .timing
-            .fit(dead_after, welcome.stop_ms.map(Duration::from_millis))
-            .ok_or(ServerError::NoTime { dead_after, stop_within })?;
+        let daemon = DaemonTimes {
+            dead_after,
+            stop: welcome.stop_ms.map(Duration::from_millis),
+            valid_min: welcome.valid_ms_min.map(Duration::from_millis),
+        };
+        let stop_within = self.timing.stop_within();
+        let timing = self.timing.fit(daemon).ok_or(ServerError::NoTime { dead_after, stop_within })?;
         shared.with(|session, _| session.set_timing(timing));
         let client = Client::new(handle, About { server: server.clone(), welcome });
         Ok((client, driver))

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::address::Server;
+use crate::timing::TooSlow;
 use distrilock_protocol::name::{LockName, NameError};
 use distrilock_protocol::v1::{ErrorWord, Refusal};
 
@@ -330,6 +331,18 @@ pub enum AcquireError {
     /// exclude each other through the daemon gives each a client of its own.
     #[error("this client holds the lock {lock} already, or is acquiring it; connect another client for another holder")]
     AlreadyHeld { lock: LockName },
+    /// This program needs longer to stop its work than the file server's lease allows: the lock could be given away before.
+    #[error(
+        "this program needs {} ms to stop its work (`stop_within`), and the file server's lease allows {} ms at most; lower the \
+         stop time, or raise the lease time of the server (nfsd: lease-time= in /etc/nfs.conf)",
+        .stop_within.as_millis(), .stop_within_max.as_millis()
+    )]
+    TooSlow {
+        /// This program's time to stop.
+        stop_within: Duration,
+        /// The longest that it may be here.
+        stop_within_max: Duration,
+    },
     /// It was granted, and lost before it could be handed over.
     #[error(transparent)]
     Lost(LostError),
@@ -381,8 +394,14 @@ impl AcquireError {
             | Self::Closing { lock, .. }
             | Self::Unexpected { lock, .. } => lock.as_ref(),
             Self::AlreadyHeld { lock } | Self::Lost(LostError::Told { lock, .. }) => Some(lock),
-            Self::BadName(_) | Self::Lost(_) | Self::Disconnected(_) => None,
+            Self::BadName(_) | Self::TooSlow { .. } | Self::Lost(_) | Self::Disconnected(_) => None,
         }
+    }
+}
+
+impl From<TooSlow> for AcquireError {
+    fn from(TooSlow { stop_within, stop_within_max }: TooSlow) -> Self {
+        Self::TooSlow { stop_within, stop_within_max }
     }
 }
 

@@ -11,63 +11,152 @@ pub(crate) const SILENCE_MIN: Duration = Duration::from_millis(100);
 /// More heartbeats than this cost more than they tell.
 pub(crate) const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 
+/// The same where nobody has asked for it: what ends so soon ends, if the file server does not answer.
+const HEARTBEAT_SHORT_MIN: Duration = Duration::from_millis(100);
+
+/// Where a file server has to confirm locks, an answer makes it certain for some time that they are held. A slow program may use
+/// up as much of that as leaves this, or half of it if that is less: enough for a heartbeat and a slow answer.
+const CERTAIN_MIN: Duration = Duration::from_secs(2);
+
+/// So many heartbeats fit into the time for which locks are certainly held, and into the silence that is borne.
+const HEARTBEATS: u32 = 4;
+
+/// How long the program needs to stop its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StopTime {
+    /// So long.
+    Exactly(Duration),
+    /// At least the first time, and as long as fits up to the second one.
+    Between(Duration, Duration),
+}
+
+/// What a daemon says of its times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DaemonTimes {
+    /// After how long it gives a silent client up.
+    pub(crate) dead_after: Duration,
+    /// How long it assumes that a program takes to stop, where a file server may give locks away.
+    pub(crate) stop: Option<Duration>,
+    /// For how long locks are certainly held there, at least, after an answered request.
+    pub(crate) valid_min: Option<Duration>,
+}
+
+/// The program stops more slowly than a file server's lease allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooSlow {
+    pub(crate) stop_within: Duration,
+    pub(crate) stop_within_max: Duration,
+}
+
 /// The times of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timing {
     /// After how long without an answer, counted from when the answered request was sent, the locks are given up.
     pub(crate) silence_max: Duration,
     /// How long the program needs to stop its work after that.
-    pub(crate) stop_within: Duration,
-    /// How often a heartbeat is sent.
+    pub(crate) stop: StopTime,
+    /// How often a heartbeat is sent, at least.
     pub(crate) heartbeat: Duration,
     /// By how much the program stops more slowly than the daemon reckons with: its locks count as held for so much less.
     pub(crate) slower: Duration,
+    /// Set if too little is left then to hold locks at all.
+    pub(crate) too_slow: Option<TooSlow>,
 }
 
 impl Default for Timing {
     fn default() -> Self {
         let second = Duration::from_secs(1);
-        Self { silence_max: 20 * second, stop_within: 10 * second, heartbeat: 5 * second, slower: Duration::ZERO }
+        Self {
+            silence_max: 20 * second,
+            stop: StopTime::Between(Duration::ZERO, 10 * second),
+            heartbeat: 5 * second,
+            slower: Duration::ZERO,
+            too_slow: None,
+        }
     }
 }
 
 impl Timing {
-    /// Fits the times to a daemon that gives a silent client up after `dead_after`: with rho for what the rates of clocks may
-    /// differ by, (silence_max + stop_within)(1 + rho) < dead_after (1 - rho). At least three heartbeats fit into the silence.
-    /// `stop` is what the daemon reckons with for stopping, where a file server may give locks away.
-    /// None if there is no time to notice anything.
-    pub(crate) fn fit(self, dead_after: Duration, stop: Option<Duration>) -> Option<Self> {
-        let usable = dead_after.saturating_mul(CLOCK_RATE - 1) / (CLOCK_RATE + 1);
-        let silence_max = usable.checked_sub(self.stop_within + Duration::from_millis(1))?.min(self.silence_max);
-        let heartbeat = self.heartbeat.min(silence_max / 4);
-        let slower = stop.map_or(Duration::ZERO, |stop| self.stop_within.saturating_sub(stop));
-        (silence_max >= SILENCE_MIN).then_some(Self { silence_max, heartbeat, slower, ..self })
+    /// How long the program may take to stop: fitted to the daemon's times, once these are known.
+    pub(crate) fn stop_within(&self) -> Duration {
+        match self.stop {
+            StopTime::Exactly(time) | StopTime::Between(_, time) => time,
+        }
+    }
+
+    /// Fits the times to a daemon's: with rho for what the rates of clocks may differ by, (silence_max + stop_within)(1 + rho) <
+    /// dead_after (1 - rho). At least three heartbeats fit into the silence. None if there is no time to notice anything.
+    pub(crate) fn fit(self, daemon: DaemonTimes) -> Option<Self> {
+        let stop_and_certain = daemon.stop.zip(daemon.valid_min);
+        let stop_within = match (self.stop, stop_and_certain) {
+            // What nobody has asked for leaves half of what is certain.
+            (StopTime::Between(least, most), Some((stop, valid_min))) => most.min(stop + valid_min / 2).max(least),
+            _ => self.stop_within(),
+        };
+        let stop_within_max =
+            stop_and_certain.map(|(stop, valid_min)| stop + valid_min - CERTAIN_MIN.min(valid_min / 2));
+        let too_slow = stop_within_max
+            .filter(|most| stop_within > *most)
+            .map(|stop_within_max| TooSlow { stop_within, stop_within_max });
+        let usable = daemon.dead_after.saturating_mul(CLOCK_RATE - 1) / (CLOCK_RATE + 1);
+        let silence_max = usable.checked_sub(stop_within + Duration::from_millis(1))?.min(self.silence_max);
+        let heartbeat = self.heartbeat.min(silence_max / HEARTBEATS);
+        let slower = daemon.stop.map_or(Duration::ZERO, |stop| stop_within.saturating_sub(stop));
+        let stop = StopTime::Exactly(stop_within);
+        (silence_max >= SILENCE_MIN).then_some(Self { silence_max, stop, heartbeat, slower, too_slow })
     }
 
     /// For how long a lock counts as held of which the daemon says that it is for so many milliseconds.
     pub(crate) fn valid(&self, valid_ms: u64) -> Duration {
         Duration::from_millis(valid_ms).saturating_sub(self.slower)
     }
+
+    /// How long after a heartbeat the next one is sent if locks are certainly held for so long: often enough that they are always
+    /// confirmed before that is over.
+    pub(crate) fn heartbeat_within(&self, valid: Duration) -> Duration {
+        self.heartbeat.min((valid / HEARTBEATS).max(HEARTBEAT_SHORT_MIN))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn daemon(dead_after: Duration, stop: Option<Duration>) -> DaemonTimes {
+        DaemonTimes { dead_after, stop, valid_min: None }
+    }
+
+    /// What a daemon derives from a lease (docs/safety.md, "Timing"): the silence of the server that it bears, between probes that
+    /// are a sixth of it apart, and the time to stop.
+    fn on_lease(lease: Duration) -> (Duration, DaemonTimes) {
+        let silence = lease * 2 / 3;
+        let stop = (lease / 6).min(Duration::from_secs(10));
+        let times = DaemonTimes {
+            dead_after: Duration::from_secs(45),
+            stop: Some(stop),
+            valid_min: Some(silence - silence / 6 * 2),
+        };
+        (silence, times)
+    }
 
     /// The inequality holds for every daemon, the defaults need no fitting, and where nothing fits it is said.
     #[test]
     fn the_silence_fits_the_daemon() {
         let second = Duration::from_secs(1);
         let timing = Timing::default();
-        assert_eq!(timing.fit(45 * second, None), Some(timing));
-        assert_eq!(timing.fit(10 * second, None), None);
+        let fitted = Timing { stop: StopTime::Exactly(10 * second), ..timing };
+        assert_eq!(timing.fit(daemon(45 * second, None)), Some(fitted));
+        assert_eq!(timing.fit(daemon(10 * second, None)), None);
         for dead_after in (1..3600).map(|tenths| Duration::from_millis(100) * tenths) {
             for stop_within in [0, 1, 10, 60].map(Duration::from_secs) {
-                let Some(fit) = (Timing { stop_within, ..timing }).fit(dead_after, None) else {
+                let exactly = Timing { stop: StopTime::Exactly(stop_within), ..timing };
+                let Some(fit) = exactly.fit(daemon(dead_after, None)) else {
                     assert!(dead_after < stop_within + 2 * SILENCE_MIN + stop_within / 400);
                     continue;
                 };
-                let here = (fit.silence_max + fit.stop_within) * 1001;
+                let here = (fit.silence_max + fit.stop_within()) * 1001;
                 assert!(here < dead_after * 999, "{fit:?} {dead_after:?}");
                 assert!(fit.heartbeat * 3 < fit.silence_max && fit.silence_max <= timing.silence_max);
             }
@@ -78,10 +167,61 @@ mod tests {
     #[test]
     fn who_stops_slowly_stops_earlier() {
         let second = Duration::from_secs(1);
-        let timing = |stop| Timing::default().fit(45 * second, stop).unwrap();
+        let timing = |stop| Timing::default().fit(daemon(45 * second, stop)).unwrap();
         assert_eq!(timing(None).valid(20_000), 20 * second);
         assert_eq!(timing(Some(15 * second)).valid(20_000), 20 * second);
         assert_eq!(timing(Some(4 * second)).valid(20_000), 14 * second);
         assert_eq!(timing(Some(4 * second)).valid(5000), Duration::ZERO);
+    }
+
+    proptest! {
+        /// For every lease from 10 s to 120 s and every time to stop: heartbeats are so frequent that a slow answer still comes
+        /// while locks are certain, at whatever moment between two probes the daemon answered; or the client is too slow, which it
+        /// knows before it asks for anything, with a time that would do.
+        #[test]
+        fn heartbeats_fit_every_lease(
+            lease_ms in 10_000_u64..=120_000,
+            stop_ms in 0_u64..=60_000,
+            bounds in any::<bool>(),
+            age in 0.0..=2.0_f64,
+        ) {
+            let ms = Duration::from_millis;
+            let (silence, times) = on_lease(ms(lease_ms));
+            let asked = if bounds { StopTime::Between(ms(stop_ms).min(ms(1000)), ms(stop_ms)) } else { StopTime::Exactly(ms(stop_ms)) };
+            let Some(timing) = (Timing { stop: asked, ..Timing::default() }).fit(times) else {
+                prop_assert!(ms(stop_ms) > ms(44_000), "{stop_ms} ms leave enough of 45 s");
+                return Ok(());
+            };
+            let told = silence - (silence / 6).mul_f64(age);
+            let valid = timing.valid(u64::try_from(told.as_millis()).unwrap());
+            match timing.too_slow {
+                None => {
+                    let answer = valid.checked_sub(timing.heartbeat_within(valid)).unwrap_or_default();
+                    prop_assert!(answer >= ms(1400), "{answer:?} for an answer: {timing:?}");
+                    // It is over before the server may give the lock away (B).
+                    let over = valid + timing.stop_within() + (silence - told);
+                    prop_assert!(over <= silence + times.stop.unwrap().max(timing.stop_within() - timing.slower));
+                }
+                Some(slow) => {
+                    prop_assert!(!bounds, "what may be less is made to fit: {timing:?}");
+                    prop_assert!(slow.stop_within_max < ms(stop_ms));
+                    let fits = Timing { stop: StopTime::Exactly(slow.stop_within_max), ..Timing::default() };
+                    prop_assert!(fits.fit(times).is_some_and(|fits| fits.too_slow.is_none()), "{slow:?}");
+                }
+            }
+        }
+    }
+
+    /// With the usual lease nothing changes: neither the defaults nor the heartbeats.
+    #[test]
+    fn the_usual_lease_needs_no_fitting() {
+        let second = Duration::from_secs(1);
+        let (silence, times) = on_lease(90 * second);
+        let fitted = Timing::default().fit(times).unwrap();
+        assert_eq!(fitted.stop_within(), 10 * second);
+        assert_eq!((fitted.slower, fitted.too_slow), (Duration::ZERO, None));
+        assert_eq!(fitted.heartbeat_within(silence / 2), 5 * second);
+        // A silent server is not asked through the daemon again and again.
+        assert_eq!(fitted.heartbeat_within(Duration::ZERO), HEARTBEAT_SHORT_MIN);
     }
 }

@@ -14,7 +14,7 @@ use super::values::{self, Names};
 use distrilock_client::Server;
 
 pub(super) use acquire::AcquireOptions;
-pub(super) use run::RunOptions;
+pub(super) use run::{RunOptions, STOP_MARGIN};
 
 use acquire::names;
 

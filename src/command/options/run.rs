@@ -11,6 +11,9 @@ use crate::command::status;
 use crate::command::usage_error::UsageError;
 use crate::command::values::{self, OnLost};
 
+/// Time to stop CMD beyond `--kill-after`: for the kernel, and for us.
+pub(in crate::command) const STOP_MARGIN: Duration = Duration::from_secs(2);
+
 /// The options of `run`.
 #[derive(Args, Clone, Debug)]
 #[command(
@@ -40,7 +43,8 @@ pub(in crate::command) struct RunOptions {
     #[arg(long, value_name = "WHAT")]
     pub(in crate::command) on_lost: Option<OnLost>,
 
-    /// Time from the first signal to SIGKILL when ending CMD. Default: 5 seconds
+    /// Time from the first signal to SIGKILL when ending CMD. Default: 5 seconds, or less if the
+    /// lease of the file server is short
     #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub(in crate::command) kill_after: Option<Duration>,
 
@@ -100,11 +104,6 @@ pub(in crate::command) struct RunOptions {
 }
 
 impl RunOptions {
-    /// The time from the first signal to SIGKILL.
-    pub(in crate::command) fn kill_after(&self) -> Duration {
-        self.kill_after.unwrap_or(Duration::from_secs(5))
-    }
-
     pub(in crate::command) fn busy_status(&self) -> u8 {
         if self.ok_if_busy || (self.once_per.is_some() && self.acquire.conflict_exit_code.is_none()) {
             return status::DONE;

@@ -6,7 +6,6 @@ use std::future::Future;
 use std::io;
 use std::os::fd::RawFd;
 use std::process::Stdio;
-use std::time::Duration;
 
 use clap::Parser;
 use nix::sys::prctl::{set_child_subreaper, set_name};
@@ -20,6 +19,7 @@ use super::launcher_link::{LAUNCHER_DIED, LauncherLink};
 use super::process_tree::Ending;
 use super::random::jitter;
 use super::report::GuardAfterwards;
+use super::stop_time;
 use super::supervisor::{Supervisor, kill_all};
 use crate::command::acquire::{AcquiredLock, acquire};
 use crate::command::connect::{block_on, command_line, connect, introduction};
@@ -32,9 +32,6 @@ use distrilock_client::{Client, Server};
 
 /// The first argument that makes a process of our program a guard. Users do not type it.
 pub(in crate::command) const WORD: &str = "run:guard";
-
-/// Time to stop beyond `--kill-after`: for the kernel, and for us.
-const STOP_MARGIN: Duration = Duration::from_secs(2);
 
 /// Runs the guard, and returns its exit status.
 pub(in crate::command) fn main(arguments: &[OsString]) -> u8 {
@@ -158,8 +155,7 @@ impl Guard {
         let work = async move {
             jitter(options.jitter).await;
             let introduction = introduction(options.acquire.note.as_deref(), shown_command.as_deref());
-            let builder = Client::builder().stop_within(options.kill_after() + STOP_MARGIN);
-            let client = connect(builder, &introduction, &servers).await?;
+            let client = connect(stop_time::tell(Client::builder(), &options), &introduction, &servers).await?;
             acquire(client, &options.acquire).await
         };
         let lock = self.attend_signals_during(work).await?.map_err(NotStarted::Error)?;

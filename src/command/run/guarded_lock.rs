@@ -53,6 +53,11 @@ impl GuardedLock {
         &self.lock.held
     }
 
+    /// How long it may take to stop CMD once the lock is lost.
+    pub(super) fn stop_within(&self) -> Duration {
+        self.lock.client.stop_within()
+    }
+
     /// The server that granted the lock.
     pub(super) fn server(&self) -> &Server {
         self.lock.client.server()

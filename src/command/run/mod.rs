@@ -24,6 +24,7 @@
 //!   side of what joins it to the launcher; `report` is what goes through the pipe.
 //! - The guard acquires the lock (`guarded_lock`); its `supervisor` attends to CMD, as a `job` of
 //!   the `terminal` and as a `process_tree`.
+//! - `stop_time` is how long ending CMD takes, which the client has to know.
 //! - `no_fork` is `-F`: one process, which becomes CMD.
 //!
 //! docs/decisions/0015 has the reasons. It calls the launcher the front, and the exec shim the
@@ -39,6 +40,7 @@ mod no_fork;
 mod process_tree;
 mod random;
 mod report;
+mod stop_time;
 mod supervisor;
 mod terminal;
 

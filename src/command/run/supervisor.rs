@@ -28,6 +28,7 @@ use super::job::Job;
 use super::launcher_link::{LAUNCHER_DIED, LauncherLink};
 use super::process_tree::{self, ChildEvent, Ending, KillAll, KillAttempt, report_survivors};
 use super::report::GuardAfterwards;
+use super::stop_time;
 use crate::command::options::RunOptions;
 use crate::command::signals::ReceivedSignal;
 use crate::command::values::OnLost;
@@ -45,6 +46,8 @@ pub(super) struct Supervisor<'a> {
     /// `None` if CMD runs without a lock (`--run-anyway`).
     lock: Option<GuardedLock>,
     granted_at: Instant,
+    /// The time from the first signal to SIGKILL.
+    kill_after: Duration,
     /// The signals that were passed on to CMD.
     passed_on: Vec<Signal>,
 }
@@ -130,7 +133,8 @@ impl<'a> Supervisor<'a> {
         lock: Option<GuardedLock>,
         granted_at: Instant,
     ) -> Self {
-        Self { options, link, job, lock, granted_at, passed_on: Vec::new() }
+        let kill_after = stop_time::kill_after(options, lock.as_ref().map(|lock| lock.stop_within()));
+        Self { options, link, job, lock, granted_at, kill_after, passed_on: Vec::new() }
     }
 
     /// Attends to CMD and what it started until nothing needs the lock any more, releases the lock,
@@ -314,7 +318,7 @@ impl<'a> Supervisor<'a> {
 
     /// Ends everything that CMD started: first by `--term-signal`, after `--kill-after` by SIGKILL.
     async fn end_all(&mut self) -> io::Result<()> {
-        let deadline = Instant::now() + self.options.kill_after();
+        let deadline = Instant::now() + self.kill_after;
         self.job.terminate(self.options.term_signal.unwrap_or(Signal::SIGTERM));
         while !process_tree::reap(self.job.pid)? {
             tokio::select! {

@@ -3,11 +3,14 @@
 pub(super) mod threads;
 pub(crate) mod watch;
 
+use std::time::Duration;
+
 use crate::clock::now_ms;
 use crate::files::Files;
 use crate::files::lease::Lease;
 use crate::files::network::Network;
 use crate::settings::{OnSilence, Settings};
+use crate::timing::Timing;
 use threads::StorageThreads;
 
 /// The lock directory.
@@ -16,18 +19,19 @@ pub struct Storage {
     pub(crate) files: Files,
     /// The kind of file system, as the protocol calls it.
     kind: &'static str,
-    stop_ms: Option<u64>,
+    /// The times on a file server that grants leases.
+    timing: Option<Timing>,
     on_silence: OnSilence,
     /// Threads for the file calls, where these may take long.
     pub(super) threads: Option<StorageThreads>,
 }
 
 impl Storage {
-    /// `kind` is the protocol's word for the file system. `stop_ms` is how long a holder may take
-    /// to stop, where a file server may give its lock away.
-    pub(crate) fn new(files: Files, kind: &'static str, stop_ms: Option<u64>, settings: &Settings) -> Self {
+    /// `kind` is the protocol's word for the file system. `timing` is that of a file server which
+    /// may give locks away.
+    pub(crate) fn new(files: Files, kind: &'static str, timing: Option<Timing>, settings: &Settings) -> Self {
         let threads = files.network().map(|_| StorageThreads::default());
-        Self { files, kind, stop_ms, on_silence: settings.on_storage_silence, threads }
+        Self { files, kind, timing, on_silence: settings.on_storage_silence, threads }
     }
 
     /// The kind of file system under the lock directory, as the protocol calls it.
@@ -40,7 +44,15 @@ impl Storage {
     /// silence loses no locks.
     #[must_use]
     pub fn stop_ms(&self) -> Option<u64> {
-        self.stop_ms
+        self.timing.map(|timing| millis(timing.stop))
+    }
+
+    /// The least that [`valid_ms`](Self::valid_ms) is while the file server answers; `None` where
+    /// that is `None`.
+    #[must_use]
+    pub fn valid_ms_min(&self) -> Option<u64> {
+        let timing = self.timing.filter(|_| self.on_silence == OnSilence::Fence)?;
+        Some(millis(timing.valid_min()))
     }
 
     /// For how many milliseconds from now all locks are certain to be held, unless a session is
@@ -64,7 +76,11 @@ impl Storage {
 
     /// Waits until no file call is under way, for `within` at most. Returns whether that came
     /// about.
-    pub(crate) fn rest(&self, within: std::time::Duration) -> bool {
+    pub(crate) fn rest(&self, within: Duration) -> bool {
         self.threads.as_ref().is_none_or(|threads| threads.rest(within))
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

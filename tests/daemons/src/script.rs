@@ -110,6 +110,7 @@ fn welcome(directory: &str) -> Welcome {
         directory: directory.into(),
         dead_after_ms: 45_000,
         stop_ms: None,
+        valid_ms_min: None,
     }
 }
 

@@ -10,6 +10,7 @@ mod receive;
 mod tests;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
@@ -155,6 +156,11 @@ impl ClientSession {
         self.timing = timing;
     }
 
+    /// How long the program may take to stop.
+    pub(crate) fn stop_within(&self) -> Duration {
+        self.timing.stop_within()
+    }
+
     /// Why nothing new can be asked, if nothing can.
     fn unusable(&self) -> Option<DisconnectedError> {
         self.ended.clone().or_else(|| self.leaving.then_some(DisconnectedError::Bye))
@@ -198,6 +204,17 @@ impl ClientSession {
             self.pinging = true;
             self.next_ping = now + self.timing.heartbeat;
         }
+    }
+
+    /// For how long from now on all that is held is certain to be; what is lost or needs no confirmation does not count.
+    fn certain(&self, now: BootTime) -> Duration {
+        let held = self.held.values().filter(|held| !held.is_lost()).filter_map(HeldGrant::until);
+        held.min().map_or(Duration::MAX, |until| until.saturating_since(now))
+    }
+
+    /// The storage has confirmed what is held, or granted it: the next heartbeat must come in time.
+    fn hasten(&mut self, now: BootTime) {
+        self.next_ping = self.next_ping.min(now + self.timing.heartbeat_within(self.certain(now)));
     }
 
     fn ping(&mut self, now: BootTime, kind: Kind) {
@@ -265,10 +282,13 @@ impl ClientSession {
     /// Sends an acquire; its answer comes through `to`.
     ///
     /// # Errors
-    /// If the session has ended or has one of the names already.
+    /// If the session has ended or has one of the names already, or the program could not stop in time.
     pub(crate) fn acquire(&mut self, now: BootTime, asked: &Asked, to: GrantSender) -> Result<u64, StartError> {
         if let Some(why) = self.unusable() {
             return Err(StartError::Refused(AcquireError::Disconnected(why)));
+        }
+        if let Some(slow) = self.timing.too_slow {
+            return Err(StartError::Refused(slow.into()));
         }
         let names = asked.names();
         let taken = names.iter().find(|name| self.names.get(*name) == Some(&Use::Taken));

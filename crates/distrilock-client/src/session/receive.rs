@@ -87,7 +87,7 @@ impl ClientSession {
         match kind {
             Kind::Ping => {
                 self.pinging = false;
-                self.prove(valid_until);
+                self.prove(now, valid_until);
             }
             Kind::Cancel => {}
             Kind::Acquire { names, waits, to } => match verdict {
@@ -98,7 +98,7 @@ impl ClientSession {
                 }
             },
             Kind::Confirm { key, locks, to } => {
-                self.prove(valid_until);
+                self.prove(now, valid_until);
                 self.effects.push(Effect::Granted { to, key, locks });
             }
             Kind::Verify { key, to } => self.verified(key, verdict, to),
@@ -116,10 +116,11 @@ impl ClientSession {
     }
 
     /// A heartbeat's answer tells until when the storage keeps what is held: later than was known before, if at all.
-    fn prove(&mut self, valid_until: Option<BootTime>) {
+    fn prove(&mut self, now: BootTime, valid_until: Option<BootTime>) {
         for held in self.held.values_mut() {
             held.proven_until = held.proven_until.max(valid_until);
         }
+        self.hasten(now);
     }
 
     fn free(&mut self, names: &[LockName]) {
@@ -163,6 +164,7 @@ impl ClientSession {
         } else {
             self.effects.push(Effect::Granted { to, key, locks });
         }
+        self.hasten(now);
         self.check(now);
     }
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::grant::GrantGuard;
+use crate::timing::{DaemonTimes, StopTime};
 use crate::wanted::Wanted;
 
 fn at(ms: u64) -> BootTime {
@@ -24,7 +25,8 @@ struct Play {
 impl Play {
     fn new() -> Self {
         let ms = Duration::from_millis;
-        let timing = Timing { silence_max: ms(20_000), stop_within: ms(10_000), heartbeat: ms(5000), slower: ms(0) };
+        let (silence_max, stop) = (ms(20_000), StopTime::Exactly(ms(10_000)));
+        let timing = Timing { silence_max, stop, heartbeat: ms(5000), slower: ms(0), too_slow: None };
         Self { session: ClientSession::new(timing, at(0)) }
     }
 
@@ -121,7 +123,8 @@ fn the_storage_ends_it_sooner() {
     // An answer without a time says nothing about the storage: what was known stands.
     play.tick(10_000);
     play.hear(10_100, r#"{"id":4,"ok":true}"#);
-    assert_eq!(play.session.next_tick(), Some(at(14_000)));
+    // It is asked again soon: 3.9 s are left, in which four heartbeats have their place.
+    assert_eq!(play.session.next_tick(), Some(at(10_100 + 3900 / 4)));
     play.session.check(at(14_000));
     assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(LostError::Unproven)));
     assert!(play.session.ended().is_none());
@@ -321,4 +324,74 @@ proptest! {
             prop_assert_eq!(names.len(), count, "two hold one name");
         }
     }
+}
+
+/// A daemon on a file server with this lease, which answers after `latency_ms`, and whose probes come at most one interval late.
+/// The client needs `stop` to stop its work. It holds a lock for five leases; false: it is too slow, and asks for nothing.
+fn hold_on_a_lease(lease_ms: u64, stop: StopTime, latency_ms: u64, late: &[u64]) -> Result<bool, TestCaseError> {
+    let ms = Duration::from_millis;
+    let (silence_ms, stop_ms) = (lease_ms * 2 / 3, (lease_ms / 6).min(10_000));
+    let probe_ms = silence_ms / 6;
+    let times =
+        DaemonTimes { dead_after: ms(45_000), stop: Some(ms(stop_ms)), valid_min: Some(ms(silence_ms - 2 * probe_ms)) };
+    let timing = (Timing { stop, ..Timing::default() }).fit(times).expect("45 s are enough");
+    let mut play = Play { session: ClientSession::new(timing, at(0)) };
+    let asked = Asked::of(&[Wanted::new("a")], false).unwrap();
+    let acquired = play.session.acquire(at(0), &asked, oneshot::channel().0);
+    if timing.too_slow.is_some() {
+        prop_assert!(matches!(acquired, Err(StartError::Refused(AcquireError::TooSlow { .. }))), "{acquired:?}");
+        prop_assert_eq!(play.said(), [""; 0], "nothing is asked");
+        return Ok(false);
+    }
+    let mut late = late.iter().cycle();
+    let (mut now, mut heard, mut next_probe, mut key) = (0, 0, probe_ms, None);
+    while now < 5 * lease_ms {
+        play.session.check(at(now));
+        if let Some(key) = key {
+            prop_assert!(play.session.valid_until(key).is_some(), "lost after {now} ms: {timing:?}");
+        }
+        play.tick(now);
+        for request in play.said() {
+            let request: serde_json::Value = serde_json::from_str(&request).unwrap();
+            now += latency_ms;
+            while next_probe <= now {
+                heard = next_probe;
+                next_probe += probe_ms + late.next().unwrap() % probe_ms;
+            }
+            let valid_ms = silence_ms - (now - heard);
+            let lock = if request["op"] == "acquire" { r#","lock":"a""# } else { "" };
+            play.hear(now, &format!(r#"{{"id":{},"ok":true{lock},"valid_ms":{valid_ms}}}"#, request["id"]));
+            key = key.or(play.granted());
+        }
+        let next = play.session.next_tick().expect("it is held");
+        // The task that drives the connection gets its turn late.
+        now = u64::try_from(next.saturating_since(at(0)).as_millis()).unwrap().max(now) + late.next().unwrap() % 100;
+    }
+    Ok(true)
+}
+
+proptest! {
+    /// On every lease and with every time to stop, a lock is held for as long as the server answers, also if answers take a
+    /// second; or the acquire is refused before anything is asked.
+    #[test]
+    fn no_lease_is_too_short(
+        lease_ms in 10_000u64..=120_000,
+        stop_ms in 0u64..=40_000,
+        exactly in any::<bool>(),
+        latency_ms in 0u64..=1000,
+        late in proptest::collection::vec(0u64..20_000, 8),
+    ) {
+        let ms = Duration::from_millis;
+        let stop = if exactly { StopTime::Exactly(ms(stop_ms)) } else { StopTime::Between(ms(0), ms(stop_ms)) };
+        let held = hold_on_a_lease(lease_ms, stop, latency_ms, &late)?;
+        prop_assert!(held || exactly, "what may be less is made to fit");
+    }
+}
+
+/// What `distrilock run` asks for by default, and what was too much for it, on a lease of ten seconds.
+#[test]
+fn ten_seconds_of_lease() {
+    let second = Duration::from_secs(1);
+    assert!(hold_on_a_lease(10_000, StopTime::Between(2 * second, 7 * second), 1000, &[0, 1110, 500]).unwrap());
+    assert!(!hold_on_a_lease(10_000, StopTime::Exactly(7 * second), 10, &[0]).unwrap());
 }

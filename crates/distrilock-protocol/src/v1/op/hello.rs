@@ -47,6 +47,10 @@ pub struct Welcome {
     /// Where a file server may give locks away: how long the daemon assumes that a program takes to stop, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_ms: Option<u64>,
+    /// There, too: for how long locks are certainly held, at least, after a request that is answered while the file server
+    /// answers the daemon, in milliseconds. It is never more than `valid_ms` in the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_ms_min: Option<u64>,
 }
 
 impl Introduction {
