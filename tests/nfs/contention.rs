@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::hosts::{Host, Node, Server, Version, eventually_clean, lock_files};
+use crate::hosts::{Host, LEASE_SECONDS, Node, Server, Version, eventually_clean, lock_files, timing};
 use crate::report::Report;
 use crate::support::{Dice, PATIENCE, V1, eventually};
 use crate::witness::Witness;
@@ -64,7 +64,7 @@ pub(crate) fn many_sessions(server: &Server, report: &Report) {
     let hosts = server.hosts("contention", ["ca", "cb", "cc"]);
     let nodes = hosts.each_ref().map(|host| host.daemon(report, &[]));
     let (witness, start) = (Witness::default(), Instant::now());
-    let patience = Duration::from_secs(900);
+    let patience = Duration::from_secs(1800);
     let stop = || witness.grants() >= grants || !witness.overlaps().is_empty() || start.elapsed() > patience;
     thread::scope(|scope| {
         for fighter in fighters(&hosts, &nodes, &NAMES, 6) {
@@ -85,25 +85,35 @@ pub(crate) fn cost(server: &Server, report: &Report) {
     let mut session = node.session();
     session.acquire("warm");
     session.release("warm");
-    let mut times = Vec::new();
-    let before = host.calls();
-    for _ in 0..CYCLES {
-        let start = Instant::now();
-        session.acquire("warm");
-        session.release("warm");
-        times.push(start.elapsed());
-    }
-    let after = host.calls();
+    let (began, before) = (Instant::now(), host.calls());
+    let mut times = cycles(&mut session, "warm", CYCLES);
+    let (after, elapsed) = (host.calls(), began.elapsed());
     let difference = |name: &str| after[name] - before.get(name).copied().unwrap_or(0);
     let counted: BTreeMap<&str, u64> =
         after.keys().map(|name| (name.as_str(), difference(name))).filter(|(_, count)| *count > 0).collect();
-    let count = |name: &str| counted.get(name).copied().unwrap_or(0);
-    let others: u64 = counted.iter().filter(|(name, _)| !matches!(**name, "LOCK" | "LOCKU")).map(|(_, n)| n).sum();
-    // Beside them only what goes on in the background: probes.
-    let once = |name: &str| (CYCLES..=CYCLES + 3).contains(&count(name));
-    let two = once("LOCK") && once("LOCKU") && others <= CYCLES / 20;
-    report.check("two calls a cycle", two, format!("{CYCLES} cycles: {counted:?}"));
+    // Beside them only what goes on in the background, and that goes by time, not by cycles: probes and looks at other daemons.
+    // A third call in each cycle would show as so many of its kind.
+    let probes = elapsed.as_secs_f64() / timing().probe_every.as_secs_f64();
+    let background = (4 + 2 * probes.ceil() as u64).min(CYCLES / 2);
+    let is_right = |(name, count): (&&str, &u64)| match *name {
+        "LOCK" | "LOCKU" => (CYCLES..=CYCLES + background).contains(count),
+        _ => *count <= background,
+    };
+    let two = counted.contains_key("LOCK") && counted.contains_key("LOCKU") && counted.iter().all(is_right);
+    let detail = format!("{CYCLES} cycles in {:.1} s: {counted:?}", elapsed.as_secs_f64());
+    report.check("two calls a cycle", two, detail);
     report.figure("time of a cycle", quantiles(&mut times));
+}
+
+/// Acquires and releases a name so many times; the time of each.
+fn cycles(session: &mut V1, lock: &str, count: u64) -> Vec<Duration> {
+    let cycle = |_| {
+        let start = Instant::now();
+        session.acquire(lock);
+        session.release(lock);
+        start.elapsed()
+    };
+    (0..count).map(cycle).collect()
 }
 
 /// "min 0.7 ms, median 0.9 ms, ...".
@@ -126,6 +136,9 @@ pub(crate) fn waiting(server: &Server, report: &Report) {
     let hosts = server.hosts("waiting", ["ta", "tb"]);
     let nodes = hosts.each_ref().map(|host| host.daemon(report, &[]));
     let mut sessions = nodes.each_ref().map(Node::session);
+    // What it costs on this machine if nobody else wants it.
+    let mut alone = cycles(&mut sessions[0], "baton", 50);
+    report.figure("time of a cycle", quantiles(&mut alone));
     sessions[0].acquire("baton");
     let mut times = Vec::new();
     for n in 0..hand_overs {
@@ -146,9 +159,9 @@ pub(crate) fn waiting(server: &Server, report: &Report) {
     }
     let figures = quantiles(&mut times);
     let median = times[times.len() / 2];
-    // Version 4.0 has no callback for locks, so a daemon can only ask again.
-    let limit = if server.version == Version::V40 { 1000 } else { 100 };
-    report.check("from release to grant on another host", median < Duration::from_millis(limit), figures);
+    // A daemon asks again after some 40 ms. On a slow machine the calls take their time as well.
+    let limit = Duration::from_millis(100) + 10 * alone[alone.len() / 2];
+    report.check("from release to grant on another host", median < limit, format!("{figures}, limit {limit:.0?}"));
     cancel_while_blocked(&mut sessions, &nodes, report);
 }
 
@@ -182,7 +195,8 @@ fn cancel_while_blocked(sessions: &mut [V1; 2], nodes: &[Node; 2], report: &Repo
         assert_eq!(sessions[1].receive()["cancelled"], true);
     }
     let figures = quantiles(&mut times);
-    report.check("a wait that is blocked can be cancelled", times[19] < Duration::from_secs(2), figures);
+    // Not only once the lock is free, or when a call returns that waits for it.
+    report.check("a wait that is blocked can be cancelled", times[19] < Duration::from_secs(LEASE_SECONDS), figures);
 }
 
 /// Contention while names are retired all the time, and collectors come by and are killed; nothing is left at the end.
@@ -192,7 +206,7 @@ pub(crate) fn collector(server: &Server, report: &Report) {
     let hosts = server.hosts("collector", ["ga", "gb", "gc"]);
     let mut nodes = hosts.each_ref().map(|host| host.daemon(report, &["--linger", "0.05"]));
     let (witness, start) = (Witness::default(), Instant::now());
-    let patience = Duration::from_secs(600);
+    let patience = Duration::from_secs(1200);
     let stop = || witness.grants() >= grants || !witness.overlaps().is_empty() || start.elapsed() > patience;
     let done = AtomicBool::new(false);
     let counts = thread::scope(|scope| {

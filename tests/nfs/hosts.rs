@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use distrilock::timing::Timing;
+
 use crate::machine::COMMAND;
 use crate::report::Report;
 use crate::support::{PATIENCE, V1, eventually};
@@ -21,8 +23,10 @@ use crate::support::{PATIENCE, V1, eventually};
 /// The server's lease and its grace period, in seconds.
 pub(crate) const LEASE_SECONDS: u64 = 10;
 
-/// What every daemon of the lab is told: timing that fits the lease.
-const TIMING: &[&str] = &[];
+/// The times that daemons derive from the lease.
+pub(crate) fn timing() -> Timing {
+    Timing::of(Duration::from_secs(LEASE_SECONDS), None, None, Duration::from_secs(45))
+}
 
 /// IFF_MULTICAST and IFF_BROADCAST (netdevice(7)), without and with IFF_UP.
 const LINK_DOWN: &str = "0x1002";
@@ -356,7 +360,7 @@ impl Host {
                 command
             }
         };
-        command.args(["-d", directory, "--tcp", &address]).args(TIMING).args(flags);
+        command.args(["-d", directory, "--tcp", &address]).args(flags);
         command.stdout(Stdio::null()).stderr(file);
         let child = command.spawn().expect("nsenter is there");
         report.show_if_failed(log.clone());

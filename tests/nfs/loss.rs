@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::hosts::{Host, LEASE_SECONDS, Node, Server, Version};
+use crate::hosts::{Host, LEASE_SECONDS, Node, Server};
 use crate::partition::{Rival, works_again};
 use crate::report::Report;
 use crate::support::V1;
@@ -22,7 +22,8 @@ pub(crate) fn gone(server: &Server, report: &Report) {
     let start = Instant::now();
     killed.kill();
     let (_rival, granted) = rival.granted();
-    let limit = Duration::from_secs(if server.version == Version::V40 { 5 } else { 2 });
+    // Its kernel unlocks: nobody waits for its lease, which goes on.
+    let limit = Duration::from_secs(LEASE_SECONDS);
     let time = granted - start;
     report.check("a killed daemon's lock is free at once", time < limit, format!("after {time:?}"));
 
@@ -81,6 +82,8 @@ impl Load {
 /// daemon beside it that uses a local directory; and when the server is back, so does the rest.
 pub(crate) fn hung_server(server: &Server, report: &Report) {
     const HUNG: Duration = Duration::from_secs(LEASE_SECONDS + 4);
+    /// What takes less does not wait for the server.
+    const NOT_HUNG: Duration = Duration::from_secs(LEASE_SECONDS / 2 + 2);
     let [host] = server.hosts("hung", ["ha"]);
     let flags = ["--storage-timeout", "2"];
     let mut node = host.daemon(report, &flags);
@@ -88,12 +91,14 @@ pub(crate) fn hung_server(server: &Server, report: &Report) {
     let local = host.daemon_as(report, None, "/run/local", &[]);
     let (remote_load, local_load, done) = (Load::default(), Load::default(), AtomicBool::new(false));
     thread::scope(|scope| {
+        let loaded = Instant::now();
         for _ in 0..3 {
             scope.spawn(|| remote_load.run(&node, 5, &done));
         }
         scope.spawn(|| local_load.run(&local, 5, &done));
         crate::support::eventually("the load runs", || remote_load.grants() > 100 && local_load.grants() > 100);
         let before = local_load.grants();
+        let rate = before as f64 / loaded.elapsed().as_secs_f64();
         let cut = Instant::now();
         host.cut();
         let stalled = ask_for_storage(&node);
@@ -102,17 +107,20 @@ pub(crate) fn hung_server(server: &Server, report: &Report) {
         host.heal();
         let healed = Instant::now();
         let (time, reply) = stalled.join().expect("it is answered");
-        let in_time = reply["error"] == "storage" && time < Duration::from_secs(4);
+        let in_time = reply["error"] == "storage" && time < NOT_HUNG;
         report.check("what needs storage is refused in time", in_time, format!("after {time:?}: {reply}"));
-        report.check("ping and list go on", slowest < Duration::from_secs(2), format!("the slowest took {slowest:?}"));
-        report.check("the daemon of a local directory goes on", went_on > 100, format!("{went_on} grants"));
+        report.check("ping and list go on", slowest < NOT_HUNG, format!("the slowest took {slowest:?}"));
+        // Had it stood still for most of the time, it would have made less than a fifth of them.
+        let goes_on = went_on as f64 > rate * HUNG.as_secs_f64() / 5.0;
+        let detail = format!("{went_on} grants, {rate:.0} a second before");
+        report.check("the daemon of a local directory goes on", goes_on, detail);
         works_again(&node, report, healed);
         let before = remote_load.grants();
         crate::support::eventually("the load goes on", || remote_load.grants() > before + 100);
         done.store(true, Ordering::Relaxed);
     });
-    let slowest = local_load.slowest_ms.load(Ordering::Relaxed);
-    report.check("and was never slow", slowest < 3000, format!("the slowest took {slowest} ms"));
+    let slowest = Duration::from_millis(local_load.slowest_ms.load(Ordering::Relaxed));
+    report.check("and never waited for the server", slowest < NOT_HUNG, format!("the slowest took {slowest:?}"));
     report.check("the same process serves", node.runs(), format!("process {}", node.pid()));
     let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let load = &remote_load;

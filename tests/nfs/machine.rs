@@ -21,7 +21,7 @@ use crate::hosts::Version;
 use crate::report::{self, Read};
 
 /// After so long a machine is switched off, whatever it does.
-const MACHINE_SECONDS_MAX: u32 = 2400;
+const MACHINE_SECONDS_MAX: u32 = 3600;
 
 const MEMORY_MIB: u32 = 768;
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::hosts::{Host, Server, Version};
 use crate::machine::COMMAND;
 use crate::report::Report;
+use crate::support::PATIENCE;
 
 /// Every mount that is refused, with a word that the message must have.
 pub(crate) fn refused(server: &Server, report: &Report) {
@@ -123,7 +124,7 @@ pub(crate) fn twins(server: &Server, report: &Report) {
         let said = nodes.iter().map(|node| node.said()).collect::<String>();
         said.lines().find(|line| WORDS.iter().any(|word| line.contains(word))).map(str::to_owned)
     };
-    while warning().is_none() && start.elapsed() < Duration::from_secs(20) {
+    while warning().is_none() && start.elapsed() < 2 * PATIENCE {
         thread::sleep(Duration::from_millis(50));
     }
     let line = warning();

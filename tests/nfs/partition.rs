@@ -177,7 +177,8 @@ pub(crate) fn longer_than_the_lease(server: &Server, report: &Report) {
     let detail = format!("closed after {:.2} s, rival granted after {:.2} s", since(cut, closed), since(cut, third));
     report.check("a version 0.1 session is closed before", closed < third, detail);
     let detail = format!("{} pings, the slowest {:?}; {}", seen.pings, seen.slowest_ping, seen.kinds(cut));
-    report.check("pings go on", seen.slowest_ping < Duration::from_secs(1), detail);
+    // They do not wait for the server, which answers only when the link heals.
+    report.check("pings go on", seen.slowest_ping < Duration::from_secs(LEASE_SECONDS / 2), detail);
 
     a.heal();
     let healed = Instant::now();
@@ -218,7 +219,9 @@ pub(crate) fn works_again(node: &Node, report: &Report, healed: Instant) {
 
 /// The link is cut for a moment.
 pub(crate) fn shorter_than_the_lease(server: &Server, report: &Report) {
-    const BLINK: Duration = Duration::from_millis(2500);
+    /// TCP sends again some 3 s after the cut, and then some 6.2 s after it, which is too late: the cut has to be over before
+    /// the first of these, however slow the machine is.
+    const BLINK: Duration = Duration::from_millis(2000);
     let [a, b] = server.hosts("blink", ["ba", "bb"]);
     let (left, right) = (a.daemon(report, &[]), b.daemon(report, &[]));
     let mut holder = left.session();

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::hosts::{Host, Server};
 use crate::partition::{Rival, works_again};
 use crate::report::Report;
-use crate::support::eventually;
+use crate::support::{PATIENCE, eventually};
 use crate::witness::{ANCHOR, Witness, anchored, try_lock};
 
 /// How long a packet to or from the host takes that is going to be cut off, so that its calls can be told apart.
@@ -163,7 +163,7 @@ impl Caught {
 
 /// Whether a process, or a child of it, is in unlink(2) within a moment in which the file is ready; not if that has gone.
 fn eventually_in_flight(process: u32, ready: impl Fn() -> Option<bool>) -> bool {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
         match ready() {
             Some(true) if is_unlinking(process) => return true,
