@@ -17,7 +17,8 @@ pub(crate) struct Scripted {
 }
 
 impl Scripted {
-    /// Answers hello, ping and release by itself, and all else by what is given, which need not care for `id`.
+    /// Answers hello, ping and release by itself, and all else by what is given, which need not
+    /// care for `id`.
     pub(crate) fn start(answer: impl Fn(&Value) -> Value + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("it is bound").to_string();
