@@ -1,5 +1,6 @@
-//! Wrong bytes, hostile clients and broken lock directories, against the real daemon. Whatever one client does: it is
-//! answered or closed with what was wrong, no other session notices, memory stays bounded, and nothing panics.
+//! Wrong bytes, hostile clients and broken lock directories, against the real daemon. Whatever one
+//! client does: it is answered or closed with what was wrong, no other session notices, memory
+//! stays bounded, and nothing panics.
 
 mod support;
 
@@ -32,7 +33,8 @@ struct Bystander {
 }
 
 impl Bystander {
-    /// Joins on both fronts and takes a lock on each. The daemon's memory is measured here: all its code has run once.
+    /// Joins on both fronts and takes a lock on each. The daemon's memory is measured here: all its
+    /// code has run once.
     fn join(daemon: &Daemon) -> Self {
         let mut client = V1::connect(&daemon.tcp());
         client.acquire("bystander-tcp");
@@ -131,7 +133,8 @@ fn random_bytes_behind_a_good_beginning() {
     bystander.unharmed(&mut daemon);
 }
 
-/// Lengths of gigabytes are limits, not allocations: the session ends, and the memory does not grow.
+/// Lengths of gigabytes are limits, not allocations: the session ends, and the memory does not
+/// grow.
 #[test]
 fn announced_gigabytes_in_gob() {
     let mut daemon = Daemon::start();
@@ -146,7 +149,8 @@ fn announced_gigabytes_in_gob() {
         let mut later = V1::connect(&daemon.tcp());
         later.send_bytes(&[GOB_REQUEST_TYPE, length, &[0; 100]].concat());
         later.closed();
-        // Within a message of an honest length: the name's length, and the number of a definition's fields.
+        // Within a message of an honest length: the name's length, and the number of a definition's
+        // fields.
         let value = [b"\xff\x82\x02\x01\x01\x02\x01", length, b"ab\x00"].concat();
         let definition = [b"\xff\x83\x03\x01\x01\x01A\x01\xff\x84\x00\x01", length, b"\x00"].concat();
         for message in [value, definition] {
@@ -158,7 +162,8 @@ fn announced_gigabytes_in_gob() {
     bystander.unharmed(&mut daemon);
 }
 
-/// A WebSocket frame that announces gigabytes is closed as too big (1009), before any of them comes.
+/// A WebSocket frame that announces gigabytes is closed as too big (1009), before any of them
+/// comes.
 #[test]
 fn announced_gigabytes_in_websocket_frames() {
     let mut daemon = Daemon::start();
@@ -280,7 +285,8 @@ fn names_of_252_bytes() {
     assert_eq!((&reply["Result"], &reply["Reason"]), (&json!(4), &json!(reason)));
 }
 
-/// Text that is not UTF-8 is refused on a line, and closes a WebSocket with 1007 (RFC 6455, section 8.1).
+/// Text that is not UTF-8 is refused on a line, and closes a WebSocket with 1007 (RFC 6455, section
+/// 8.1).
 #[test]
 fn invalid_utf8() {
     let daemon = Daemon::start();
@@ -324,7 +330,8 @@ fn deep_json() {
     client.ping();
 }
 
-/// Members of a wrong type, out of range, twice, missing or unknown: refused, and the session goes on.
+/// Members of a wrong type, out of range, twice, missing or unknown: refused, and the session goes
+/// on.
 #[test]
 fn wrong_types() {
     let daemon = Daemon::start();
@@ -375,7 +382,8 @@ fn wrong_types() {
     assert_eq!(client.receive(), json!({"ok": true}), "empty lines and CR LF");
 }
 
-/// An operation that does not exist is refused as unknown in version 1 and as an unknown command in version 0.1.
+/// An operation that does not exist is refused as unknown in version 1 and as an unknown command in
+/// version 0.1.
 #[test]
 fn unknown_operations() {
     let daemon = Daemon::start();
@@ -389,7 +397,8 @@ fn unknown_operations() {
     }
 }
 
-/// The id of a request that waits cannot be used again until it is answered; the waiting request is not harmed.
+/// The id of a request that waits cannot be used again until it is answered; the waiting request is
+/// not harmed.
 #[test]
 fn the_id_of_a_waiting_request() {
     let daemon = Daemon::start();
@@ -469,7 +478,8 @@ fn half_messages_then_fin() {
     bystander.unharmed(&mut daemon);
 }
 
-/// A connection that is reset in mid-frame: its locks are free at once, on each front and in each dialect.
+/// A connection that is reset in mid-frame: its locks are free at once, on each front and in each
+/// dialect.
 #[test]
 fn resets_in_mid_frame() {
     let mut daemon = Daemon::start();
@@ -515,7 +525,8 @@ fn a_reset_waiter_is_passed_over() {
     assert_eq!(next.receive(), json!({"id": 1, "ok": true, "lock": "queue"}));
 }
 
-/// What RFC 6455 forbids closes the connection with its code, and frees the lock that the session held.
+/// What RFC 6455 forbids closes the connection with its code, and frees the lock that the session
+/// held.
 #[test]
 fn forbidden_websocket_frames() {
     let daemon = Daemon::start();
@@ -553,8 +564,8 @@ fn fragments_of_70_000_bytes() -> Vec<u8> {
     bytes
 }
 
-/// What RFC 6455 allows and few clients do: fragments with a ping in between, an empty fragment, pings with a
-/// payload, a masking key, close with a code that comes back.
+/// What RFC 6455 allows and few clients do: fragments with a ping in between, an empty fragment,
+/// pings with a payload, a masking key, close with a code that comes back.
 #[test]
 fn uncommon_websocket_frames() {
     let daemon = Daemon::start();
@@ -573,7 +584,8 @@ fn uncommon_websocket_frames() {
     assert_eq!(client.close_code(), 4000);
 }
 
-/// Sends a line again and again and reads nothing, until the daemon reads no more for a second, or closes.
+/// Sends a line again and again and reads nothing, until the daemon reads no more for a second, or
+/// closes.
 fn send_until_stopped(client: &V1, line: &str) -> ErrorKind {
     let mut stream = client.stream();
     stream.set_write_timeout(Some(Duration::from_secs(1))).expect("a time-out");
@@ -592,7 +604,8 @@ fn send_until_stopped(client: &V1, line: &str) -> ErrorKind {
     }
 }
 
-/// A client that sends and never reads: the daemon stops reading from it, keeps little for it, and serves the others.
+/// A client that sends and never reads: the daemon stops reading from it, keeps little for it, and
+/// serves the others.
 #[test]
 fn a_client_that_never_reads() {
     let mut daemon = Daemon::start();
@@ -609,7 +622,8 @@ fn a_client_that_never_reads() {
     bystander.unharmed(&mut daemon);
 }
 
-/// A client that never reads and has asked for more than the outbox takes is closed, and its lock is free.
+/// A client that never reads and has asked for more than the outbox takes is closed, and its lock
+/// is free.
 #[test]
 fn a_client_with_a_full_outbox() {
     let daemon = Daemon::setup().flag("--outbox-bytes", "16384").start();
@@ -678,7 +692,8 @@ fn origins() {
     assert_eq!(status(&allowing, "https://other.example"), 403);
 }
 
-/// A request head over 8 KiB is refused or the connection closed, and the memory does not follow it.
+/// A request head over 8 KiB is refused or the connection closed, and the memory does not follow
+/// it.
 #[test]
 fn a_huge_head() {
     let mut daemon = Daemon::start();
@@ -695,7 +710,8 @@ fn a_huge_head() {
     bystander.unharmed(&mut daemon);
 }
 
-/// A head that comes a byte at a time, or not at all, does not keep its connection for longer than the limit.
+/// A head that comes a byte at a time, or not at all, does not keep its connection for longer than
+/// the limit.
 #[test]
 fn a_head_that_never_ends() {
     let daemon = Daemon::start();
@@ -732,7 +748,8 @@ fn a_directory_that_is_missing() {
     assert!(said.contains(&*file.to_string_lossy()), "it is not named: {said}");
 }
 
-/// Refused by the file system: `storage` with operation, path and reason in version 1, InternalError in 0.1.
+/// Refused by the file system: `storage` with operation, path and reason in version 1,
+/// InternalError in 0.1.
 #[track_caller]
 fn storage_fails(daemon: &Daemon, lock: &str, reason: &str) {
     let mut client = V1::connect(&daemon.tcp());
@@ -761,7 +778,8 @@ fn a_lock_file_that_is_a_directory() {
     assert!(daemon.file("adir").is_dir(), "it is still there");
 }
 
-/// A symbolic link is never followed: neither its target nor a file that it would create is touched.
+/// A symbolic link is never followed: neither its target nor a file that it would create is
+/// touched.
 #[test]
 fn a_lock_file_that_is_a_symlink() {
     let elsewhere = tempfile::tempdir().expect("a directory");
@@ -793,7 +811,8 @@ fn a_lock_file_that_is_a_fifo() {
     client.acquire("another-name");
 }
 
-/// The daemon may not write its directory (any more): refused until it may, and nothing else changes.
+/// The daemon may not write its directory (any more): refused until it may, and nothing else
+/// changes.
 #[test]
 fn a_directory_without_permission() {
     let daemon = Daemon::setup().unprivileged().start();
@@ -820,8 +839,9 @@ fn storage_fails_once(daemon: &Daemon, client: &mut V1, lock: &str) {
     assert!(message.contains(&*daemon.file(lock).to_string_lossy().to_lowercase()), "{message}");
 }
 
-/// The lock file belongs to another user, who lets nobody in. (Run by root, the file is root's and the daemon nobody;
-/// run by a user, the file has no permission for anybody, which is the same to open(2).)
+/// The lock file belongs to another user, who lets nobody in. (Run by root, the file is root's and
+/// the daemon nobody; run by a user, the file has no permission for anybody, which is the same to
+/// open(2).)
 #[test]
 fn a_lock_file_of_another_user() {
     let daemon = Daemon::setup().unprivileged().start();
@@ -832,7 +852,8 @@ fn a_lock_file_of_another_user() {
     client.acquire("ours");
 }
 
-/// The lock file is deleted by hand while the lock is held: verify says so, an event does, too, and the name is free.
+/// The lock file is deleted by hand while the lock is held: verify says so, an event does, too, and
+/// the name is free.
 #[test]
 fn a_lock_file_that_is_deleted() {
     let daemon = Daemon::start();
@@ -867,7 +888,8 @@ fn lost(daemon: &Daemon, tamper: impl FnOnce(&Path)) {
     assert_eq!(reply["ok"], true, "the other lock: {reply}");
 }
 
-/// Version 0.1 tells of a lock file that was removed at the Release, in the original's words, and releases.
+/// Version 0.1 tells of a lock file that was removed at the Release, in the original's words, and
+/// releases.
 #[test]
 fn a_release_after_the_file_was_deleted() {
     let daemon = Daemon::start();
@@ -882,7 +904,8 @@ fn a_release_after_the_file_was_deleted() {
     comes_free(&daemon, "gone");
 }
 
-/// A file that a crash left, whatever it holds, is simply locked, and deleted when nobody wants it any more.
+/// A file that a crash left, whatever it holds, is simply locked, and deleted when nobody wants it
+/// any more.
 #[test]
 fn a_stale_file_with_content() {
     let daemon = Daemon::setup().flag("--linger", "0").start();
@@ -895,7 +918,8 @@ fn a_stale_file_with_content() {
     eventually("the file is deleted", || files(daemon.directory()).is_empty());
 }
 
-/// The descriptors run out: sessions that live go on, the log says so once, and closing some makes room again.
+/// The descriptors run out: sessions that live go on, the log says so once, and closing some makes
+/// room again.
 #[test]
 fn descriptors_running_out() {
     let mut daemon = Daemon::setup().script("ulimit -n 64").start();
@@ -927,7 +951,8 @@ fn descriptors_running_out() {
     bystander.unharmed(&mut daemon);
 }
 
-/// Descriptors of names that were just released give way before any session or lock is refused for want of one.
+/// Descriptors of names that were just released give way before any session or lock is refused for
+/// want of one.
 #[test]
 fn lingering_descriptors_give_way() {
     let daemon = Daemon::setup().script("ulimit -n 64").flag("--linger", "60").start();
@@ -943,13 +968,15 @@ fn lingering_descriptors_give_way() {
     }
 }
 
-/// A gob session that violates the framing is closed, and its lock is free; what does not decode is only unanswered.
+/// A gob session that violates the framing is closed, and its lock is free; what does not decode is
+/// only unanswered.
 #[test]
 fn gob_violations_and_refusals() {
     let daemon = Daemon::start();
     let mut gob = Gob::connect(&daemon.tcp());
     assert!(gob.gets("gob"), "a free name");
-    // Version major 1, then a name as bytes of an undefined type: the first is unanswered, the second ends it.
+    // Version major 1, then a name as bytes of an undefined type: the first is unanswered, the
+    // second ends it.
     gob.bytes().send_bytes(b"\x0c\xff\x82\x01\x01\x01\x01\x01\x01\x01\x01a\x00");
     let reply = gob.request(4, "gob");
     assert!(reply.ends_with(&[0, 1, 2, 0]), "the next request is answered: {reply:02x?}");

@@ -1,5 +1,6 @@
-//! The JavaScript client of docs/protocol.md, chapter 9, in a browser: a page has it as it stands there, and tells this test what
-//! comes of it. (tests/clients.rs runs it in node, with more that can go wrong.)
+//! The JavaScript client of docs/protocol.md, chapter 9, in a browser: a page has it as it stands
+//! there, and tells this test what comes of it. (tests/clients.rs runs it in node, with more that
+//! can go wrong.)
 
 mod support;
 
@@ -128,7 +129,8 @@ fn chromium(profile: &Path) -> Command {
     let mut command = Command::new("chromium");
     command
         .arg("--headless")
-        // Its sandbox is not for root, as whom the system tests run; it sees this test's page alone.
+        // Its sandbox is not for root, as whom the system tests run; it sees this test's page
+        // alone.
         .args(["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run"])
         .args(["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-breakpad"])
         .arg("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
@@ -150,7 +152,8 @@ impl Drop for Browser {
     }
 }
 
-/// A page from an origin that `--allow-origin` names waits for a lock, holds it, gives it back, and has to know when it is lost.
+/// A page from an origin that `--allow-origin` names waits for a lock, holds it, gives it back, and
+/// has to know when it is lost.
 #[test]
 fn a_page_holds_a_lock() {
     let site = Site::serve();

@@ -32,7 +32,8 @@ fn nightly() {
     assert!(output.status.success() && text(&output).contains("held by the other one"), "{}", text(&output));
 }
 
-/// All pieces are worked on, and the lock is free after that; without a daemon, the error says what to do.
+/// All pieces are worked on, and the lock is free after that; without a daemon, the error says what
+/// to do.
 #[test]
 fn blocking() {
     let mut daemon = Daemon::start();

@@ -1,15 +1,18 @@
-//! Two daemons on one directory fight over names, and a witness outside of them watches: whoever is granted a lock
-//! enters its name with the witness, stays for 0 to 100 microseconds, leaves, and only then releases. Two who are in
-//! one name at once are an overlap; where a name has slots, more than that many, or two in one slot; and so is a fence that is
-//! not above all those before. There must be none, on tmpfs and on a disk, whoever is killed meanwhile.
+//! Two daemons on one directory fight over names, and a witness outside of them watches: whoever is
+//! granted a lock enters its name with the witness, stays for 0 to 100 microseconds, leaves, and
+//! only then releases. Two who are in one name at once are an overlap; where a name has slots, more
+//! than that many, or two in one slot; and so is a fence that is not above all those before. There
+//! must be none, on tmpfs and on a disk, whoever is killed meanwhile.
 //!
-//! The witness is a table in a mutex: in this process for fighters that are threads, behind a Unix socket for those
-//! that are processes, which are this program started again, and are killed. The killer writes into the same table,
-//! before it kills, that the victim's grants are void: a lock that died with its daemon may be granted by the other
-//! one while the client does not know yet, and that is no overlap. A grant counts only if nothing of it is void.
+//! The witness is a table in a mutex: in this process for fighters that are threads, behind a Unix
+//! socket for those that are processes, which are this program started again, and are killed. The
+//! killer writes into the same table, before it kills, that the victim's grants are void: a lock
+//! that died with its daemon may be granted by the other one while the client does not know yet,
+//! and that is no overlap. A grant counts only if nothing of it is void.
 //!
-//! `DISTRILOCK_FIGHT_GRANTS` sets the grants of each configuration (3000); arguments choose configurations by parts of
-//! their names. The test has no harness, since it is the program of its fighters, too.
+//! `DISTRILOCK_FIGHT_GRANTS` sets the grants of each configuration (3000); arguments choose
+//! configurations by parts of their names. The test has no harness, since it is the program of its
+//! fighters, too.
 
 mod support;
 
@@ -31,7 +34,8 @@ use serde_json::{Value, json};
 use support::{Daemon, Dice, PATIENCE, V1, eventually, files};
 use tempfile::TempDir;
 
-/// The environment variable that makes this program a fighter: its `Fighter` and the witness's socket, as JSON.
+/// The environment variable that makes this program a fighter: its `Fighter` and the witness's
+/// socket, as JSON.
 const FIGHTER: &str = "DISTRILOCK_FIGHTER";
 
 /// So many configurations fight at the same time: a fight alone leaves a part of two cores idle.
@@ -93,7 +97,8 @@ enum Place {
 }
 
 impl Place {
-    /// A fresh directory, of which the file system is checked: a fight on the wrong one would prove nothing.
+    /// A fresh directory, of which the file system is checked: a fight on the wrong one would prove
+    /// nothing.
     fn directory(self) -> TempDir {
         let is_tmpfs = |path: &Path| statfs(path).is_ok_and(|status| status.filesystem_type() == TMPFS_MAGIC);
         let place = match self {
@@ -242,7 +247,8 @@ impl Arena {
         self.daemons.iter().map(Daemon::said).collect()
     }
 
-    /// Waits until the witness has seen so many grants. That each kill is followed by more grants is part of the test.
+    /// Waits until the witness has seen so many grants. That each kill is followed by more grants
+    /// is part of the test.
     fn await_grants(&self, grants: u64) {
         let (mut last, mut since) = (0, Instant::now());
         while !self.witness.table().overlapped() {
@@ -271,7 +277,8 @@ impl Arena {
         0
     }
 
-    /// The fighters are processes; one of them or a daemon is killed again and again, and replaced at once.
+    /// The fighters are processes; one of them or a daemon is killed again and again, and replaced
+    /// at once.
     fn fight_with_kills(&mut self, configuration: &Configuration, grants: u64) -> u64 {
         let scratch = TempDir::new().expect("a place for the witness's socket");
         let socket = scratch.path().join("witness");
@@ -392,7 +399,8 @@ impl Table {
         !self.overlaps.is_empty()
     }
 
-    /// Somebody was granted a name: whoever is in it already is an overlap, unless void, or both are shared.
+    /// Somebody was granted a name: whoever is in it already is an overlap, unless void, or both
+    /// are shared.
     fn enter(&mut self, side: usize, lock: &str, claim: &Claim, share: &Share) {
         if self.is_void(claim) {
             return;
@@ -413,8 +421,8 @@ impl Table {
         self.grants[side] += 1;
     }
 
-    /// Fences of exclusive grants are told in the order of the grants; of others, two may be told in the other order, so that
-    /// only a fence that was seen before is wrong.
+    /// Fences of exclusive grants are told in the order of the grants; of others, two may be told
+    /// in the other order, so that only a fence that was seen before is wrong.
     fn fenced(&mut self, lock: &str, claim: &Claim, share: &Share) {
         let Some(fence) = share.fence else { return };
         let before = self.fences.get(lock).copied().unwrap_or_default();
@@ -433,7 +441,8 @@ impl Table {
     }
 }
 
-/// The end of a fight, also of one that fails: without it the fighters that are threads would go on for ever.
+/// The end of a fight, also of one that fails: without it the fighters that are threads would go on
+/// for ever.
 struct End<'a>(&'a Witness);
 
 impl Drop for End<'_> {
@@ -468,7 +477,8 @@ impl Witness {
         self.table().void.insert(who.to_owned());
     }
 
-    /// Serves fighters that are processes: a line for each call, a line back when it is written down.
+    /// Serves fighters that are processes: a line for each call, a line back when it is written
+    /// down.
     fn serve(&self, listener: &UnixListener) {
         let listener = listener.try_clone().expect("a descriptor");
         let witness = self.clone();
@@ -481,7 +491,8 @@ impl Witness {
     }
 
     fn serve_one(mut self, stream: &UnixStream) {
-        // A fighter that is killed ends its stream, perhaps within a line, which then does not count.
+        // A fighter that is killed ends its stream, perhaps within a line, which then does not
+        // count.
         let mut writer = stream;
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
             let Ok(call) = serde_json::from_str::<Value>(&line) else {
@@ -522,7 +533,8 @@ impl Judge for Witness {
     }
 }
 
-/// The witness as a fighter in a process of its own sees it. When the witness has gone, so is the fight.
+/// The witness as a fighter in a process of its own sees it. When the witness has gone, so is the
+/// fight.
 struct Distant(BufReader<UnixStream>);
 
 impl Distant {
@@ -608,7 +620,8 @@ impl Fighter {
             let reply = session.try_request(request)?;
             if reply["ok"] != true {
                 assert!(reply["error"] == "busy" || reply["error"] == "timeout", "{self:?}: {reply}");
-                // Whoever is refused makes way for a moment: a storm of tries would leave no time to the others.
+                // Whoever is refused makes way for a moment: a storm of tries would leave no time
+                // to the others.
                 thread::sleep(Duration::from_micros(dice.below(500)));
                 continue;
             }
@@ -677,8 +690,8 @@ fn fight_as_process(order: &str) {
     fighter.fight(&mut Distant(BufReader::new(socket)));
 }
 
-/// Clients that no daemon ever granted anything report to a witness: it sees that they overlap where they do, and
-/// only there, near and through its socket.
+/// Clients that no daemon ever granted anything report to a witness: it sees that they overlap
+/// where they do, and only there, near and through its socket.
 fn the_witness_catches_overlaps() {
     let claim = |client: &str, epoch: &str| Claim { client: client.to_owned(), epoch: epoch.to_owned() };
     let (one, two) = (claim("c0", "d0-1"), claim("c1", "d1-1"));
@@ -736,7 +749,8 @@ fn the_witness_catches_overlaps() {
     overlapping_fighters_are_caught();
 }
 
-/// Two fighters whose daemons know nothing of each other, since they have different directories, are caught.
+/// Two fighters whose daemons know nothing of each other, since they have different directories,
+/// are caught.
 fn overlapping_fighters_are_caught() {
     let witness = Witness::default();
     let directories = [Place::Tmpfs.directory(), Place::Tmpfs.directory()];

@@ -1,5 +1,5 @@
-//! What a grant can be beyond a lock of one's own: slots of a name that has several, a fence, several names at once; between
-//! two daemons, and beside programs that lock whole files.
+//! What a grant can be beyond a lock of one's own: slots of a name that has several, a fence,
+//! several names at once; between two daemons, and beside programs that lock whole files.
 
 mod support;
 
@@ -39,8 +39,8 @@ fn waits(client: &mut V1, request: &Value) {
     client.ping();
 }
 
-/// Three slots between two daemons: each is granted once, the fourth session is refused, and one that waits gets the slot that
-/// another daemon's session gives back.
+/// Three slots between two daemons: each is granted once, the fourth session is refused, and one
+/// that waits gets the slot that another daemon's session gives back.
 #[test]
 fn slots_between_daemons() {
     let (_directory, daemons) = two("2");
@@ -84,8 +84,9 @@ fn several_slots_at_once() {
     assert_eq!(slot(&mut b, 3, &json!({"take": 3}))["taken"], json!([0, 1, 2]));
 }
 
-/// The number of slots travels with the name: another one is refused, through the same daemon and through the other one, and the
-/// message has both; so is a shared request. When nobody holds the name any more, it can have another number.
+/// The number of slots travels with the name: another one is refused, through the same daemon and
+/// through the other one, and the message has both; so is a shared request. When nobody holds the
+/// name any more, it can have another number.
 #[test]
 fn numbers_agree_between_daemons() {
     let (_directory, daemons) = two("2");
@@ -116,7 +117,8 @@ fn numbers_agree_between_daemons() {
     assert_eq!(slot(&mut others[1], 5, &json!({}))["slot"], 0);
 }
 
-/// A program that locks the whole file, as daemons of the original do, keeps slots out, and slots keep it out.
+/// A program that locks the whole file, as daemons of the original do, keeps slots out, and slots
+/// keep it out.
 #[test]
 fn whole_file_locks_and_slots() {
     let (directory, daemons) = two("60");
@@ -134,7 +136,8 @@ fn whole_file_locks_and_slots() {
     assert_eq!(a.receive()["slot"], 0);
 }
 
-/// Who holds which slot, and who waits for how many, is there for others to see; a client of version 0.1 sees a held lock.
+/// Who holds which slot, and who waits for how many, is there for others to see; a client of
+/// version 0.1 sees a held lock.
 #[test]
 fn slots_are_shown() {
     let daemon = Daemon::start();
@@ -157,7 +160,8 @@ fn fence(client: &mut V1, request: Value) -> u64 {
     reply["fence"].as_u64().unwrap_or_else(|| panic!("no fence: {reply}"))
 }
 
-/// Fences rise from grant to grant, from daemon to daemon, over deletions by the daemons and by hand, and over kills.
+/// Fences rise from grant to grant, from daemon to daemon, over deletions by the daemons and by
+/// hand, and over kills.
 #[test]
 fn fences_rise() {
     let exclusive = || json!({"op": "acquire", "lock": "f", "fence": true});
@@ -191,7 +195,8 @@ fn fences_rise() {
     }
 }
 
-/// A lock file with somebody else's text: a lock is granted all the same, a fence is not, and the text stays as it is.
+/// A lock file with somebody else's text: a lock is granted all the same, a fence is not, and the
+/// text stays as it is.
 #[test]
 fn a_foreign_text_is_left_alone() {
     let daemon = Daemon::setup().flag("--linger", "60").start();
@@ -203,7 +208,8 @@ fn a_foreign_text_is_left_alone() {
     assert_eq!(fs::read_to_string(daemon.file("f")).expect("it is there"), "my notes");
 }
 
-/// A session holds a lock without a fence and asks for one: it gets it, and the same one when it asks again.
+/// A session holds a lock without a fence and asks for one: it gets it, and the same one when it
+/// asks again.
 #[test]
 fn a_fence_for_what_is_held() {
     let daemon = Daemon::start();
@@ -236,8 +242,8 @@ fn all_or_none() {
     assert!(b.gets("c") && b.gets("b"));
 }
 
-/// A request for several waits with some of them: they are not its session's yet; it is cancelled, times out, or its client dies,
-/// and they are free.
+/// A request for several waits with some of them: they are not its session's yet; it is cancelled,
+/// times out, or its client dies, and they are free.
 #[test]
 fn what_was_gathered_goes_back() {
     let daemon = Daemon::start();
@@ -265,7 +271,8 @@ fn what_was_gathered_goes_back() {
     assert_eq!(c.receive()["locks"], json!([{"lock": "b"}, {"lock": "a"}]));
 }
 
-/// A lock that a request has gathered is lost while it waits for the rest: the request is refused, nothing of it is held.
+/// A lock that a request has gathered is lost while it waits for the rest: the request is refused,
+/// nothing of it is held.
 #[test]
 fn a_gathered_lock_is_lost() {
     let daemon = Daemon::start();
@@ -281,8 +288,8 @@ fn a_gathered_lock_is_lost() {
     assert!(c.gets("b"));
 }
 
-/// Sessions wait for each other: the one whose request closes the cycle is refused, and told who waits for whom; the other one
-/// gets its lock when that one gives up what it holds.
+/// Sessions wait for each other: the one whose request closes the cycle is refused, and told who
+/// waits for whom; the other one gets its lock when that one gives up what it holds.
 #[test]
 fn a_cycle_is_refused() {
     let daemon = Daemon::start();
@@ -309,8 +316,8 @@ fn a_cycle_is_refused() {
     assert_eq!(a.receive()["ok"], true);
 }
 
-/// Many sessions take two of four locks each, one after the other in any order, and wait without limit: each request is granted
-/// or refused as a deadlock, and all come to their end.
+/// Many sessions take two of four locks each, one after the other in any order, and wait without
+/// limit: each request is granted or refused as a deadlock, and all come to their end.
 #[test]
 fn no_cycle_is_missed() {
     const ROUNDS: u64 = 150;
@@ -345,7 +352,8 @@ fn no_cycle_is_missed() {
     assert!(refusals > 0, "nobody was ever in a cycle");
 }
 
-/// The same sessions ask for both locks at once, in any order, through two daemons: nobody is refused, and nobody waits for ever.
+/// The same sessions ask for both locks at once, in any order, through two daemons: nobody is
+/// refused, and nobody waits for ever.
 #[test]
 fn several_names_never_deadlock() {
     let (_directory, daemons) = two("2");

@@ -1,4 +1,5 @@
-//! Sessions go on in the next process: what can go wrong on the way. [`Manager`] stands in for the service manager.
+//! Sessions go on in the next process: what can go wrong on the way. [`Manager`] stands in for the
+//! service manager.
 
 #[path = "support/manager.rs"]
 mod manager;
@@ -23,8 +24,8 @@ fn is_free(manager: &Manager, lock: &str) -> bool {
     }
 }
 
-/// The next process may open fewer descriptors than there are: then every session ends and every lock is free, none stays held by
-/// nobody, and the process after that takes over what it should.
+/// The next process may open fewer descriptors than there are: then every session ends and every
+/// lock is free, none stays held by nobody, and the process after that takes over what it should.
 #[test]
 fn fewer_descriptors_than_before() {
     const SESSIONS: usize = 400;

@@ -1,5 +1,5 @@
-//! Word between the daemons of one directory: it makes waiting short and cheap, and whatever becomes of it, the locks on the files
-//! decide.
+//! Word between the daemons of one directory: it makes waiting short and cheap, and whatever
+//! becomes of it, the locks on the files decide.
 
 mod support;
 
@@ -49,8 +49,8 @@ fn granted(client: &mut V1, lock: &str) {
     assert_eq!((&reply["id"], &reply["ok"]), (&Value::from(lock), &Value::from(true)), "{reply}");
 }
 
-/// A lock goes back and forth between two daemons. Each time the waiter's daemon was promised word, so that its next try would
-/// be seconds away, and each time word came.
+/// A lock goes back and forth between two daemons. Each time the waiter's daemon was promised word,
+/// so that its next try would be seconds away, and each time word came.
 #[test]
 fn word_comes_with_the_release() {
     let (one, two) = two();
@@ -69,7 +69,8 @@ fn word_comes_with_the_release() {
     }
 }
 
-/// A writer's lock passes to a reader of its own daemon: a reader of another one hears of it and joins.
+/// A writer's lock passes to a reader of its own daemon: a reader of another one hears of it and
+/// joins.
 #[test]
 fn word_comes_when_readers_may_join() {
     let (one, two) = two();
@@ -84,8 +85,8 @@ fn word_comes_when_readers_may_join() {
     eventually("word came", || said(&two, "word that readers is free") > 0);
 }
 
-/// The daemon that promised word is killed: that its connection ends is word enough. The next one clears away after it, and gives
-/// word as well.
+/// The daemon that promised word is killed: that its connection ends is word enough. The next one
+/// clears away after it, and gives word as well.
 #[test]
 fn the_holding_daemon_is_killed() {
     let (mut one, two) = two();
@@ -116,7 +117,8 @@ fn the_holding_daemon_is_killed() {
     granted(&mut waiter, "killed");
 }
 
-/// The holding daemon stops with many locks, each of which somebody waits for elsewhere: all get theirs, and its socket is gone.
+/// The holding daemon stops with many locks, each of which somebody waits for elsewhere: all get
+/// theirs, and its socket is gone.
 #[test]
 fn the_holding_daemon_stops() {
     const LOCKS: usize = 1000;
@@ -145,8 +147,8 @@ fn the_holding_daemon_stops() {
     assert_eq!(sockets(two.directory()).len(), 1);
 }
 
-/// A program that is no daemon closes the files that it has locked, and its waiters are served for that. The many that it keeps
-/// make tries rare.
+/// A program that is no daemon closes the files that it has locked, and its waiters are served for
+/// that. The many that it keeps make tries rare.
 #[test]
 fn a_program_closes_its_files() {
     let daemon = Daemon::setup().flag("--log", "trace").start();
@@ -170,7 +172,8 @@ fn a_program_closes_its_files() {
     assert!(heard > 400, "{heard}");
 }
 
-/// The holder's socket is removed by hand, or there is a file where the sockets should be: the lock changes hands all the same.
+/// The holder's socket is removed by hand, or there is a file where the sockets should be: the lock
+/// changes hands all the same.
 #[test]
 fn without_word() {
     let one = Daemon::start();
@@ -198,7 +201,8 @@ fn hands_over(one: &Daemon, two: &Daemon) {
     granted(&mut waiter, "over");
 }
 
-/// Words of a forger: names that are waited for, held, unknown or none, and bytes that are no words.
+/// Words of a forger: names that are waited for, held, unknown or none, and bytes that are no
+/// words.
 fn forgeries(dice: &mut Dice) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..500 {
@@ -217,8 +221,9 @@ fn forgeries(dice: &mut Dice) -> Vec<u8> {
     bytes
 }
 
-/// Somebody floods both daemons with forged words, at their sockets and from one of his own: the holder keeps its lock until it
-/// releases it, the waiter gets it then, and both daemons come to rest.
+/// Somebody floods both daemons with forged words, at their sockets and from one of his own: the
+/// holder keeps its lock until it releases it, the waiter gets it then, and both daemons come to
+/// rest.
 #[test]
 fn forged_words() {
     let one = Daemon::start();
@@ -263,7 +268,8 @@ fn forged_words() {
     two.assert_alive();
 }
 
-/// A daemon that is asked more than it can promise, by somebody who never reads, forgets it and goes on.
+/// A daemon that is asked more than it can promise, by somebody who never reads, forgets it and
+/// goes on.
 #[test]
 fn more_questions_than_promises() {
     let (one, two) = two();

@@ -1,5 +1,5 @@
-//! How a daemon starts, what it tells its service manager, how sessions end, and how it stops. A second daemon on the
-//! same directory sees from outside what the first one holds.
+//! How a daemon starts, what it tells its service manager, how sessions end, and how it stops. A
+//! second daemon on the same directory sees from outside what the first one holds.
 
 mod support;
 
@@ -43,7 +43,8 @@ fn is_empty_in_the_end(daemon: &Daemon) {
     eventually("the directory is empty", || left().is_empty());
 }
 
-/// The stop: waiters are told `closing`, connections end, the exit is a success, and no lock file is left.
+/// The stop: waiters are told `closing`, connections end, the exit is a success, and no lock file
+/// is left.
 fn stops_at(signal: Signal) {
     let mut daemon = Daemon::start();
     let mut holder = V1::connect(&daemon.tcp());
@@ -213,7 +214,8 @@ fn leaves_no_file(linger: Option<&str>) {
     let mut bye = V1::connect(&daemon.tcp());
     bye.acquire("bye");
     bye.request(json!({"op": "bye"}));
-    // A wait that is cancelled and a try that is refused, also for a name that another daemon holds.
+    // A wait that is cancelled and a try that is refused, also for a name that another daemon
+    // holds.
     let other = neighbour(&daemon);
     let mut holder = V1::connect(&other.tcp());
     holder.acquire("elsewhere");
@@ -257,7 +259,8 @@ fn no_file_is_left_without_a_linger() {
     leaves_no_file(Some("0"));
 }
 
-/// `--linger 0` deletes the file at the release, not later; with a linger it stays and is used again.
+/// `--linger 0` deletes the file at the release, not later; with a linger it stays and is used
+/// again.
 #[test]
 fn the_file_goes_with_the_release_or_lingers() {
     let daemon = Daemon::setup().flag("--linger", "0").start();
@@ -310,7 +313,8 @@ fn a_passed_socket_without_a_name() {
     V1::connect(&address).ping();
 }
 
-/// Names that mean nothing, or none where two sockets need them, are refused, and the message says which.
+/// Names that mean nothing, or none where two sockets need them, are refused, and the message says
+/// which.
 #[test]
 fn passed_sockets_with_wrong_names() {
     let two = || vec![listener().0, listener().0];
@@ -451,7 +455,8 @@ fn the_watchdog_of_another() {
     assert_eq!((watchdog_pings(&others), watchdog_pings(&none)), (0, 0));
 }
 
-/// A waiter in one daemon gets the name when it is released in the other, without end and without a busy loop.
+/// A waiter in one daemon gets the name when it is released in the other, without end and without a
+/// busy loop.
 #[test]
 fn a_waiter_across_daemons() {
     let daemon = Daemon::start();

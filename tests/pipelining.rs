@@ -1,5 +1,5 @@
-//! Clients that send much before they read, or read nothing: every request gets its reply, FIN is seen, and others are not kept
-//! waiting.
+//! Clients that send much before they read, or read nothing: every request gets its reply, FIN is
+//! seen, and others are not kept waiting.
 
 mod support;
 
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use support::{Daemon, V1, Ws, eventually};
 
-/// More replies than the daemon keeps for a client that does not read: when it reads at last, all of them come, in their order,
-/// without another byte from it.
+/// More replies than the daemon keeps for a client that does not read: when it reads at last, all
+/// of them come, in their order, without another byte from it.
 #[test]
 fn every_request_gets_its_reply() {
     let daemon = Daemon::start();
@@ -35,7 +35,8 @@ fn every_request_gets_its_reply() {
     }
 }
 
-/// A client that does not read its replies and closes its side: the daemon, which has stopped reading from it, notices.
+/// A client that does not read its replies and closes its side: the daemon, which has stopped
+/// reading from it, notices.
 #[test]
 fn fin_behind_a_pause() {
     let daemon = Daemon::start();
@@ -53,7 +54,8 @@ fn fin_behind_a_pause() {
     eventually("its locks are free", || other.gets(&"0".repeat(251)));
 }
 
-/// A `cancel` tells whether its request was cancelled, also when the lock is granted at the same moment.
+/// A `cancel` tells whether its request was cancelled, also when the lock is granted at the same
+/// moment.
 #[test]
 fn cancel_tells_the_truth() {
     let daemon = Daemon::setup().flag("--threads", "2").start();
@@ -81,7 +83,8 @@ fn cancel_tells_the_truth() {
     println!("{granted} granted, {cancelled} cancelled");
 }
 
-/// Clients that send without pause what needs no reply, on the only thread: others are served all the while.
+/// Clients that send without pause what needs no reply, on the only thread: others are served all
+/// the while.
 #[test]
 fn a_flood_without_replies() {
     let daemon = Daemon::setup().flag("--threads", "1").start();

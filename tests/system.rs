@@ -1,5 +1,5 @@
-//! What only root can set up: small and read-only file systems under the lock directory, and hosts that are cut off. These tests belong to the
-//! feature `system-tests`; all others run as anybody.
+//! What only root can set up: small and read-only file systems under the lock directory, and hosts
+//! that are cut off. These tests belong to the feature `system-tests`; all others run as anybody.
 
 mod support;
 
@@ -56,7 +56,8 @@ fn storage_fails(client: &mut V1, path: &Path, lock: &str, reason: &str) {
     assert!(message.contains(reason) && message.contains(&file), "{message}");
 }
 
-/// A full file system refuses new names as `storage`; names that are held stay held, and room helps at once.
+/// A full file system refuses new names as `storage`; names that are held stay held, and room helps
+/// at once.
 #[test]
 fn a_full_file_system() {
     let mount = Mount::new("size=64k,nr_inodes=8");
@@ -75,7 +76,8 @@ fn a_full_file_system() {
     client.acquire("during");
 }
 
-/// A file system that turns read-only refuses as `storage`, and serves again when it can be written.
+/// A file system that turns read-only refuses as `storage`, and serves again when it can be
+/// written.
 #[test]
 fn a_file_system_that_turns_read_only() {
     let mount = Mount::new("size=1m");
@@ -149,8 +151,9 @@ impl Drop for Host {
     }
 }
 
-/// A host that is cut off without a word loses its sessions after the time of `--dead-after`, on both fronts, whether its client
-/// was silent or was being written to; its locks are free then, and no earlier.
+/// A host that is cut off without a word loses its sessions after the time of `--dead-after`, on
+/// both fronts, whether its client was silent or was being written to; its locks are free then, and
+/// no earlier.
 #[test]
 fn dead_peers() {
     const DEAD_AFTER: Duration = Duration::from_secs(4);

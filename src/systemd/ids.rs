@@ -23,7 +23,8 @@ pub const SESSION_LIMIT: &str = "1015ec24d6234199af1b18130d27729d";
 /// The lock directory failed; `LOCK=` is the name whose file it was, if it was one name's.
 pub const STORAGE_FAULT: &str = "32e98d82e32e457dbce593c71110dc72";
 
-/// A lock that a session held is gone; `LOCK=` tells which, and `SESSION=` whose, if it was held until now.
+/// A lock that a session held is gone; `LOCK=` tells which, and `SESSION=` whose, if it was held
+/// until now.
 pub const LOCK_LOST: &str = "5468911fb838457ebc321dea1812422d";
 
 /// A peer broke the protocol and was closed; `SESSION=`, `PEER=` and `DIALECT=` tell which.

@@ -26,13 +26,13 @@ const READY_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long [`Notifier::barrier`] waits for a manager that does not come to it.
 const BARRIER_MS_MAX: u16 = 1000;
 
-/// How often [`Notifier::while_starting`] asks for more time, and for how much each time: the manager gives up only a daemon
-/// that has not asked for a good while.
+/// How often [`Notifier::while_starting`] asks for more time, and for how much each time: the
+/// manager gives up only a daemon that has not asked for a good while.
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 const EXTEND_BY_USEC: u32 = 30_000_000;
 
-/// For so long it asks. Grace periods of file servers are shorter; a server that has not answered until then may be looked after
-/// by whoever sees the service fail.
+/// For so long it asks. Grace periods of file servers are shorter; a server that has not answered
+/// until then may be looked after by whoever sees the service fail.
 const EXTEND_FOR_MAX: Duration = Duration::from_secs(600);
 
 /// Tells the service manager about the daemon; does nothing without one.
@@ -74,8 +74,9 @@ impl Notifier {
         self.send(&NotifyState::Ready);
     }
 
-    /// Does a part of the start that may take long, and asks the manager for more time meanwhile: `EXTEND_TIMEOUT_USEC=`,
-    /// which counts from when TimeoutStartSec= of the service has run out (sd_notify(3)).
+    /// Does a part of the start that may take long, and asks the manager for more time meanwhile:
+    /// `EXTEND_TIMEOUT_USEC=`, which counts from when TimeoutStartSec= of the service has run out
+    /// (sd_notify(3)).
     pub fn while_starting<T>(&self, work: impl FnOnce() -> T) -> T {
         self.ask_every(EXTEND_EVERY, work)
     }
@@ -111,14 +112,16 @@ impl Notifier {
         self.send(&NotifyState::Status(&line));
     }
 
-    /// Whether there is a manager that keeps descriptors for the next process. Before version 254 systemd does not say how many it
-    /// would keep (`FDSTORE`, systemd.exec(5)): then it is taken to do as its unit says.
+    /// Whether there is a manager that keeps descriptors for the next process. Before version 254
+    /// systemd does not say how many it would keep (`FDSTORE`, systemd.exec(5)): then it is taken
+    /// to do as its unit says.
     #[must_use]
     pub fn keeps_descriptors(&self) -> bool {
         self.manager.is_some() && std::env::var_os("FDSTORE").is_none_or(|count| count != "0" && count != "1")
     }
 
-    /// Has the manager keep descriptors for the next process, though nobody be at their other ends: `FDSTORE=1`, `FDPOLL=0`.
+    /// Has the manager keep descriptors for the next process, though nobody be at their other ends:
+    /// `FDSTORE=1`, `FDPOLL=0`.
     ///
     /// # Errors
     /// If the message cannot be sent.
@@ -139,7 +142,8 @@ impl Notifier {
         }
     }
 
-    /// Waits until the manager has seen to all that it was told before, for a second at most: `BARRIER=1`, sd_notify_barrier(3).
+    /// Waits until the manager has seen to all that it was told before, for a second at most:
+    /// `BARRIER=1`, sd_notify_barrier(3).
     ///
     /// # Errors
     /// If it cannot be asked, or does not answer in time.
@@ -192,8 +196,8 @@ impl Manager {
         self.socket.send_to_addr(message.as_bytes(), &self.address).map(drop)
     }
 
-    /// Sends a message that must arrive, with descriptors or without: waits for room. It uses a socket of its own, so that a ping from
-    /// another thread meanwhile does not wait too.
+    /// Sends a message that must arrive, with descriptors or without: waits for room. It uses a
+    /// socket of its own, so that a ping from another thread meanwhile does not wait too.
     fn send_and_wait(&self, message: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let address = match (self.address.as_pathname(), self.address.as_abstract_name()) {
             (Some(path), _) => SocketAddrUnix::new(path)?,
@@ -264,7 +268,8 @@ mod tests {
 
     #[test]
     fn a_long_start_asks_for_time() {
-        // Work that ends when the manager has been asked three times; one that is done at once asks for nothing.
+        // Work that ends when the manager has been asked three times; one that is done at once asks
+        // for nothing.
         let (_dir, socket, notifier) = manager();
         let answer = notifier.ask_every(Duration::from_millis(1), || {
             (0..3).for_each(|_| assert_eq!(read(&socket), "EXTEND_TIMEOUT_USEC=30000000"));

@@ -34,7 +34,8 @@ pub struct Passed {
     pub ws: Vec<Listener>,
     /// What an earlier process of the daemon left in the file descriptor store, with its names.
     pub stored: Vec<(String, OwnedFd)>,
-    /// The names of what is in the store and not known here. It has been closed, and is to be removed from there.
+    /// The names of what is in the store and not known here. It has been closed, and is to be
+    /// removed from there.
     pub unknown_fds: Vec<String>,
 }
 
@@ -288,7 +289,8 @@ fn is_pair(found: Found) -> bool {
     matches!(found, Found::Socket { family: Family::Unix, kind: Kind::SeqPacket, listening: false })
 }
 
-/// True for what no .socket unit passes (systemd.socket(5)), so that it can only come from the store.
+/// True for what no .socket unit passes (systemd.socket(5)), so that it can only come from the
+/// store.
 fn only_stored(found: Found) -> bool {
     match found {
         Found::Socket { kind, listening, .. } => matches!(kind, Kind::Stream | Kind::SeqPacket) && !listening,
@@ -512,7 +514,8 @@ mod tests {
 
     #[test]
     fn unknown_fds_in_the_store_do_not_stop_the_daemon() {
-        // What can only come from the store, and was not put there by this daemon, and what a .socket unit can pass.
+        // What can only come from the store, and was not put there by this daemon, and what a
+        // .socket unit can pass.
         for found in [Found::Pipe, Found::File, Found::Anonymous, CONNECTION, TCP] {
             assert_eq!(decide(Some("tcp:store"), &[TCP, found]), Ok(vec![Use::Tcp, Use::Unknown]));
         }

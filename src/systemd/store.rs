@@ -1,7 +1,8 @@
-//! What a process of the daemon leaves to the next one: descriptors, and bytes that tell what they are. They wait in the queue of
-//! a pair of sockets that the service manager keeps in its file descriptor store (sd_pid_notify_with_fds(3)): two entries, however
-//! many descriptors there are, since the manager's work grows with the square of their number. A queue keeps its descriptors open
-//! (unix(7), SCM_RIGHTS), and everything in it is closed when the manager drops the pair.
+//! What a process of the daemon leaves to the next one: descriptors, and bytes that tell what they
+//! are. They wait in the queue of a pair of sockets that the service manager keeps in its file
+//! descriptor store (sd_pid_notify_with_fds(3)): two entries, however many descriptors there are,
+//! since the manager's work grows with the square of their number. A queue keeps its descriptors
+//! open (unix(7), SCM_RIGHTS), and everything in it is closed when the manager drops the pair.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
@@ -23,7 +24,8 @@ pub const NAME: &str = "store";
 /// How many descriptors a message carries: the kernel takes 253 (SCM_MAX_FD).
 const DESCRIPTORS_PER_MESSAGE: usize = 250;
 
-/// How much the queue is asked to take; net.core.wmem_max bounds it. A message of 250 descriptors counts as about one KiB.
+/// How much the queue is asked to take; net.core.wmem_max bounds it. A message of 250 descriptors
+/// counts as about one KiB.
 const QUEUE_BYTES: usize = 4 << 20;
 
 /// A begun message: the bytes are in a memory file, its one descriptor.
@@ -76,7 +78,8 @@ impl Store {
         ends.try_into().map(|ends| Some(Self { ends })).map_err(|_: Vec<OwnedFd>| names)
     }
 
-    /// A new pair, which the service manager is asked to keep; `None` if there is nobody to keep it.
+    /// A new pair, which the service manager is asked to keep; `None` if there is nobody to keep
+    /// it.
     ///
     /// # Errors
     /// If the system refuses the pair, or the manager does not take the message.
@@ -93,8 +96,8 @@ impl Store {
     /// Leaves bytes and descriptors to the next process.
     ///
     /// # Errors
-    /// If the system refuses: too many descriptors of this user are on their way (RLIMIT_NOFILE), or the queue is full. The next
-    /// process then finds [`StoreError::Cut`].
+    /// If the system refuses: too many descriptors of this user are on their way (RLIMIT_NOFILE),
+    /// or the queue is full. The next process then finds [`StoreError::Cut`].
     pub fn leave(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut memory = File::from(memfd_create("distrilock hand-over", MFdFlags::MFD_CLOEXEC)?);
         memory.write_all(bytes)?;
@@ -117,7 +120,8 @@ impl Store {
         Ok(())
     }
 
-    /// Takes what the process before has left, if it has left anything. Afterwards the queue is empty, come what may.
+    /// Takes what the process before has left, if it has left anything. Afterwards the queue is
+    /// empty, come what may.
     ///
     /// # Errors
     /// If it is not whole.
@@ -196,7 +200,8 @@ mod tests {
         Store { ends: [one, other] }
     }
 
-    /// The bytes and descriptors arrive in their order, in several messages, once; and the pair can be used again.
+    /// The bytes and descriptors arrive in their order, in several messages, once; and the pair can
+    /// be used again.
     #[test]
     fn left_and_taken() {
         let store = store();
@@ -222,7 +227,8 @@ mod tests {
         }
     }
 
-    /// A process is ended in the middle: the next one finds that, closes what was left, and can use the pair.
+    /// A process is ended in the middle: the next one finds that, closes what was left, and can use
+    /// the pair.
     #[test]
     fn cut_in_the_middle() {
         let store = store();
@@ -241,7 +247,8 @@ mod tests {
         assert_eq!(store.take().unwrap().unwrap().bytes, b"x");
     }
 
-    /// As many descriptors as 65,536 sessions with a lock each need fit into the queue, as far as the test may open them.
+    /// As many descriptors as 65,536 sessions with a lock each need fit into the queue, as far as
+    /// the test may open them.
     #[test]
     fn the_queue_is_long_enough() {
         let store = store();

@@ -1,4 +1,5 @@
-//! Sockets: the first connection starts the daemon, a stop leaves them, each can be masked, and a drop-in opens one to the network.
+//! Sockets: the first connection starts the daemon, a stop leaves them, each can be masked, and a
+//! drop-in opens one to the network.
 
 use std::net::TcpStream;
 use std::time::Instant;
@@ -138,13 +139,15 @@ pub(crate) fn network(report: &Report) {
     report.check("the service still has its hardening", guest::property(SERVICE, "PrivateNetwork") == "yes", "");
 }
 
-/// A connection that never says anything is no reason to be slow; the daemon that fails tries again.
+/// A connection that never says anything is no reason to be slow; the daemon that fails tries
+/// again.
 pub(crate) fn trouble(report: &Report) {
     installed();
     let _silent: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(TCP).expect("systemd listens")).collect();
     V1::connect(TCP).ping();
     report.check("served beside silent connections", true, "50");
-    // The lock directory cannot be used for a while: connections come, the daemon fails, and the socket must live.
+    // The lock directory cannot be used for a while: connections come, the daemon fails, and the
+    // socket must live.
     sh(&format!("systemctl stop {SERVICE} && mv {d} {d}.away && touch {d}", d = guest::DIRECTORY));
     let waiting = TcpStream::connect(TCP).expect("systemd listens");
     eventually("the daemon has failed some times", || {

@@ -147,7 +147,8 @@ impl Session {
         }
     }
 
-    /// Whether the daemon's side of the connection ends, with nothing more to say than a close frame.
+    /// Whether the daemon's side of the connection ends, with nothing more to say than a close
+    /// frame.
     pub(crate) fn ends(&mut self) -> bool {
         let mut bytes = Vec::new();
         let end = match &mut self.wire {

@@ -94,7 +94,8 @@ pub(crate) fn events(matches: &str) -> Vec<serde_json::Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// A session with the daemon that follows one that was killed: until its sockets are there, nobody answers.
+/// A session with the daemon that follows one that was killed: until its sockets are there, nobody
+/// answers.
 pub(crate) fn again() -> V1 {
     let mut session = None;
     eventually("the next daemon serves", || {

@@ -1,5 +1,5 @@
-//! Messages that are on their way when the daemon is restarted: half a request, replies that nobody has read yet, events among
-//! them.
+//! Messages that are on their way when the daemon is restarted: half a request, replies that nobody
+//! has read yet, events among them.
 
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
@@ -25,7 +25,8 @@ fn restart() {
 
 /// Waits until the daemon has read whatever it was sent.
 fn all_is_read() {
-    // The daemon's ends of TCP connections, and, since the table of Unix sockets has no queues of this direction, pings.
+    // The daemon's ends of TCP connections, and, since the table of Unix sockets has no queues of
+    // this direction, pings.
     eventually("the daemon has read everything", || {
         let table = sh("ss -Htn state established '( sport = :40800 or sport = :40801 )'");
         table.lines().all(|line| line.split_whitespace().next() == Some("0"))
@@ -33,7 +34,8 @@ fn all_is_read() {
     V1::connect(UNIX).ping();
 }
 
-/// Requests of each dialect that are cut at several places, the first one of a session and a later one.
+/// Requests of each dialect that are cut at several places, the first one of a session and a later
+/// one.
 pub(crate) fn requests(report: &Report) {
     guest::installed();
     for replacement in
@@ -111,7 +113,8 @@ fn upgrades(report: &Report) {
     report.check("half an upgrade goes on or is closed", fits, said.lines().next().unwrap_or("closed"));
 }
 
-/// Writes requests until nothing goes any more, or a good many have gone, and says how many went, and what is left of the last one.
+/// Writes requests until nothing goes any more, or a good many have gone, and says how many went,
+/// and what is left of the last one.
 fn clog(stream: &TcpStream, mut request: impl FnMut(u64) -> Vec<u8>) -> (u64, Vec<u8>) {
     stream.set_nonblocking(true).expect("it is a socket");
     let mut stream = stream;
@@ -154,7 +157,8 @@ fn narrow(stream: &TcpStream) {
     setsockopt(stream, sockopt::SndBuf, &(64 << 10)).expect("SO_SNDBUF");
 }
 
-/// Replies and events that wait for a client that does not read are there after a restart, each once and in order.
+/// Replies and events that wait for a client that does not read are there after a restart, each
+/// once and in order.
 pub(crate) fn replies(report: &Report) {
     guest::installed();
     lines(report, "v1 JSON, TCP", TCP);

@@ -1,5 +1,5 @@
-//! The journal: events are found by field and by MESSAGE_ID, the catalog explains them, and a journald that does not read stops
-//! nobody.
+//! The journal: events are found by field and by MESSAGE_ID, the catalog explains them, and a
+//! journald that does not read stops nobody.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,8 +10,8 @@ use crate::report::Report;
 use crate::support::{V1, eventually};
 use distrilock::systemd::ids;
 
-/// More sessions that break the protocol than a journald that is stopped has room for, in its socket's queue of datagrams
-/// (net.unix.max_dgram_qlen).
+/// More sessions that break the protocol than a journald that is stopped has room for, in its
+/// socket's queue of datagrams (net.unix.max_dgram_qlen).
 const VIOLATIONS: usize = 2000;
 
 fn field<'a>(event: &'a Value, name: &str) -> &'a str {

@@ -1,6 +1,6 @@
-//! Sessions that work while something is done to the daemon: holders that keep a lock each, and rivals of all dialects that take
-//! and give back a few names. Each waits for the reply to each of its requests, so that one which is lost is noticed, and tells
-//! the witness what it holds.
+//! Sessions that work while something is done to the daemon: holders that keep a lock each, and
+//! rivals of all dialects that take and give back a few names. Each waits for the reply to each of
+//! its requests, so that one which is lost is noticed, and tells the witness what it holds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

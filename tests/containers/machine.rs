@@ -1,4 +1,5 @@
-//! The host's side: the trees to boot from, the package in two versions, and a container for each scenario and suite.
+//! The host's side: the trees to boot from, the package in two versions, and a container for each
+//! scenario and suite.
 
 use std::env;
 use std::fs;
@@ -23,7 +24,8 @@ const CONTAINERS_MAX: usize = 3;
 /// What the second version of the package has more than the first.
 const NEXT_SUFFIX: &str = "+next1";
 
-/// `$1` and what follows up to `--` are control groups, one of each hierarchy; then comes the command.
+/// `$1` and what follows up to `--` are control groups, one of each hierarchy; then comes the
+/// command.
 const IN_GROUPS: &str =
     r#"while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@""#;
 
@@ -69,7 +71,8 @@ fn trees(suites: &[&str]) -> Vec<PathBuf> {
     paths.lines().map(PathBuf::from).collect()
 }
 
-/// What a container finds in /lab: this program, the package, the next version of it, and what people read.
+/// What a container finds in /lab: this program, the package, the next version of it, and what
+/// people read.
 fn payload(folder: &Path) {
     fs::create_dir(folder).expect("a fresh folder");
     let copy = |from: &Path, to: &str| {
@@ -123,7 +126,8 @@ fn success(command: &mut Command, what: &str) {
     assert!(status.as_ref().is_ok_and(|status| status.success()), "{what}: {command:?}: {status:?}");
 }
 
-/// A control group of a container's own in every hierarchy that a first process needs, gone with this value.
+/// A control group of a container's own in every hierarchy that a first process needs, gone with
+/// this value.
 struct Groups(Vec<PathBuf>);
 
 impl Groups {

@@ -1,11 +1,12 @@
-//! The container tests: the Debian package on a real systemd, that of Debian 12 and that of Debian 13, each the first process of
-//! a container. Sockets activate the daemon, the journal explains, packages are upgraded, the daemon is restarted, stopped and
-//! killed, while clients of every dialect hold locks and somebody outside looks at the lock files. README.md beside this file
+//! The container tests: the Debian package on a real systemd, that of Debian 12 and that of Debian
+//! 13, each the first process of a container. Sockets activate the daemon, the journal explains,
+//! packages are upgraded, the daemon is restarted, stopped and killed, while clients of every
+//! dialect hold locks and somebody outside looks at the lock files. README.md beside this file
 //! tells more.
 //!
-//! Arguments choose suites (`trixie`) and scenarios by parts of their names. On the host this program builds what is needed and
-//! boots a container for each scenario (`machine`); inside, as `payload guest`, it is the scenario. The test has no harness for
-//! that reason.
+//! Arguments choose suites (`trixie`) and scenarios by parts of their names. On the host this
+//! program builds what is needed and boots a container for each scenario (`machine`); inside, as
+//! `payload guest`, it is the scenario. The test has no harness for that reason.
 
 mod activation;
 mod deaths;

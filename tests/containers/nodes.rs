@@ -1,4 +1,5 @@
-//! Several nodes on one host, by the template units, and what works under the hardening of the units.
+//! Several nodes on one host, by the template units, and what works under the hardening of the
+//! units.
 
 use std::path::Path;
 

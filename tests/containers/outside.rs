@@ -1,6 +1,6 @@
-//! Somebody outside of the daemon: a witness who is told by the clients who is in which lock, and a prober that looks at the lock
-//! files as another process does. A lock that a client holds must never be seen free, and nobody may be granted what another one
-//! has not yet begun to give back.
+//! Somebody outside of the daemon: a witness who is told by the clients who is in which lock, and a
+//! prober that looks at the lock files as another process does. A lock that a client holds must
+//! never be seen free, and nobody may be granted what another one has not yet begun to give back.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -96,7 +96,8 @@ impl Witness {
         self.names.iter().for_each(|name| self.look(name));
     }
 
-    /// How often a lock was looked at that was held before the look and after it, by the same grant.
+    /// How often a lock was looked at that was held before the look and after it, by the same
+    /// grant.
     pub(crate) fn seen(&self) -> u64 {
         self.looks.load(Ordering::Relaxed)
     }

@@ -1,4 +1,5 @@
-//! The package: what an installation brings, what an upgrade keeps, and what removal and purge leave.
+//! The package: what an installation brings, what an upgrade keeps, and what removal and purge
+//! leave.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +12,8 @@ use crate::support::{V1, eventually};
 /// The highest exposure that `systemd-analyze security` may find, in tenths.
 const EXPOSURE_MAX: u32 = 5;
 
-/// Everything that an installation could leave, but for what dpkg, apt and systemd keep for themselves.
+/// Everything that an installation could leave, but for what dpkg, apt and systemd keep for
+/// themselves.
 fn everything() -> BTreeSet<String> {
     let places = "/etc /usr /var /opt /srv /run/distrilock /run/systemd/system /run/tmpfiles.d";
     let not = ["/var/lib/dpkg", "/var/lib/apt", "/var/log", "/var/cache", "/var/lib/systemd/catalog", "/var/tmp"];

@@ -7,9 +7,10 @@ use crate::report::Report;
 
 const HEADING: &str = "## Install it\n";
 
-/// What stands for the clone of the project: a container has no compiler and no network, so that the command which builds the
-/// package only puts the one that was built where the real one puts it, and what it needs for that is not installed: the host has
-/// done both. The other commands are real.
+/// What stands for the clone of the project: a container has no compiler and no network, so that
+/// the command which builds the package only puts the one that was built where the real one puts
+/// it, and what it needs for that is not installed: the host has done both. The other commands are
+/// real.
 const CLONE: &str = r#"mkdir -p /srv/distrilock/packaging && cd /srv/distrilock && cat > packaging/deb <<'SCRIPT'
 #!/bin/sh
 set -e

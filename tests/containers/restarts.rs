@@ -1,4 +1,5 @@
-//! Restarts, upgrades and re-executions while sessions of all dialects are at work: nobody notices but by a pause.
+//! Restarts, upgrades and re-executions while sessions of all dialects are at work: nobody notices
+//! but by a pause.
 
 use std::time::Instant;
 
@@ -56,7 +57,8 @@ fn disturbed(report: &Report, load: &Load, name: &str, line: &str, replaces: boo
         .figure(&format!("{name}: the longest pause of a session"), format!("{:?} of {took:?}", load.longest_pause()));
 }
 
-/// Waits until some more was granted and seen. Sessions that are gone do nothing: then this does not wait.
+/// Waits until some more was granted and seen. Sessions that are gone do nothing: then this does
+/// not wait.
 fn progresses(load: &Load) {
     let [grants, looks, requests] = load.progress();
     eventually("the load goes on", || {

@@ -26,7 +26,8 @@ impl Tally {
         Self { counts: Mutex::new(Counts { passed: 0, failed: 0, missing }) }
     }
 
-    /// Shows the lines of a run that has ended, and, if it did not come to its end, what its console has.
+    /// Shows the lines of a run that has ended, and, if it did not come to its end, what its
+    /// console has.
     pub(crate) fn add(&self, run: Run, said: &str, console: &str) {
         // The lines of one run stay together.
         let mut counts = self.counts.lock().expect("no container panics");

@@ -1,5 +1,6 @@
-//! What a session has of the daemon beside its connection, before and after a restart: its place among those who wait, the time
-//! that is left to it, slots, fences, parts of several names, what it said of itself, and who waits for whom.
+//! What a session has of the daemon beside its connection, before and after a restart: its place
+//! among those who wait, the time that is left to it, slots, fences, parts of several names, what
+//! it said of itself, and who waits for whom.
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
-//! Hosts that are booted: systemd is their first process, with what the package installs and a root of their own over that of the
-//! machine. They are containers in the network of a [`Host`], so that the NFS mounts which their systemd makes are a client of
-//! their own to the server.
+//! Hosts that are booted: systemd is their first process, with what the package installs and a root
+//! of their own over that of the machine. They are containers in the network of a [`Host`], so that
+//! the NFS mounts which their systemd makes are a client of their own to the server.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -98,8 +98,8 @@ impl Booted {
             let (_, state) = self.systemctl(&["is-system-running"]);
             ["running", "degraded"].contains(&state.trim())
         });
-        // Containers get a boot id of their own by a mount over the kernel's, which a unit with a /proc of its own does not see.
-        // Hosts have one.
+        // Containers get a boot id of their own by a mount over the kernel's, which a unit with a
+        // /proc of its own does not see. Hosts have one.
         let (status, text) = self.run("umount", &["/proc/sys/kernel/random/boot_id"]);
         assert_eq!(status, Some(0), "{text}");
     }

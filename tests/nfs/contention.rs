@@ -1,5 +1,5 @@
-//! Sessions on three hosts compete for few names: no overlap, with and without a collector beside them; what a warm name
-//! costs; and how long a waiter waits after a release on another host.
+//! Sessions on three hosts compete for few names: no overlap, with and without a collector beside
+//! them; what a warm name costs; and how long a waiter waits after a release on another host.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +17,8 @@ use crate::witness::Witness;
 
 const NAMES: [&str; 3] = ["one", "two", "three"];
 
-/// A session that wants one of some names, again and again, until it is told to stop or its daemon has gone.
+/// A session that wants one of some names, again and again, until it is told to stop or its daemon
+/// has gone.
 struct Fighter<'a> {
     host: &'a Host,
     address: String,
@@ -37,7 +38,8 @@ impl Fighter<'_> {
             let roams = self.seed.is_multiple_of(2);
             let chosen = if roams { pick(&mut dice, self.names.len()) } else { home };
             let lock = self.names[chosen];
-            // Mostly in the queue: that is where grants are quick, and where a lost notice would be seen.
+            // Mostly in the queue: that is where grants are quick, and where a lost notice would be
+            // seen.
             let wait_ms = [0, 20, 1000, 10_000, 10_000, 10_000][pick(&mut dice, 6)];
             let reply = session.try_request(json!({"op": "acquire", "lock": lock, "wait_ms": wait_ms}))?;
             if reply["ok"] != true {
@@ -185,7 +187,8 @@ fn cancel_while_blocked(sessions: &mut [V1; 2], nodes: &[Node; 2], report: &Repo
     report.check("a wait that is blocked can be cancelled", times[19] < Duration::from_secs(2), figures);
 }
 
-/// Contention while names are retired all the time, and collectors come by and are killed; nothing is left at the end.
+/// Contention while names are retired all the time, and collectors come by and are killed; nothing
+/// is left at the end.
 pub(crate) fn collector(server: &Server, report: &Report) {
     let grants = 3000;
     let names = ["c1", "c2", "c3", "c4", "c5", "c6"];
@@ -236,7 +239,8 @@ pub(crate) fn collector(server: &Server, report: &Report) {
     }
 }
 
-/// Runs collectors until it is told to stop, and kills about half of them; how many ran, and were killed.
+/// Runs collectors until it is told to stop, and kills about half of them; how many ran, and were
+/// killed.
 fn collect(host: &Host, seed: u64, done: &AtomicBool) -> (u32, u32) {
     let mut dice = Dice::new(seed);
     let (mut ran, mut killed) = (0, 0);

@@ -1,6 +1,6 @@
-//! The guest's side of the network: an NFS server in the first network namespace, and hosts that are namespaces of their own
-//! (network, host name, mounts), each of which the server sees as another client. A link is cut by dropping every packet at
-//! both of its ends.
+//! The guest's side of the network: an NFS server in the first network namespace, and hosts that
+//! are namespaces of their own (network, host name, mounts), each of which the server sees as
+//! another client. A link is cut by dropping every packet at both of its ends.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -126,7 +126,8 @@ impl Server {
     /// The locks that the server has on a file of the export, as (mode, start, end).
     pub(crate) fn locks(&self, inode: u64) -> Vec<(String, u64, Option<u64>)> {
         let table = fs::read_to_string("/proc/locks").expect("proc is mounted");
-        // "1: POSIX  ADVISORY  WRITE 1234 fe:00:5678 0 EOF"; the clients' own records are of other devices, and OFDLCK.
+        // "1: POSIX ADVISORY WRITE 1234 fe:00:5678 0 EOF"; the clients' own records are of other
+        // devices, and OFDLCK.
         let suffix = format!(":{inode}");
         let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let ours = lines.filter(|words| words.len() == 8 && words[1] == "POSIX" && words[5].ends_with(&suffix));
@@ -387,7 +388,8 @@ impl Node {
         self.child.try_wait().expect("it is our child").is_none()
     }
 
-    /// SIGKILL. The end of the process may have to wait for the file system, so nobody waits for it here.
+    /// SIGKILL. The end of the process may have to wait for the file system, so nobody waits for it
+    /// here.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
     }

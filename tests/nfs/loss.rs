@@ -77,8 +77,9 @@ impl Load {
     }
 }
 
-/// The server does not answer a daemon under load, for longer than its lease: what needs no storage goes on, there and in a
-/// daemon beside it that uses a local directory; and when the server is back, so does the rest.
+/// The server does not answer a daemon under load, for longer than its lease: what needs no storage
+/// goes on, there and in a daemon beside it that uses a local directory; and when the server is
+/// back, so does the rest.
 pub(crate) fn hung_server(server: &Server, report: &Report) {
     const HUNG: Duration = Duration::from_secs(LEASE_SECONDS + 4);
     let [host] = server.hosts("hung", ["ha"]);

@@ -1,5 +1,5 @@
-//! The host's side: builds the machine, puts this program and the two that are tested on a disk, boots one machine for each
-//! version, and shows what comes out.
+//! The host's side: builds the machine, puts this program and the two that are tested on a disk,
+//! boots one machine for each version, and shows what comes out.
 
 use std::collections::HashSet;
 use std::env;
@@ -95,7 +95,8 @@ fn payload(scratch: &Path) {
     fs::File::options().write(true).open(&disk).and_then(|file| file.set_len(length)).expect("there is room");
 }
 
-/// What the package installs, for hosts with systemd: by the scripts of every package, with the programs that are tested.
+/// What the package installs, for hosts with systemd: by the scripts of every package, with the
+/// programs that are tested.
 fn package(folder: &Path, scratch: &Path) {
     let build = format!("BUILD={}", scratch.join("build").display());
     let packaging = |script: &str| Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(script));

@@ -1,9 +1,11 @@
-//! The NFS lab: a virtual machine with a real NFS server and real NFS clients, each a host of its own with its own
-//! distrilockd, for the versions 4.0, 4.1 and 4.2. Hosts are cut off, killed and healed, the server is restarted, and a
-//! witness outside of the daemons watches that no two are in one lock at once. README.md beside this file tells more.
+//! The NFS lab: a virtual machine with a real NFS server and real NFS clients, each a host of its
+//! own with its own distrilockd, for the versions 4.0, 4.1 and 4.2. Hosts are cut off, killed and
+//! healed, the server is restarted, and a witness outside of the daemons watches that no two are in
+//! one lock at once. README.md beside this file tells more.
 //!
-//! Arguments choose versions (`4.1`) and scenarios by parts of their names. On the host this program builds and boots the
-//! machine (`machine`); inside, as `payload guest`, it is the lab itself. The test has no harness for that reason.
+//! Arguments choose versions (`4.1`) and scenarios by parts of their names. On the host this
+//! program builds and boots the machine (`machine`); inside, as `payload guest`, it is the lab
+//! itself. The test has no harness for that reason.
 
 mod booted;
 mod contention;
@@ -42,7 +44,8 @@ const TOGETHER_MAX: usize = 3;
 /// What is shown, and how.
 struct Scenario {
     name: &'static str,
-    /// Whether others may run at the same time: what mainly waits may, what counts or disturbs the server may not.
+    /// Whether others may run at the same time: what mainly waits may, what counts or disturbs the
+    /// server may not.
     together: bool,
     versions: &'static [Version],
     run: fn(&Server, &Report),

@@ -1,5 +1,5 @@
-//! Which mounts the daemon and the doctor take for what they are; daemons under different users on an export that trusts no
-//! root; and two hosts that the server takes for one.
+//! Which mounts the daemon and the doctor take for what they are; daemons under different users on
+//! an export that trusts no root; and two hosts that the server takes for one.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -75,7 +75,8 @@ fn doctor(host: &Host, report: &Report, what: &str, expected: i32) {
     report.check(&format!("doctor gives {expected} for {what}"), both, detail);
 }
 
-/// Three daemons under three users: files that one has made, the others can lock. The export turns root into nobody.
+/// Three daemons under three users: files that one has made, the others can lock. The export turns
+/// root into nobody.
 pub(crate) fn owners(server: &Server, report: &Report) {
     server.folder("owners", "root_squash");
     // With the sticky bit, as in /tmp, only a file's owner could delete it.
@@ -90,7 +91,8 @@ pub(crate) fn owners(server: &Server, report: &Report) {
         hosts.iter().zip(users).map(|(host, uid)| host.daemon_as(report, uid, "/mnt", &["--linger", "0.3"])).collect();
     for first in 0..nodes.len() {
         let lock = format!("by{first}");
-        // Each daemon makes a file, then every other one takes it while the maker still has it open.
+        // Each daemon makes a file, then every other one takes it while the maker still has it
+        // open.
         let mut sessions: Vec<_> = nodes.iter().map(crate::hosts::Node::session).collect();
         let made = sessions[first].gets(&lock);
         sessions[first].release(&lock);
@@ -113,7 +115,8 @@ pub(crate) fn owners(server: &Server, report: &Report) {
     }
 }
 
-/// Two hosts with one name are one NFSv4 client to the server, and wipe each other's locks: the daemons and the doctor say so.
+/// Two hosts with one name are one NFSv4 client to the server, and wipe each other's locks: the
+/// daemons and the doctor say so.
 pub(crate) fn twins(server: &Server, report: &Report) {
     const WORDS: [&str; 2] = ["client identifier", "somebody else uses its name"];
     let hosts = server.hosts("twins", ["twin", "twin"]);

@@ -1,5 +1,6 @@
-//! The link of a holder's host is cut: for longer than the lease, when the holder has to know that its locks are lost before
-//! a rival has them; and for a shorter time, or while the server restarts, when nothing may be lost.
+//! The link of a holder's host is cut: for longer than the lease, when the holder has to know that
+//! its locks are lost before a rival has them; and for a shorter time, or while the server
+//! restarts, when nothing may be lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

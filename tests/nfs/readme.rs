@@ -1,4 +1,5 @@
-//! README.md's lines for several hosts on one mount, as they stand there, run on two hosts. What is replaced in them is in `fit`.
+//! README.md's lines for several hosts on one mount, as they stand there, run on two hosts. What is
+//! replaced in them is in `fit`.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -21,14 +22,16 @@ fn lines_of_the_readme() -> ([&'static str; 3], &'static str) {
     (lines, refused.expect("README.md says what is refused"))
 }
 
-/// A line with the lab's addresses in the place of README.md's names: the server, whose export is one folder, and the other host.
+/// A line with the lab's addresses in the place of README.md's names: the server, whose export is
+/// one folder, and the other host.
 fn fit(line: &str, host: &Host, other: &Host) -> String {
     let server = format!("{}.1:/export/readme", network(host));
     let other = format!("{}.2", network(other));
     line.replace("files.example.com:/srv/locks", &server).replace("host2", &other)
 }
 
-/// The first three numbers of a host's address: it is the second one of its network, the server the first.
+/// The first three numbers of a host's address: it is the second one of its network, the server the
+/// first.
 fn network(host: &Host) -> String {
     let address = host.output("ip -4 -o addr show dev eth0");
     let network = address.split_whitespace().find_map(|word| word.strip_suffix(".2/24"));
@@ -100,7 +103,8 @@ pub(crate) fn several_hosts(server: &Server, report: &Report) {
     let _first = serve(first);
     examine(second, first);
 
-    // The lab's lease is short: who takes long to stop would have to give the lock up before he has it.
+    // The lab's lease is short: who takes long to stop would have to give the lock up before he has
+    // it.
     let hold = "exec distrilock run --kill-after 0.1 nightly -- sh -c 'echo held; read line'";
     let held = shell(first, hold).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let mut held = Running(held.expect("nsenter is there"));

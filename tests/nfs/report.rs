@@ -1,5 +1,5 @@
-//! What a scenario finds out, as lines that leave the machine: tab-separated, one for each check or figure; and how these are read
-//! outside.
+//! What a scenario finds out, as lines that leave the machine: tab-separated, one for each check or
+//! figure; and how these are read outside.
 
 use std::fmt::Display;
 use std::path::PathBuf;

@@ -1,5 +1,6 @@
-//! Three booted hosts, each with systemd as its first process, on which somebody does what systemd/examples/nfs/README.md says: its
-//! commands, its files and the package's units as they are. Only the names of that page have addresses of the lab.
+//! Three booted hosts, each with systemd as its first process, on which somebody does what
+//! systemd/examples/nfs/README.md says: its commands, its files and the package's units as they
+//! are. Only the names of that page have addresses of the lab.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -314,7 +315,8 @@ fn detached(hosts: &[Booted; 3], report: &Report) {
     report.check("the next connection brings both back", back, format!("{reply} after {time:.1?}"));
 }
 
-/// A daemon is restarted while the server does not answer: its sessions are not left to a process that could not tell them of lost locks.
+/// A daemon is restarted while the server does not answer: its sessions are not left to a process
+/// that could not tell them of lost locks.
 fn restarted_in_silence(server: &Server, hosts: &[Booted; 3], report: &Report) {
     let c = &hosts[2];
     let mut holder = session(c);
@@ -345,7 +347,8 @@ fn main_process(booted: &Booted) -> String {
     booted.systemctl(&["show", "--property=MainPID", "--value", "distrilock.service"]).1
 }
 
-/// A host needs its mount while the server is down: that fails, but connections wait, and are served when the server is there.
+/// A host needs its mount while the server is down: that fails, but connections wait, and are
+/// served when the server is there.
 fn late_server(server: &Server, hosts: &[Booted; 3], report: &Report) {
     let c = &hosts[2];
     let (status, text) = c.systemctl(&["stop", "srv-locks.mount"]);
@@ -380,7 +383,8 @@ fn rebooted(hosts: &mut [Booted; 3], report: &Report) {
     report.check("and grants", status == Some(0), text);
 }
 
-/// What a killed daemon left is deleted by the timer, hours later; what is held is not, and no lock minds that clocks jump.
+/// What a killed daemon left is deleted by the timer, hours later; what is held is not, and no lock
+/// minds that clocks jump.
 fn collected(hosts: &[Booted; 3], report: &Report) {
     let [a, b, _] = hosts;
     let (mut holder, mut victim) = (session(a), session(b));

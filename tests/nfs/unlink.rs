@@ -1,5 +1,6 @@
-//! An unlink is under way when its host is cut off, for longer than the lease; the link heals while a rival holds the name. If
-//! the unlink took effect then, it would remove the rival's live lock file, and a third host would get the lock, too.
+//! An unlink is under way when its host is cut off, for longer than the lease; the link heals while
+//! a rival holds the name. If the unlink took effect then, it would remove the rival's live lock
+//! file, and a third host would get the lock, too.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +16,8 @@ use crate::report::Report;
 use crate::support::eventually;
 use crate::witness::{ANCHOR, Witness, anchored, try_lock};
 
-/// How long a packet to or from the host takes that is going to be cut off, so that its calls can be told apart.
+/// How long a packet to or from the host takes that is going to be cut off, so that its calls can
+/// be told apart.
 const DELAY_MS: u32 = 300;
 
 /// An unlink reaches the server before the cut now and then; so often another one is tried.
@@ -33,9 +35,10 @@ pub(crate) fn in_flight(server: &Server, report: &Report) {
     });
 }
 
-/// rm(1) without any lock, of a host whose lease then runs out. Where nobody kills it, it takes effect after the heal, and two
-/// hosts have the lock. Where it is killed before, it does not; unless the file is open on its host: then the client makes a
-/// rename of it, which lives on without the process.
+/// rm(1) without any lock, of a host whose lease then runs out. Where nobody kills it, it takes
+/// effect after the heal, and two hosts have the lock. Where it is killed before, it does not;
+/// unless the file is open on its host: then the client makes a rename of it, which lives on
+/// without the process.
 fn plain(server: &Server, report: &Report) {
     thread::scope(|scope| {
         for (folder, opened, killed) in [("plain", false, false), ("killed", false, true), ("renamed", true, true)] {
@@ -142,7 +145,8 @@ struct Caught {
 }
 
 impl Caught {
-    /// Starts unlinks, each of another lock's file, until one is caught, of a file that has been marked dead if it is to be.
+    /// Starts unlinks, each of another lock's file, until one is caught, of a file that has been
+    /// marked dead if it is to be.
     fn cut(host: &Host, folder: &str, marked: bool, mut unlink: impl FnMut(&str) -> Unlinker) -> Option<Self> {
         for n in 0..TRIES_MAX {
             let lock = format!("name{n}");
@@ -161,7 +165,8 @@ impl Caught {
     }
 }
 
-/// Whether a process, or a child of it, is in unlink(2) within a moment in which the file is ready; not if that has gone.
+/// Whether a process, or a child of it, is in unlink(2) within a moment in which the file is ready;
+/// not if that has gone.
 fn eventually_in_flight(process: u32, ready: impl Fn() -> Option<bool>) -> bool {
     let end = Instant::now() + Duration::from_secs(20);
     while Instant::now() < end {
@@ -215,8 +220,8 @@ fn collecting(server: &Server, report: &Report) {
     cut_during(server, report, "collecting", &hosts, unlink);
 }
 
-/// Lets the first host begin an unlink, cuts it off while that is under way, heals it when the second host has the lock, and
-/// asks for the lock from the third one.
+/// Lets the first host begin an unlink, cuts it off while that is under way, heals it when the
+/// second host has the lock, and asks for the lock from the third one.
 fn cut_during(server: &Server, report: &Report, folder: &str, hosts: &[Host; 3], unlink: impl FnMut(&str) -> Unlinker) {
     let [a, b, c] = hosts;
     let (right, third) = (b.daemon(report, &[]), c.daemon(report, &[]));
@@ -233,8 +238,8 @@ fn cut_during(server: &Server, report: &Report, folder: &str, hosts: &[Host; 3],
     report.figure(&format!("the rival is granted ({folder})"), detail);
     let live = inode(folder, name);
     a.heal();
-    // What the client has not yet been answered, it sends again before it can do anything new: a sign of life of the client
-    // is one that its old calls are over.
+    // What the client has not yet been answered, it sends again before it can do anything new: a
+    // sign of life of the client is one that its old calls are over.
     let healed = Instant::now();
     let alive = fs::write(a.path("/mnt/sign-of-life"), "");
     let detail = format!("{alive:?} {:.2} s after the heal", healed.elapsed().as_secs_f64());

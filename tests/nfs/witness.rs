@@ -1,6 +1,7 @@
-//! The witness: a table of who is in which lock, kept by this process, which no host and no daemon can reach. Two in one lock
-//! at once are an overlap. Before anything else it has to catch a protocol that is known to be wrong, and to be silent about
-//! one that is right, both made of plain file locks without any daemon.
+//! The witness: a table of who is in which lock, kept by this process, which no host and no daemon
+//! can reach. Two in one lock at once are an overlap. Before anything else it has to catch a
+//! protocol that is known to be wrong, and to be silent about one that is right, both made of plain
+//! file locks without any daemon.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -133,7 +134,8 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(false).open(path)
 }
 
-/// One try of the order that is wrong: whoever locks between the close and the unlink has a file that loses its name.
+/// One try of the order that is wrong: whoever locks between the close and the unlink has a file
+/// that loses its name.
 fn unlock_close_unlink(path: &Path, visit: &mut dyn FnMut()) -> io::Result<()> {
     let file = open(path)?;
     if try_lock(&file, 0, 0)? {

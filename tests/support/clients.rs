@@ -1,4 +1,5 @@
-//! A client for each dialect. They block, wait at most [`PATIENCE`] for what is due, and panic if it does not come.
+//! A client for each dialect. They block, wait at most [`PATIENCE`] for what is due, and panic if
+//! it does not come.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -16,8 +17,8 @@ use tungstenite::{Message, WebSocket};
 
 use super::PATIENCE;
 
-/// Connects to `HOST:PORT` or `unix:PATH`. A Unix stream goes by the type of a TCP one: all that the tests do with it
-/// (read, write, time-outs, shutdown) are the same system calls.
+/// Connects to `HOST:PORT` or `unix:PATH`. A Unix stream goes by the type of a TCP one: all that
+/// the tests do with it (read, write, time-outs, shutdown) are the same system calls.
 #[track_caller]
 pub(crate) fn connect(address: &str) -> TcpStream {
     try_connect(address).unwrap_or_else(|error| panic!("connect {address}: {error}"))
@@ -99,7 +100,8 @@ impl V1 {
         }
     }
 
-    /// The next object, or why there is none; the end of the connection is `UnexpectedEof` or `ConnectionReset`.
+    /// The next object, or why there is none; the end of the connection is `UnexpectedEof` or
+    /// `ConnectionReset`.
     pub(crate) fn try_receive(&mut self) -> std::io::Result<Value> {
         if let Some(object) = self.aside.pop_front() {
             return Ok(object);
@@ -143,8 +145,8 @@ impl V1 {
         self.received.drain(..count).collect()
     }
 
-    /// Sends a request, with an id if it has none, and waits for the reply to it. What comes in between is left to
-    /// `receive`.
+    /// Sends a request, with an id if it has none, and waits for the reply to it. What comes in
+    /// between is left to `receive`.
     #[track_caller]
     pub(crate) fn request(&mut self, request: Value) -> Value {
         self.try_request(request).unwrap_or_else(|error| panic!("no reply: {error}"))
@@ -232,7 +234,8 @@ pub(crate) fn gob_request(command: u8, lock: &str) -> Vec<u8> {
     bytes
 }
 
-/// A client of version 0.1 over TCP. It sends bytes as they are; of a reply it knows the length and the result.
+/// A client of version 0.1 over TCP. It sends bytes as they are; of a reply it knows the length and
+/// the result.
 pub(crate) struct Gob {
     client: V1,
     greeted: bool,
@@ -275,8 +278,8 @@ impl Gob {
     }
 }
 
-/// A WebSocket frame as bytes, with an all-zero masking key if `masked` (RFC 6455, section 5.2). `head` is the first
-/// byte: FIN, the reserved bits and the opcode.
+/// A WebSocket frame as bytes, with an all-zero masking key if `masked` (RFC 6455, section 5.2).
+/// `head` is the first byte: FIN, the reserved bits and the opcode.
 pub(crate) fn frame(head: u8, masked: bool, payload: &[u8]) -> Vec<u8> {
     let mask = if masked { 0x80 } else { 0 };
     let mut bytes = vec![head];
@@ -298,8 +301,8 @@ pub(crate) fn frame(head: u8, masked: bool, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Sends bytes to the WebSocket port and gives what comes back until the daemon closes or, after a complete head, for
-/// as long as the head itself says.
+/// Sends bytes to the WebSocket port and gives what comes back until the daemon closes or, after a
+/// complete head, for as long as the head itself says.
 #[track_caller]
 pub(crate) fn http(address: &str, request: &str) -> String {
     let mut client = V1::connect(address);

@@ -1,5 +1,5 @@
-//! The command, `distrilock`, as a child process, and the process table: what descends from it carries a mark in its environment,
-//! wherever it has gone.
+//! The command, `distrilock`, as a child process, and the process table: what descends from it
+//! carries a mark in its environment, wherever it has gone.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -48,7 +48,8 @@ impl Tree {
         environment.split(|byte| *byte == 0).any(|variable| variable == format!("{MARK}={}", self.mark).as_bytes())
     }
 
-    /// The process whose command line begins so. (Within, the command lines of our own processes have CMD's words.)
+    /// The process whose command line begins so. (Within, the command lines of our own processes
+    /// have CMD's words.)
     pub(crate) fn find(&self, beginning: &str) -> Option<Pid> {
         self.processes().into_iter().find(|(_, line)| line.starts_with(beginning)).map(|(pid, _)| pid)
     }

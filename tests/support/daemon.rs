@@ -1,5 +1,5 @@
-//! The daemon as a child process: started with a notification socket of the test's own, so that READY=1 replaces
-//! every guess at how long a start takes, and killed when the test ends.
+//! The daemon as a child process: started with a notification socket of the test's own, so that
+//! READY=1 replaces every guess at how long a start takes, and killed when the test ends.
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
@@ -52,8 +52,8 @@ impl Lines {
     }
 }
 
-/// How a daemon is to be started. Without a word it listens on both fronts of 127.0.0.1, on free ports, over a
-/// fresh directory.
+/// How a daemon is to be started. Without a word it listens on both fronts of 127.0.0.1, on free
+/// ports, over a fresh directory.
 pub(crate) struct Setup {
     directory: Option<PathBuf>,
     listeners: Option<Vec<(String, String)>>,
@@ -70,7 +70,8 @@ impl Setup {
         self
     }
 
-    /// Adds `--tcp ADDRESS`; with the first listener that is named here, the two standard ones are not used.
+    /// Adds `--tcp ADDRESS`; with the first listener that is named here, the two standard ones are
+    /// not used.
     pub(crate) fn tcp(self, address: &str) -> Self {
         self.listen("tcp", address)
     }
@@ -101,9 +102,9 @@ impl Setup {
         self
     }
 
-    /// Passes one or two sockets as systemd does, as descriptors 3 and 4, with `names` (`tcp:ws`) if there are any.
-    /// They travel as standard input and output, since std opens no other descriptors in a child; LISTEN_PID
-    /// is a thing that only the child's shell can know.
+    /// Passes one or two sockets as systemd does, as descriptors 3 and 4, with `names` (`tcp:ws`)
+    /// if there are any. They travel as standard input and output, since std opens no other
+    /// descriptors in a child; LISTEN_PID is a thing that only the child's shell can know.
     pub(crate) fn passed(mut self, names: Option<&str>, sockets: Vec<OwnedFd>) -> Self {
         assert!(matches!(sockets.len(), 1 | 2), "one or two sockets can be passed");
         let mv = if sockets.len() == 1 { "exec 3<&0" } else { "exec 3<&0 4<&1" };
@@ -118,8 +119,8 @@ impl Setup {
         self
     }
 
-    /// Runs the daemon as somebody to whom file permissions apply: as nobody if the tests run as root, else as the
-    /// user who runs them.
+    /// Runs the daemon as somebody to whom file permissions apply: as nobody if the tests run as
+    /// root, else as the user who runs them.
     pub(crate) fn unprivileged(mut self) -> Self {
         self.unprivileged = true;
         self
@@ -200,8 +201,8 @@ impl Setup {
         if self.unprivileged && Uid::effective().is_root() {
             // Nobody can neither reach the build directory nor the notification socket.
             let copy = scratch.join("distrilockd");
-            // By cp(1): a file that this process has open for writing cannot be run (ETXTBSY), and a thread that
-            // forks just now would keep it open.
+            // By cp(1): a file that this process has open for writing cannot be run (ETXTBSY), and
+            // a thread that forks just now would keep it open.
             let copied = Command::new("cp").arg(BINARY).arg(&copy).status().expect("cp runs");
             assert!(copied.success(), "a copy of the binary");
             fs::set_permissions(scratch, Permissions::from_mode(0o755)).expect("our own directory");

@@ -1,4 +1,5 @@
-//! [`Manager`] stands in for the service manager: it keeps what the daemon stores, and passes it to the next process.
+//! [`Manager`] stands in for the service manager: it keeps what the daemon stores, and passes it to
+//! the next process.
 
 use std::fs;
 use std::io::IoSliceMut;
@@ -70,7 +71,8 @@ impl Manager {
         while !self.hear().lines().any(|line| line == "READY=1") {}
     }
 
-    /// One message; what is to be kept is kept, and all else that comes with it is closed, which answers a barrier.
+    /// One message; what is to be kept is kept, and all else that comes with it is closed, which
+    /// answers a barrier.
     fn hear(&mut self) -> String {
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut control = RecvAncillaryBuffer::new(&mut room);

@@ -1,8 +1,9 @@
-//! Signals of the programs that tests start: default ones, however the tests themselves were started.
+//! Signals of the programs that tests start: default ones, however the tests themselves were
+//! started.
 //!
 //! `nohup`, `&` in a script and some runners start the tests with signals ignored, and an ignored
-//! signal stays ignored across execve(2). A caught one becomes default again, so this process catches
-//! what it would ignore. It does nothing with it: for the tests, it is ignored as before.
+//! signal stays ignored across execve(2). A caught one becomes default again, so this process
+//! catches what it would ignore. It does nothing with it: for the tests, it is ignored as before.
 
 use std::fs;
 use std::sync::Once;
@@ -29,8 +30,8 @@ pub(crate) fn default_for_children() {
         let _entered = runtime.enter();
         for number in (1..=STANDARD_MAX).filter(|number| ignored & (1 << (number - 1)) != 0) {
             if !LEFT_ALONE.contains(&number) {
-                // tokio keeps the handler when this and the runtime have gone. It refuses SIGSEGV and
-                // its like, which nobody ignores.
+                // tokio keeps the handler when this and the runtime have gone. It refuses SIGSEGV
+                // and its like, which nobody ignores.
                 let _ = signal(SignalKind::from_raw(number));
             }
         }
