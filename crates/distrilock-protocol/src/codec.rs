@@ -5,37 +5,9 @@ use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::limits::FRAME_BYTES_MAX;
+use crate::violation::Violation;
 use crate::websocket::{Frame, WebSocket};
 use crate::{gob, v0, v1};
-
-/// The peer broke the protocol: it is told once, where that is possible, and the session ends.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
-    /// A line or a frame beyond the limit.
-    #[error("a message of {bytes} bytes or more; at most {FRAME_BYTES_MAX} are taken")]
-    TooLong {
-        /// How long it is, as far as it was seen or announced.
-        bytes: u64,
-    },
-    /// The gob stream's framing or its definitions are corrupt.
-    #[error("malformed gob stream: {0}")]
-    Gob(#[from] gob::Malformed),
-    /// RFC 6455 forbids it.
-    #[error("{0}")]
-    WebSocket(String),
-    /// The first line is no JSON object: whoever speaks there, it is no client of ours, and might be a browser that a page of
-    /// another site has sent.
-    #[error("a line that is no JSON object begins the connection; this port speaks JSON lines and gob, no HTTP")]
-    NotJson,
-    /// The client does not read what it is sent.
-    #[error("{bytes} bytes wait for the client to read them; at most {bytes_max} are kept")]
-    SlowReader {
-        /// How many.
-        bytes: usize,
-        /// The limit.
-        bytes_max: usize,
-    },
-}
 
 /// A message, as far as it concerns a session.
 #[derive(Debug)]

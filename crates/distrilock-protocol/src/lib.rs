@@ -13,11 +13,13 @@ pub mod limits;
 pub mod name;
 pub mod v0;
 pub mod v1;
+mod violation;
 pub mod want;
 #[cfg(feature = "websocket")]
 pub mod websocket;
 
 #[cfg(feature = "websocket")]
-pub use codec::{Codec, Dialect, Form, Incoming, Violation};
+pub use codec::{Codec, Dialect, Form, Incoming};
 #[cfg(feature = "websocket")]
 pub use hand_over::HandedCodec;
+pub use violation::Violation;

@@ -10,8 +10,8 @@ use tungstenite::protocol::frame::{CloseFrame, FrameHeader};
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Bytes, Message, Utf8Bytes};
 
-use super::Violation;
 use crate::limits::FRAME_BYTES_MAX;
+use crate::violation::Violation;
 
 /// The state of one WebSocket connection after its handshake.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{MESSAGE_BYTES_MAX, READ_BYTES_MAX, Turn};
+use super::turn::{MESSAGE_BYTES_MAX, READ_BYTES_MAX, Turn};
 use crate::error::{DisconnectedError, Excerpt};
 
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 //! limited.
 
 mod lines;
+mod turn;
 #[cfg(feature = "websocket")]
 mod websocket;
 
@@ -13,14 +14,9 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::address::Server;
 use crate::error::{DisconnectedError, ServerError};
 use lines::{Lines, Stream};
+pub(crate) use turn::Turn;
 #[cfg(feature = "websocket")]
 use websocket::WebSocket;
-
-/// The longest message of a daemon: the size of its outbox by default.
-const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
-
-/// How many bytes one read takes from the socket.
-const READ_BYTES_MAX: usize = 16 * 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -28,15 +24,6 @@ pub(crate) enum Link {
     Lines(Lines),
     #[cfg(feature = "websocket")]
     WebSocket(WebSocket),
-}
-
-/// How a turn of the socket ended.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
-    /// More may come.
-    Open,
-    /// The daemon has closed the connection.
-    Closed,
 }
 
 impl Link {

@@ -45,7 +45,7 @@ pub const REQUEST_DEFINITION: [u8; 85] = *b"\x54\xff\x81\x03\x01\x01\x0bLockRequ
 
 /// Why a stream cannot be read any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum Malformed {
+pub enum GobError {
     /// A message length that starts with a byte which no unsigned integer starts with.
     #[error("a message length cannot start with the byte {0:#04x}")]
     Length(u8),
@@ -87,21 +87,21 @@ pub struct Frame {
 ///
 /// # Errors
 ///
-/// [`Malformed`] where no further bytes could make it a message of at most `body_bytes_max`.
-pub fn split(input: &[u8], body_bytes_max: usize) -> Result<Option<Frame>, Malformed> {
+/// [`GobError`] where no further bytes could make it a message of at most `body_bytes_max`.
+pub fn split(input: &[u8], body_bytes_max: usize) -> Result<Option<Frame>, GobError> {
     let Some(&first) = input.first() else {
         return Ok(None);
     };
-    let width = integer_width(first).ok_or(Malformed::Length(first))?;
+    let width = integer_width(first).ok_or(GobError::Length(first))?;
     let mut reader = Reader::new(input);
     let Ok(length) = reader.uint() else {
         return Ok(None);
     };
     let header = width + 1;
     match usize::try_from(length) {
-        Ok(0) => Err(Malformed::Empty),
+        Ok(0) => Err(GobError::Empty),
         Ok(body) if body <= body_bytes_max => Ok((input.len() - header >= body).then_some(Frame { header, body })),
-        _ => Err(Malformed::TooLong { length, maximum: body_bytes_max }),
+        _ => Err(GobError::TooLong { length, maximum: body_bytes_max }),
     }
 }
 

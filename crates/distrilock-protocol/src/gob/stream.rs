@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::primitive::{Cut, Reader};
 use super::types::{BOOL, BYTES, COMPLEX, FIRST_USER_ID, FLOAT, Field, INT, INTERFACE, Role, STRING, Type, UINT};
-use super::{DEFINITIONS_MAX, DEPTH_MAX, Malformed, SUSPENDED_BYTES_MAX};
+use super::{DEFINITIONS_MAX, DEPTH_MAX, GobError, SUSPENDED_BYTES_MAX};
 use crate::v0::Request;
 
 /// What a message was.
@@ -39,9 +39,9 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// [`Malformed`] if a definition is corrupt or exceeds a limit: nothing sent after it could be
+    /// [`GobError`] if a definition is corrupt or exceeds a limit: nothing sent after it could be
     /// understood. Corrupt *values* are [`Decoded::Unanswered`], as they harm themselves only.
-    pub fn message(&mut self, body: &[u8]) -> Result<Decoded, Malformed> {
+    pub fn message(&mut self, body: &[u8]) -> Result<Decoded, GobError> {
         if !self.suspended.is_empty() {
             let mut joined = mem::take(&mut self.suspended);
             let replayed = joined.len();
@@ -49,18 +49,18 @@ impl Decoder {
             return self.value_message(&joined, replayed);
         }
         let mut reader = Reader::new(body);
-        let id = reader.int().map_err(|Cut| Malformed::TypeId)?;
+        let id = reader.int().map_err(|Cut| GobError::TypeId)?;
         if id >= 0 {
             return self.value_message(body, 0);
         }
         let definition = Type::read(&mut reader)?;
         if !reader.is_empty() {
-            return Err(Malformed::Definition);
+            return Err(GobError::Definition);
         }
         Ok(if self.define(id, definition)? { Decoded::Definition } else { Decoded::Unanswered })
     }
 
-    fn value_message(&mut self, body: &[u8], replayed: usize) -> Result<Decoded, Malformed> {
+    fn value_message(&mut self, body: &[u8], replayed: usize) -> Result<Decoded, GobError> {
         let mut value = Value { decoder: self, reader: Reader::new(body), replayed };
         match value.request() {
             Ok(request) => Ok(Decoded::Request(request)),
@@ -69,16 +69,16 @@ impl Decoder {
                 self.suspended.extend_from_slice(&body[..at]);
                 Ok(Decoded::Definition)
             }
-            Err(Stop::Suspended { at }) => Err(Malformed::TooLong { length: at as u64, maximum: SUSPENDED_BYTES_MAX }),
-            Err(Stop::Malformed(reason)) => Err(reason),
+            Err(Stop::Suspended { at }) => Err(GobError::TooLong { length: at as u64, maximum: SUSPENDED_BYTES_MAX }),
+            Err(Stop::GobError(reason)) => Err(reason),
         }
     }
 
     /// Adds the type that was announced by `negative_id`; false if Go refuses that id, because it
     /// is Go's own or is in use already.
-    fn define(&mut self, negative_id: i64, definition: Type) -> Result<bool, Malformed> {
+    fn define(&mut self, negative_id: i64, definition: Type) -> Result<bool, GobError> {
         let id = i32::try_from(negative_id).ok().and_then(i32::checked_neg);
-        let id = id.ok_or(Malformed::TypeId)?;
+        let id = id.ok_or(GobError::TypeId)?;
         if id < FIRST_USER_ID {
             return Ok(false);
         }
@@ -86,7 +86,7 @@ impl Decoder {
             return Ok(false);
         };
         if self.types.len() == DEFINITIONS_MAX {
-            return Err(Malformed::TooManyDefinitions);
+            return Err(GobError::TooManyDefinitions);
         }
         self.types.insert(place, (id, definition));
         Ok(true)
@@ -116,7 +116,7 @@ enum Stop {
     Suspended {
         at: usize,
     },
-    Malformed(Malformed),
+    GobError(GobError),
 }
 
 impl From<Cut> for Stop {
@@ -125,9 +125,9 @@ impl From<Cut> for Stop {
     }
 }
 
-impl From<Malformed> for Stop {
-    fn from(reason: Malformed) -> Self {
-        Self::Malformed(reason)
+impl From<GobError> for Stop {
+    fn from(reason: GobError) -> Self {
+        Self::GobError(reason)
     }
 }
 

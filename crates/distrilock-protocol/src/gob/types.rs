@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::primitive::{Cut, Reader};
-use super::{FIELDS_MAX, Malformed};
+use super::{FIELDS_MAX, GobError};
 
 /// Gob's own types, which need no definition.
 pub(super) const BOOL: i32 = 1;
@@ -70,7 +70,7 @@ impl Role {
     }
 }
 
-impl From<Cut> for Malformed {
+impl From<Cut> for GobError {
     fn from(_: Cut) -> Self {
         Self::Definition
     }
@@ -78,26 +78,26 @@ impl From<Cut> for Malformed {
 
 impl Type {
     /// Reads a `wireType`, a struct of which exactly one field is set.
-    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, GobError> {
         let mut next = 0;
-        let kind = reader.field(&mut next)?.ok_or(Malformed::Definition)?;
+        let kind = reader.field(&mut next)?.ok_or(GobError::Definition)?;
         let definition = match kind {
             0..=3 => Self::read_composite(kind, reader)?,
             4..=6 => {
                 Self::read_composite(kind, reader)?;
                 Self::Opaque
             }
-            _ => return Err(Malformed::Definition),
+            _ => return Err(GobError::Definition),
         };
         match reader.field(&mut next)? {
             None => Ok(definition),
-            Some(_) => Err(Malformed::Definition),
+            Some(_) => Err(GobError::Definition),
         }
     }
 
     /// Reads the description of one kind of type. All of them start with the type's name and id,
     /// which tell us nothing that we need.
-    fn read_composite(kind: usize, reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+    fn read_composite(kind: usize, reader: &mut Reader<'_>) -> Result<Self, GobError> {
         let mut next = 0;
         let (mut first, mut second, mut length) = (0, 0, 0);
         let mut fields = Box::default();
@@ -108,7 +108,7 @@ impl Type {
                 (0, 2) => length = reader.int()?.cast_unsigned(),
                 (3, 2) => second = reader.type_id()?,
                 (2, 1) => fields = read_fields(reader)?,
-                _ => return Err(Malformed::Definition),
+                _ => return Err(GobError::Definition),
             }
         }
         Ok(match kind {
@@ -121,14 +121,14 @@ impl Type {
     }
 }
 
-fn read_fields(reader: &mut Reader<'_>) -> Result<Box<[Field]>, Malformed> {
+fn read_fields(reader: &mut Reader<'_>) -> Result<Box<[Field]>, GobError> {
     let count = reader.uint()?;
     if count > FIELDS_MAX as u64 {
-        return Err(Malformed::TooManyFields(count));
+        return Err(GobError::TooManyFields(count));
     }
     let field = |_| {
         if reader.is_empty() {
-            return Err(Malformed::Definition);
+            return Err(GobError::Definition);
         }
         let (name, type_id) = read_name_and_id(reader)?;
         Ok(Field { role: Role::of(name), type_id })
@@ -137,13 +137,13 @@ fn read_fields(reader: &mut Reader<'_>) -> Result<Box<[Field]>, Malformed> {
 }
 
 /// A struct of a name and an id, which describes a type or a field.
-fn read_name_and_id<'a>(reader: &mut Reader<'a>) -> Result<(&'a [u8], i32), Malformed> {
+fn read_name_and_id<'a>(reader: &mut Reader<'a>) -> Result<(&'a [u8], i32), GobError> {
     let (mut next, mut name, mut id) = (0, &b""[..], 0);
     while let Some(index) = reader.field(&mut next)? {
         match index {
             0 => name = reader.bytes()?,
             1 => id = reader.type_id()?,
-            _ => return Err(Malformed::Definition),
+            _ => return Err(GobError::Definition),
         }
     }
     Ok((name, id))

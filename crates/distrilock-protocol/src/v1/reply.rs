@@ -10,7 +10,8 @@ use std::borrow::Cow;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{ErrorWord, Id};
+use super::id::Id;
+use super::word::ErrorWord;
 
 /// A reply: the request's id, whether the answer is yes, and the body.
 #[derive(Debug, Serialize)]
