@@ -24,9 +24,9 @@ use super::os::OpenFile;
 use super::ranges::FENCE;
 use crate::limits::FENCE_WAIT_MS_MAX;
 use distrilock_engine::Mode;
-use distrilock_engine::fault::Fault;
+use distrilock_engine::fault::{Cause, Fault, Operation};
 use distrilock_engine::fence::following;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::steps::call::CallResult as Answer;
 
 /// What every text of ours begins with.
 const MAGIC: &str = "distrilock fence ";
@@ -96,8 +96,12 @@ impl OpenFile {
                 fence
             }
             Some(answer) => answer,
-            None => self.failed("wait for the fence of", Errno::EBUSY),
+            None => self.failed_for(Cause::FenceBusy),
         }
+    }
+
+    fn failed_for(&self, cause: Cause) -> Answer {
+        Answer::Failed(Fault { cause, path: self.path.to_string_lossy().into() })
     }
 
     fn fence(&self, mark: &Mark) -> Answer {
@@ -105,8 +109,8 @@ impl OpenFile {
         let last = match pread(self.descriptor(), &mut bytes, 0).map(|count| content(&bytes[..count])) {
             Ok(Content::Nothing) => None,
             Ok(Content::Fence(number)) => Some(number),
-            Ok(Content::Foreign) => return self.failed("read the fence of", Errno::EBADMSG),
-            Err(errno) => return self.failed("read", errno),
+            Ok(Content::Foreign) => return self.failed_for(Cause::ForeignContent),
+            Err(errno) => return self.failed(Operation::Read, errno),
         };
         let fence = match mark.next(last) {
             Ok(fence) => fence,
@@ -119,7 +123,7 @@ impl OpenFile {
         });
         match written {
             Ok(()) => Answer::Fence(fence),
-            Err(errno) => self.failed("write", errno),
+            Err(errno) => self.failed(Operation::Write, errno),
         }
     }
 }
@@ -148,32 +152,31 @@ impl Mark {
 
     fn raise(&self, last: Option<u64>) -> Result<u64, Fault> {
         let path = self.folder.join("fence");
-        let fault = |operation, errno| Fault { operation, path: path.to_string_lossy().into(), errno };
-        let failed = |operation| move |error: io::Error| (operation, error.raw_os_error().unwrap_or(Errno::EIO as i32));
+        let failed = |operation| move |error: io::Error| Cause::io(operation, &error);
         let raised = || {
-            let file = self.open(&path).map_err(failed("open"))?;
-            locked(&file).map_err(|errno| ("lock", errno as i32))?;
+            let file = self.open(&path).map_err(failed(Operation::Open))?;
+            locked(&file)?;
             let copies = [0, SECOND_COPY].map(|place| read_copy(&file, place));
-            let empty = file.metadata().map_err(failed("stat"))?.len() == 0;
+            let empty = file.metadata().map_err(failed(Operation::Stat))?.len() == 0;
             let mark = match copies.iter().filter_map(|copy| *copy).max() {
                 Some(mark) => mark,
                 None if empty => 0,
-                None => return Err(("read", Errno::EBADMSG as i32)),
+                None => return Err(Cause::ForeignMark),
             };
             if empty {
                 // Whoever finds something in it may rely on its place.
-                self.keep(&file).map_err(failed("write"))?;
+                self.keep(&file).map_err(failed(Operation::Write))?;
             }
             let (fence, needed) = following(last, mark);
             if needed > mark {
                 let place = if copies[0] < copies[1] { 0 } else { SECOND_COPY };
-                file.write_all_at(text(needed).as_bytes(), place).map_err(failed("write"))?;
-                file.sync_all().map_err(failed("write"))?;
+                file.write_all_at(text(needed).as_bytes(), place).map_err(failed(Operation::Write))?;
+                file.sync_all().map_err(failed(Operation::Write))?;
             }
             self.known.fetch_max(needed.max(mark), Ordering::SeqCst);
             Ok(fence)
         };
-        raised().map_err(|(operation, errno)| fault(operation, errno))
+        raised().map_err(|cause| Fault { cause, path: path.to_string_lossy().into() })
     }
 
     /// Opens the file of the mark, or makes it.
@@ -210,14 +213,16 @@ fn read_copy(file: &File, place: u64) -> Option<u64> {
 }
 
 /// Locks a file until it is closed.
-fn locked(file: &File) -> Result<(), Errno> {
+fn locked(file: &File) -> Result<(), Cause> {
     let small = |number: i32| i16::try_from(number).expect("the numbers of fcntl are small");
     let all = flock { l_type: small(F_WRLCK), l_whence: small(SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 };
     let tried = waited(|| match fcntl(file, FcntlArg::F_OFD_SETLK(&all)) {
         Err(Errno::EAGAIN | Errno::EACCES) => None,
-        tried => Some(tried.map(drop)),
+        tried => {
+            Some(tried.map(drop).map_err(|errno| Cause::System { operation: Operation::Lock, errno: errno as i32 }))
+        }
     });
-    tried.unwrap_or(Err(Errno::EBUSY))
+    tried.unwrap_or(Err(Cause::MarkBusy))
 }
 
 /// Asks each millisecond, for as long as a fence may wait.
@@ -279,6 +284,6 @@ mod tests {
         }
         fs::write(&path, "not ours").unwrap();
         let fault = Mark::new(directory.path()).next(None).unwrap_err();
-        assert_eq!(fault.errno, Errno::EBADMSG as i32, "{fault}");
+        assert_eq!(fault.cause, Cause::ForeignMark, "{fault}");
     }
 }

@@ -15,8 +15,8 @@ use super::network::Network;
 use super::node::{FOLDER, folder};
 use super::os::lock;
 use distrilock_engine::Mode;
-use distrilock_engine::fault::Fault;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::fault::{Fault, Operation};
+use distrilock_engine::steps::call::CallResult as Answer;
 use distrilock_protocol::name::LockName;
 
 const FILE: &str = "gate";
@@ -99,6 +99,6 @@ fn place_of(name: &LockName) -> i64 {
 }
 
 pub(super) fn gate_failed(directory: &Path, errno: Errno) -> Answer {
-    let path = directory.join(FOLDER).join(FILE).to_string_lossy().into();
-    Answer::Failed(Fault { operation: "lock", path, errno: errno as i32 })
+    let path = directory.join(FOLDER).join(FILE);
+    Answer::Failed(Fault::system(Operation::Lock, path.to_string_lossy(), errno as i32))
 }

@@ -13,7 +13,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode as Permissions;
 use nix::unistd::mkdir;
 
-use distrilock_engine::fault::Fault;
+use distrilock_engine::fault::{Fault, Operation};
 
 /// The folder of the sockets. Its name is none of a lock file.
 const FOLDER: &str = ".distrilock";
@@ -41,10 +41,10 @@ impl Meeting {
         let fault = |operation, errno: Errno| fault(operation, &path, errno);
         match mkdir(&path, Permissions::from_bits_truncate(0o775)) {
             Ok(()) | Err(Errno::EEXIST) => {}
-            Err(errno) => return Err(fault("create", errno)),
+            Err(errno) => return Err(fault(Operation::Create, errno)),
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let folder = open(&path, flags, Permissions::empty()).map_err(|errno| fault("open", errno))?;
+        let folder = open(&path, flags, Permissions::empty()).map_err(|errno| fault(Operation::Open, errno))?;
         let mut meeting = Self { folder, own: String::new() };
         let mut last = Ok(());
         for _ in 0..NAMES_MAX {
@@ -54,7 +54,9 @@ impl Meeting {
                     meeting.own = name + SUFFIX;
                     return Ok((meeting, listener));
                 }
-                Err(error) => last = Err(fault("listen in", Errno::from_raw(error.raw_os_error().unwrap_or(0)))),
+                Err(error) => {
+                    last = Err(fault(Operation::ListenIn, Errno::from_raw(error.raw_os_error().unwrap_or(0))))
+                }
             }
         }
         last.map(|()| unreachable!("an attempt without an error returns"))
@@ -77,8 +79,9 @@ impl Meeting {
     /// If the folder cannot be read.
     pub fn others(&self) -> Result<Vec<String>, Fault> {
         let folder = self.path("");
-        let failed =
-            |error: &std::io::Error| fault("read", &folder, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw));
+        let failed = |error: &std::io::Error| {
+            fault(Operation::Read, &folder, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+        };
         let mut others = Vec::new();
         for entry in std::fs::read_dir(&folder).map_err(|error| failed(&error))? {
             let name = entry.map_err(|error| failed(&error))?.file_name();
@@ -107,8 +110,8 @@ impl Meeting {
     }
 }
 
-fn fault(operation: &'static str, path: &Path, errno: Errno) -> Fault {
-    Fault { operation, path: path.to_string_lossy().into(), errno: errno as i32 }
+fn fault(operation: Operation, path: &Path, errno: Errno) -> Fault {
+    Fault::system(operation, path.to_string_lossy(), errno as i32)
 }
 
 #[cfg(test)]
@@ -138,7 +141,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/", base.path().join(FOLDER)).unwrap();
         let fault = Meeting::enter(base.path()).unwrap_err();
-        assert_eq!(fault.operation, "open");
+        assert_eq!(fault.operation(), Operation::Open);
         assert!(fault.path.ends_with(FOLDER), "{fault}");
     }
 }

@@ -13,7 +13,7 @@ use super::os::lock;
 use crate::clock::now_ms;
 use crate::limits::UNLINK_MS_MAX;
 use distrilock_engine::Mode;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::steps::call::CallResult as Answer;
 use distrilock_protocol::name::LockName;
 
 /// A network file system, as far as lock files are concerned.

@@ -15,8 +15,9 @@ use super::network::Network;
 use super::ranges::{ALL, BEYOND_SHARED, DELETION, HELD, Range, SHARED};
 use super::{FileOp, Outcome, nfs4};
 use distrilock_engine::Mode;
-use distrilock_engine::fault::Fault;
-use distrilock_engine::steps::local::{Answer, Call, Next, Steps};
+use distrilock_engine::fault::{Fault, Operation};
+use distrilock_engine::steps::call::CallResult as Answer;
+use distrilock_engine::steps::local::{Call, Next, Steps};
 use distrilock_protocol::name::LockName;
 
 /// What is added to a lock's name to make its file's name.
@@ -102,7 +103,7 @@ impl Files {
         let (mut steps, mut next) = Steps::begin(op, hand.file.is_some(), locked);
         loop {
             match next {
-                Next::Call(call) => next = steps.answered(hand.make(call)),
+                Next::Call(call) => next = steps.returned(hand.make(call)),
                 Next::End(outcome) => return (hand.file, outcome),
             }
         }
@@ -199,7 +200,7 @@ impl<'a> Hand<'a> {
             Ok(stat) if identity(&stat) == file.identity => Answer::Yes,
             Ok(_) => Answer::No,
             Err(Errno::ENOENT) => Answer::Gone,
-            Err(errno) => failed("stat", &file.path, errno),
+            Err(errno) => failed(Operation::Stat, &file.path, errno),
         }
     }
 
@@ -208,7 +209,7 @@ impl<'a> Hand<'a> {
         match fstat(&file.descriptor) {
             Ok(stat) if stat.st_nlink > 0 => Answer::Yes,
             Ok(_) => Answer::No,
-            Err(errno) => failed("stat", &file.path, errno),
+            Err(errno) => failed(Operation::Stat, &file.path, errno),
         }
     }
 
@@ -217,7 +218,7 @@ impl<'a> Hand<'a> {
         match unlink(&*file.path) {
             Ok(()) => Answer::Yes,
             Err(Errno::ENOENT) => Answer::Gone,
-            Err(errno) => failed("remove", &file.path, errno),
+            Err(errno) => failed(Operation::Remove, &file.path, errno),
         }
     }
 
@@ -242,10 +243,10 @@ impl OpenFile {
         let (stat, descriptor) = match opened {
             Ok(opened) => opened,
             Err(Errno::ENOENT) if reading => return (None, Answer::Gone),
-            Err(errno) => return (None, failed("open", &path, errno)),
+            Err(errno) => return (None, failed(Operation::Open, &path, errno)),
         };
         if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
-            return (None, if reading { Answer::Gone } else { failed("open", &path, Errno::EINVAL) });
+            return (None, if reading { Answer::Gone } else { failed(Operation::Open, &path, Errno::EINVAL) });
         }
         let identity = identity(&stat);
         (Some(Self { descriptor, path, identity, locked: None, slots: Vec::new(), epoch: 0, lost: false }), Answer::Yes)
@@ -267,7 +268,7 @@ impl OpenFile {
         match fcntl(self.descriptor.as_fd(), FcntlArg::F_OFD_SETLK(&lock(mode, range))) {
             Ok(_) => Answer::Yes,
             Err(Errno::EAGAIN | Errno::EACCES) => Answer::No,
-            Err(errno) => self.failed("lock", errno),
+            Err(errno) => self.failed(Operation::Lock, errno),
         }
     }
 
@@ -276,11 +277,11 @@ impl OpenFile {
         let mut found = lock(Some(mode), range);
         match fcntl(self.descriptor.as_fd(), FcntlArg::F_OFD_GETLK(&mut found)) {
             Ok(_) => Ok((i32::from(found.l_type) != F_UNLCK).then_some(found)),
-            Err(errno) => Err(self.failed("lock", errno)),
+            Err(errno) => Err(self.failed(Operation::Lock, errno)),
         }
     }
 
-    pub(super) fn failed(&self, operation: &'static str, errno: Errno) -> Answer {
+    pub(super) fn failed(&self, operation: Operation, errno: Errno) -> Answer {
         failed(operation, &self.path, errno)
     }
 
@@ -317,6 +318,6 @@ pub(super) fn lock(mode: Option<Mode>, (start, length): Range) -> flock {
     }
 }
 
-pub(super) fn failed(operation: &'static str, path: &CStr, errno: Errno) -> Answer {
-    Answer::Failed(Fault { operation, path: path.to_string_lossy().into(), errno: errno as i32 })
+pub(super) fn failed(operation: Operation, path: &CStr, errno: Errno) -> Answer {
+    Answer::Failed(Fault::system(operation, path.to_string_lossy(), errno as i32))
 }

@@ -5,7 +5,7 @@ use nix::libc::{F_RDLCK, flock};
 use super::os::OpenFile;
 use super::ranges::{NUMBERS, SLOTS_HELD, TURN, number, slots};
 use distrilock_engine::Mode;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::steps::call::CallResult as Answer;
 
 impl OpenFile {
     pub(super) fn lock_turn(&mut self) -> Answer {

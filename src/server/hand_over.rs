@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::handed_lock::HandedLock;
 use super::{Core, STORAGE_REST};
 use crate::clock;
 use crate::files::contact::Contact;
@@ -45,7 +46,7 @@ struct State {
     /// In the order of their sockets, which come first.
     connections: Vec<HandedConnection>,
     /// In the order of their files, for those that have one.
-    locks: Vec<Handed<HandedFile>>,
+    locks: Vec<HandedLock<HandedFile>>,
 }
 
 #[derive(Deserialize)]
@@ -169,11 +170,12 @@ fn pack(core: &Core, going: Vec<Frozen>, directory: (u64, u64)) -> (State, Vec<u
     let mut locks = Vec::new();
     for shard in 0..SHARDS {
         for handed in core.shard(shard).hand_over() {
-            locks.push(handed.map_file(|file: OpenFile| {
+            let told = handed.map_file(|file: OpenFile| {
                 let (told, descriptor) = file.hand_over();
                 descriptors.push(descriptor);
                 told
-            }));
+            });
+            locks.push(told.into());
         }
     }
     let contact = core.contact().map(Contact::hand_over);
@@ -205,6 +207,7 @@ pub(super) fn read(core: &Core, left: Left, place: (u64, u64)) -> Result<Taken, 
     }
     let State { directory, next_session, contact, connections, locks, .. } = serde_json::from_slice(text)?;
     let bytes = connections.iter().fold(0, |sum: usize, connection| sum.saturating_add(connection.bytes()));
+    let locks: Vec<Handed<HandedFile>> = locks.into_iter().map(Handed::from).collect();
     let files = locks.iter().filter(|lock| lock.file.is_some()).count();
     let counted = descriptors.len() == connections.len() + files && tail.len() == bytes;
     if !counted || !locks.iter().all(Handed::is_sound) {

@@ -7,6 +7,7 @@
 
 pub mod directory;
 mod hand_over;
+mod handed_lock;
 mod hints;
 mod life;
 mod logs;
@@ -325,7 +326,7 @@ impl Core {
             let before = file.as_ref().filter(|file| file.is_locked()).map(OpenFile::identity);
             let (left, outcome) = self.files.perform(name, op, file);
             match &outcome {
-                Outcome::Failed(fault) if matches!(fault.errno, EMFILE | ENFILE) && self.shed() => {
+                Outcome::Failed(fault) if matches!(fault.errno(), Some(EMFILE | ENFILE)) && self.shed() => {
                     file = left;
                     continue;
                 }

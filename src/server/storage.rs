@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::libc::ETIMEDOUT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
@@ -23,7 +22,7 @@ use crate::settings::OnSilence;
 use crate::systemd::ids;
 use crate::timing::Timing;
 use distrilock_engine::Input;
-use distrilock_engine::fault::Fault;
+use distrilock_engine::fault::{Cause, Fault};
 use distrilock_engine::limits::SHARDS;
 use distrilock_protocol::name::LockName;
 
@@ -214,7 +213,7 @@ fn refuse_stalled(core: &Arc<Core>) {
     let after_ms = u64::try_from(core.settings.storage_timeout.as_millis()).unwrap_or(u64::MAX);
     for name in workers.stalled(after_ms) {
         let path = core.files.path(name.as_str()).to_string_lossy().into();
-        let fault = Fault { operation: "wait for", path, errno: ETIMEDOUT };
+        let fault = Fault { cause: Cause::ServerSilent, path };
         core.log_fault(&name, &fault);
         core.submit_unasked(&name, Input::Stalled { name: name.clone(), fault });
     }

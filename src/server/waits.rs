@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
-use distrilock_engine::{Mode, SessionId, ViewedSession};
+use distrilock_engine::{Claim, Extent, Mode, SessionId};
 use distrilock_protocol::name::LockName;
 
 /// The names that sessions wait for.
@@ -22,9 +22,9 @@ pub(super) struct Waits(Mutex<BTreeMap<SessionId, BTreeSet<LockName>>>);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Queue {
     /// Who holds it.
-    pub(super) holders: Vec<ViewedSession>,
+    pub(super) holders: Vec<Claim>,
     /// Who waits for it.
-    pub(super) waiters: Vec<ViewedSession>,
+    pub(super) waiters: Vec<Claim>,
 }
 
 /// A session waits for a name, because of another session.
@@ -154,14 +154,14 @@ impl Graph {
         let Some(queue) = self.queues.get(name) else { return Vec::new() };
         let Some(place) = queue.waiters.iter().position(|waiter| waiter.session == session) else { return Vec::new() };
         let edge = |because_of, holds| Edge { waits: session, name: name.clone(), because_of, holds };
-        let stuck = |seen: &&ViewedSession| self.stuck.contains_key(&seen.session);
+        let stuck = |seen: &&Claim| self.stuck.contains_key(&seen.session);
         let told = told.entry(name.clone()).or_default();
         let ahead =
             queue.waiters[(*told).min(place)..place].iter().filter(stuck).map(|other| edge(other.session, false));
         let wants = &queue.waiters[place];
         let kept = Kept::by_stuck(queue, &self.stuck);
         let in_the_way =
-            |holder: &&ViewedSession| kept.from(wants) && (holder.mode != wants.mode || wants.mode != Mode::Shared);
+            |holder: &&Claim| kept.from(wants) && (holder.mode() != wants.mode() || wants.mode() != Mode::Shared);
         let holders = queue.holders.iter().filter(in_the_way).filter(stuck);
         let edges = holders.map(|holder| edge(holder.session, true)).chain(ahead).collect();
         *told = place.max(*told);
@@ -232,18 +232,18 @@ impl Kept {
         let mut kept = Self::default();
         for holder in queue.holders.iter().filter(|holder| stuck.contains_key(&holder.session)) {
             kept.holders += 1;
-            kept.exclusive |= holder.mode == Mode::Exclusive;
+            kept.exclusive |= holder.mode() == Mode::Exclusive;
             kept.slots += holder.slots.len();
         }
         kept
     }
 
     /// Whether that is enough to keep it from a waiter.
-    fn from(self, waiter: &ViewedSession) -> bool {
-        match waiter.mode {
-            Mode::Exclusive => self.holders > 0,
-            Mode::Shared => self.exclusive,
-            Mode::Slots(of) => self.exclusive || self.slots + usize::from(waiter.take) > usize::from(of),
+    fn from(self, waiter: &Claim) -> bool {
+        match waiter.extent {
+            Extent::Exclusive => self.holders > 0,
+            Extent::Shared => self.exclusive,
+            Extent::Slots { of, take } => self.exclusive || self.slots + usize::from(take) > usize::from(of),
         }
     }
 }
@@ -270,11 +270,11 @@ mod tests {
                     (_, Some(number)) => (Mode::Slots(2), number),
                     _ => (Mode::Exclusive, word),
                 };
-                ViewedSession::new(SessionId(number.parse().unwrap()), Want::from(mode), 0)
+                Claim::new(SessionId(number.parse().unwrap()), Want::from(mode), 0)
             };
-            let mut holders: Vec<ViewedSession> = holders.split_whitespace().map(seen).collect();
-            holders.iter_mut().for_each(|holder| holder.slots = vec![0; holder.take.into()].into());
-            let waiters: Vec<ViewedSession> = waiters.split_whitespace().map(seen).collect();
+            let mut holders: Vec<Claim> = holders.split_whitespace().map(seen).collect();
+            holders.iter_mut().for_each(|holder| holder.slots = vec![0; holder.extent.slots().into()].into());
+            let waiters: Vec<Claim> = waiters.split_whitespace().map(seen).collect();
             waiters.iter().for_each(|waiter| waits.begin(waiter.session, &name(text)));
             all.insert(name(text), Queue { holders, waiters });
         }

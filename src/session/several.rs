@@ -61,7 +61,7 @@ impl Several {
 
 impl Part {
     fn grant(&self) -> Grant<'_> {
-        let mode = (self.want.mode == Mode::Shared).then(|| word(Mode::Shared));
+        let mode = (self.want.mode() == Mode::Shared).then(|| word(Mode::Shared));
         let (already, (slot, taken)) = (self.already.then_some(true), slots(&self.slots));
         Grant { lock: self.lock.as_str(), mode, already, slot, taken, fence: self.fence }
     }

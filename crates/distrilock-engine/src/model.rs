@@ -11,11 +11,15 @@
 //! - **M4** Fences rise, and the mark is not below them.
 //! - **M3** Nothing stays behind: when nobody holds or wants the name, letting time pass removes its file.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::*;
-use crate::steps::local::{self, Call, Next, Steps};
+use distrilock_protocol::name::LockName;
+
+use crate::fault::{Cause, Fault};
+use crate::steps::call::CallResult;
+use crate::steps::local::{Call, Next, Steps};
+use crate::*;
 
 /// An open file has the number of the process that opened it.
 type FileId = u8;
@@ -128,55 +132,55 @@ impl Kernel {
         })
     }
 
-    fn uses(&self, file: FileId) -> local::Answer {
+    fn uses(&self, file: FileId) -> CallResult {
         let others = self.others(file);
         let number = (others.read & NUMBERS) >> 4;
         match others {
             // Who deletes the file locks all but byte 0.
-            _ if others.write & NUMBERS != 0 && others.write & BYTE_0 == 0 => local::Answer::No,
-            _ if others.write & NUMBERS != 0 => local::Answer::Uses(Mode::Exclusive),
-            _ if number == NUMBERS >> 4 => local::Answer::Uses(Mode::Shared),
-            _ if number != 0 => local::Answer::Uses(Mode::Slots(u16::try_from(number.trailing_zeros()).unwrap() + 1)),
-            _ => local::Answer::No,
+            _ if others.write & NUMBERS != 0 && others.write & BYTE_0 == 0 => CallResult::No,
+            _ if others.write & NUMBERS != 0 => CallResult::Uses(Mode::Exclusive),
+            _ if number == NUMBERS >> 4 => CallResult::Uses(Mode::Shared),
+            _ if number != 0 => CallResult::Uses(Mode::Slots(u16::try_from(number.trailing_zeros()).unwrap() + 1)),
+            _ => CallResult::No,
         }
     }
 
-    fn lock_number(&mut self, file: FileId, of: u16) -> local::Answer {
+    fn lock_number(&mut self, file: FileId, of: u16) -> CallResult {
         if self.conflicts(file, NUMBERS & !number_part(of), Mode::Exclusive) {
             return self.uses(file);
         }
-        if self.lock(file, number_part(of), Mode::Shared) { local::Answer::Yes } else { local::Answer::No }
+        if self.lock(file, number_part(of), Mode::Shared) { CallResult::Yes } else { CallResult::No }
     }
 
-    fn lock_slots(&mut self, file: FileId, of: u16, take: u16) -> local::Answer {
+    fn lock_slots(&mut self, file: FileId, of: u16, take: u16) -> CallResult {
         let mine = self.locks[&file].write;
         let free =
             |slot: &u16| mine & slot_part(*slot) == 0 && !self.conflicts(file, slot_part(*slot), Mode::Exclusive);
         let slots: Box<[u16]> = (0..of).filter(free).take(take.into()).collect();
         if slots.len() < take.into() {
-            return local::Answer::No;
+            return CallResult::No;
         }
         slots.iter().for_each(|slot| assert!(self.lock(file, slot_part(*slot), Mode::Exclusive)));
-        local::Answer::Slots(slots)
+        CallResult::Slots(slots)
     }
 
     /// The fence in the file, and the mark, whose file has a lock of its own.
-    fn take_fence(&mut self, file: FileId, mode: Mode) -> local::Answer {
+    fn take_fence(&mut self, file: FileId, mode: Mode) -> CallResult {
         if mode != Mode::Exclusive && self.conflicts(file, FENCE, Mode::Exclusive) {
-            return local::Answer::Failed(Fault { operation: "wait for the fence of", path: "".into(), errno: 16 });
+            return CallResult::Failed(Fault { cause: Cause::FenceBusy, path: "".into() });
         }
         let inode = self.open[&file];
         let (fence, mark) = fence::following(self.fences.get(&inode).copied(), self.mark);
         self.fences.insert(inode, fence);
         self.mark = mark;
-        local::Answer::Fence(fence)
+        CallResult::Fence(fence)
     }
 
-    fn make(&mut self, process: FileId, call: Call, file: &mut Option<FileId>) -> local::Answer {
-        let yes = |done: bool| if done { local::Answer::Yes } else { local::Answer::No };
+    fn make(&mut self, process: FileId, call: Call, file: &mut Option<FileId>) -> CallResult {
+        let yes = |done: bool| if done { CallResult::Yes } else { CallResult::No };
         let is_open = || file.expect("the steps use a file only while it is open");
         match call {
-            Call::OpenToRead if self.named.is_none() => return local::Answer::Gone,
+            Call::OpenToRead if self.named.is_none() => return CallResult::Gone,
             Call::Open | Call::OpenToRead => *file = Some(self.open_file(process)),
             Call::Lock(Mode::Shared) => {
                 let locked = self.lock(is_open(), ALL & !FENCE, Mode::Shared);
@@ -198,11 +202,11 @@ impl Kernel {
             Call::Uses => return self.uses(is_open()),
             Call::Fence(mode) => return self.take_fence(is_open(), mode),
             Call::Linked => return yes(self.named == self.open.get(&is_open()).copied()),
-            Call::Check if self.named.is_none() => return local::Answer::Gone,
+            Call::Check if self.named.is_none() => return CallResult::Gone,
             Call::Check => return yes(self.named == self.open.get(&is_open()).copied()),
             Call::Held(mode) => return yes(self.conflicts(is_open(), BYTE_0, mode)),
             Call::Yield => {}
-            Call::Unlink if self.named.is_none() => return local::Answer::Gone,
+            Call::Unlink if self.named.is_none() => return CallResult::Gone,
             Call::Unlink => self.named = None,
             Call::Unlock => self.unlock(is_open(), ALL),
             Call::Close => {
@@ -211,7 +215,7 @@ impl Kernel {
                 *file = None;
             }
         }
-        local::Answer::Yes
+        CallResult::Yes
     }
 }
 
@@ -232,7 +236,7 @@ impl UnderWay {
     /// Takes one step; tells the outcome at the end.
     fn step(&mut self, process: FileId, kernel: &mut Kernel) -> Option<Outcome> {
         if let Next::Call(call) = self.next {
-            self.next = self.steps.answered(kernel.make(process, call, &mut self.file));
+            self.next = self.steps.returned(kernel.make(process, call, &mut self.file));
         }
         match &self.next {
             Next::Call(_) => None,
@@ -347,7 +351,7 @@ impl World {
             None => {}
         }
         actions.extend(self.timers.iter().cloned().map(Action::Elapse));
-        if self.engine.records.get(&name()).is_some_and(|record| record.contended) {
+        if self.engine.records.get(&name()).is_some_and(|record| record.contention.is_contended()) {
             actions.extend([Action::Hint, Action::Promised]);
         }
         match (&self.contender, &self.contender_holds) {
@@ -372,10 +376,10 @@ impl World {
     fn contender_tries(&self, scope: &Scope) -> impl Iterator<Item = Action> {
         let wants = scope.contender.iter().filter(|want| !want.fence || self.fences < scope.fences);
         wants.map(|want| {
-            Action::ContenderBegins(match want.mode {
-                Mode::Slots(of) => FileOp::Take { of, take: want.take, joins: false, fence: want.fence },
-                mode if want.fence => FileOp::TryFence(mode),
-                mode => FileOp::Try(mode),
+            Action::ContenderBegins(match want.extent {
+                Extent::Slots { of, take } => FileOp::Take { of, take, joins: false, fence: want.fence },
+                extent if want.fence => FileOp::TryFence(extent.mode()),
+                extent => FileOp::Try(extent.mode()),
             })
         })
     }
@@ -526,7 +530,10 @@ impl World {
                 let (want, contender_had_it) = session.asks.take().expect("I6: an answer without a question");
                 match answer {
                     Answer::Granted { mode, already: false, slots, fence } => {
-                        assert_eq!((mode, slots.len(), fence.is_some()), (want.mode, want.take.into(), want.fence));
+                        assert_eq!(
+                            (mode, slots.len(), fence.is_some()),
+                            (want.mode(), want.extent.slots().into(), want.fence)
+                        );
                         session.holds = Some((mode, slots));
                     }
                     Answer::BusyElsewhere | Answer::Disagrees { .. } if contender_had_it => {}
@@ -616,15 +623,19 @@ pub(crate) fn explore<S: Clone + Eq + Hash, A: Clone + std::fmt::Debug>(
     steps.len()
 }
 
-const fn want(mode: Mode, take: u16, fence: bool) -> Want {
-    Want { mode, take, fence }
+const fn want(extent: Extent, fence: bool) -> Want {
+    Want { extent, fence }
 }
 
-const SHARED: Want = want(Mode::Shared, 0, false);
-const EXCLUSIVE: Want = want(Mode::Exclusive, 0, false);
-const ONE_OF_TWO: Want = want(Mode::Slots(2), 1, false);
-const TWO_OF_TWO: Want = want(Mode::Slots(2), 2, false);
-const THE_ONE: Want = want(Mode::Slots(1), 1, false);
+const fn slots(of: u16, take: u16) -> Extent {
+    Extent::Slots { of, take }
+}
+
+const SHARED: Want = want(Extent::Shared, false);
+const EXCLUSIVE: Want = want(Extent::Exclusive, false);
+const ONE_OF_TWO: Want = want(slots(2, 1), false);
+const TWO_OF_TWO: Want = want(slots(2, 2), false);
+const THE_ONE: Want = want(slots(1, 1), false);
 
 const PLAIN: Scope = Scope {
     sessions: 1,
@@ -706,9 +717,9 @@ fn slots_deleted_by_hand() {
     explored(&Scope { sessions: 2, wants: &[ONE_OF_TWO, EXCLUSIVE], linger_ms: 2000, by_hand: true, ..PLAIN });
 }
 
-const FENCED: Want = want(Mode::Exclusive, 0, true);
-const SHARED_FENCED: Want = want(Mode::Shared, 0, true);
-const SLOT_FENCED: Want = want(Mode::Slots(2), 1, true);
+const FENCED: Want = want(Extent::Exclusive, true);
+const SHARED_FENCED: Want = want(Extent::Shared, true);
+const SLOT_FENCED: Want = want(slots(2, 1), true);
 
 /// Fences rise whoever takes them, in whichever mode, while files are deleted at once.
 #[test]

@@ -7,6 +7,7 @@
 mod codec;
 pub mod gob;
 mod hand_over;
+pub mod ids;
 pub mod limits;
 pub mod name;
 pub mod v0;

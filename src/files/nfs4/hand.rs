@@ -9,7 +9,9 @@ use nix::sys::uio::pread;
 use nix::unistd::ftruncate;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use distrilock_engine::steps::nfs4::{Answer, Call, Next, Start, Steps};
+use distrilock_engine::fault::Operation;
+use distrilock_engine::steps::call::CallResult as Answer;
+use distrilock_engine::steps::nfs4::{Call, Next, Start, Steps};
 use distrilock_engine::{FileOp, Outcome};
 
 use super::mortal;
@@ -72,7 +74,7 @@ impl<'a> Hand<'a> {
         let (mut steps, mut next) = Steps::begin(op, start);
         loop {
             match next {
-                Next::Call(call) => next = steps.answered(self.make(call)),
+                Next::Call(call) => next = steps.returned(self.make(call)),
                 Next::End(outcome) => {
                     if let (Some(file), Outcome::Lost(_)) = (&mut self.file, &outcome) {
                         file.lost = true;
@@ -93,7 +95,7 @@ impl<'a> Hand<'a> {
             Call::OpenOld => {
                 self.refresh();
                 match self.open_with(OFlag::O_RDWR) {
-                    Answer::Failed(fault) if fault.errno == Errno::ENOENT as i32 => Answer::Gone,
+                    Answer::Failed(fault) if fault.errno() == Some(Errno::ENOENT as i32) => Answer::Gone,
                     answer => answer,
                 }
             }
@@ -233,7 +235,7 @@ impl<'a> Hand<'a> {
             Ok(stat) if i64::try_from(stat.stx_size) == Ok(DEAD_BYTES) => Answer::No,
             Ok(_) => Answer::Yes,
             Err(rustix::io::Errno::STALE) => Answer::Gone,
-            Err(errno) => failed("stat", &file.path, Errno::from_raw(errno.raw_os_error())),
+            Err(errno) => failed(Operation::Stat, &file.path, Errno::from_raw(errno.raw_os_error())),
         }
     }
 
@@ -258,7 +260,7 @@ impl<'a> Hand<'a> {
                 network.broken();
                 Answer::No
             }
-            Err(errno) => failed("read", &file.path, errno),
+            Err(errno) => failed(Operation::Read, &file.path, errno),
         }
     }
 
@@ -269,7 +271,7 @@ impl<'a> Hand<'a> {
             Ok(stat) if identity(&stat) == file.identity => Answer::Yes,
             Ok(_) => Answer::No,
             Err(Errno::ENOENT | Errno::ESTALE) => Answer::Gone,
-            Err(errno) => failed("stat", &file.path, errno),
+            Err(errno) => failed(Operation::Stat, &file.path, errno),
         }
     }
 
@@ -282,7 +284,7 @@ impl<'a> Hand<'a> {
             // There was none: this is a new file, for whoever comes next.
             Ok(_) => Answer::Gone,
             Err(Errno::EEXIST) => self.check(),
-            Err(errno) => failed("open", &file.path, errno),
+            Err(errno) => failed(Operation::Open, &file.path, errno),
         }
     }
 
@@ -291,7 +293,7 @@ impl<'a> Hand<'a> {
         match ftruncate(&file.descriptor, DEAD_BYTES) {
             Ok(()) => Answer::Yes,
             Err(Errno::EBADF | Errno::EIO | Errno::ESTALE) => Answer::No,
-            Err(errno) => failed("truncate", &file.path, errno),
+            Err(errno) => failed(Operation::Truncate, &file.path, errno),
         }
     }
 
@@ -314,9 +316,11 @@ impl<'a> Hand<'a> {
 
 /// The server has forgotten the file, or this descriptor's locks.
 fn stale_is_gone(answer: Answer) -> Answer {
-    let stale = |errno| [Errno::ESTALE, Errno::EIO, Errno::EBADF].contains(&Errno::from_raw(errno));
+    let stale = |errno: Option<i32>| {
+        errno.is_some_and(|errno| [Errno::ESTALE, Errno::EIO, Errno::EBADF].contains(&Errno::from_raw(errno)))
+    };
     match answer {
-        Answer::Failed(fault) if stale(fault.errno) => Answer::Gone,
+        Answer::Failed(fault) if stale(fault.errno()) => Answer::Gone,
         answer => answer,
     }
 }

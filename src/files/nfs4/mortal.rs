@@ -17,7 +17,8 @@ use nix::unistd::{alarm, unlink as delete};
 
 use crate::clock::now_ms;
 use crate::files::os::failed;
-use distrilock_engine::steps::nfs4::Answer;
+use distrilock_engine::fault::Operation;
+use distrilock_engine::steps::call::CallResult as Answer;
 
 /// The first argument of the process: what it is for.
 const WORD: &str = "--delete-before-the-lease-ends";
@@ -69,7 +70,7 @@ pub(super) fn unlink(path: &CStr, deadline_ms: u64) -> Answer {
     };
     match errno {
         Errno::ENOENT | Errno::ESTALE => Answer::Gone,
-        errno => failed("remove", path, errno),
+        errno => failed(Operation::Remove, path, errno),
     }
 }
 

@@ -26,7 +26,7 @@ use crate::files::meeting::Meeting;
 use crate::limits::ASK_AGAIN_MS;
 use ask::Questions;
 use closings::Closings;
-use distrilock_engine::fault::Fault;
+use distrilock_engine::fault::{Fault, Operation};
 use distrilock_protocol::name::LockName;
 use promise::Promises;
 
@@ -82,11 +82,7 @@ fn enter(core: &Arc<Core>) -> Result<UnixListener, Fault> {
     let directory = core.files.directory();
     let (meeting, listener) = Meeting::enter(directory)?;
     let watched = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
-    let listener = watched.map_err(|error| Fault {
-        operation: "listen in",
-        path: directory.to_string_lossy().into(),
-        errno: error.raw_os_error().unwrap_or(nix::libc::EIO),
-    })?;
+    let listener = watched.map_err(|error| Fault::io(Operation::ListenIn, directory.to_string_lossy(), &error))?;
     core.hints.meeting.set(meeting).expect("the daemon starts only once");
     Ok(listener)
 }

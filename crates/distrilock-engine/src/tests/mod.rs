@@ -3,8 +3,13 @@
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::limits::{RETRY_MS_MAX, RETRY_MS_MIN, TURN_MS, YIELD_MS};
+use std::collections::VecDeque;
+
+use distrilock_protocol::name::LockName;
+
+use crate::fault::{Cause, Fault, Operation};
+use crate::limits::{DISTURBED_MAX, RETRY_MS_MAX, RETRY_MS_MIN, TURN_MS, YIELD_MS};
+use crate::*;
 use Mode::{Exclusive, Shared};
 
 mod contention;
@@ -104,7 +109,8 @@ fn asked(session: u64) -> Asked {
 }
 
 fn says(session: u64, answer: Answer) -> Effect<u32> {
-    asked(session).answer(answer)
+    let Asked { name, session, request } = asked(session);
+    Effect::Answer { name, session, request, answer }
 }
 
 fn granted(session: u64, mode: Mode) -> Effect<u32> {
@@ -120,7 +126,7 @@ fn released(session: u64) -> Effect<u32> {
 }
 
 fn busy_here(session: u64, holder: u64, mode: Mode) -> Effect<u32> {
-    let holder = ViewedSession::new(SessionId(holder), mode.into(), 0);
+    let holder = Claim::new(SessionId(holder), mode.into(), 0);
     says(session, Answer::BusyHere(Some(holder)))
 }
 
@@ -147,7 +153,12 @@ fn turn() -> Timer {
 const UNLOCKED: Outcome = Outcome::Unlocked { file_gone: false };
 
 fn fault() -> Fault {
-    Fault { operation: "open", path: "/d/n.lck".into(), errno: nix::libc::EIO }
+    const EIO: i32 = 5;
+    Fault::system(Operation::Open, "/d/n.lck", EIO)
+}
+
+fn stalled() -> Fault {
+    Fault { cause: Cause::StalledDeletion, path: "n".into() }
 }
 
 /// Three sessions want the name exclusively: each gets it in the order in which they asked, when the one before releases.
@@ -379,7 +390,7 @@ fn a_deletion_that_does_not_end() {
         assert_eq!(n.elapsed(Timer::Retry), [file(FileOp::Try(Exclusive))]);
     }
     let effects = n.done(Outcome::Disturbed);
-    assert_eq!(effects[0], says(1, Answer::Storage(stalled(&name("n")))));
+    assert_eq!(effects[0], says(1, Answer::Storage(stalled())));
     assert!(matches!(effects[1..], [Effect::Arm(Timer::Retry, _)]));
     n.elapsed(Timer::Retry);
     assert_eq!(n.done(Outcome::Locked), [granted(2, Exclusive)]);
@@ -404,7 +415,7 @@ fn a_peek_during_a_deletion() {
     assert_eq!(n.input(Input::Peek(asked(2))), [file(FileOp::Peek)]);
     assert_eq!(n.done(Outcome::Peeked { locked: false }).len(), 1);
     n.elapsed(Timer::Retry);
-    assert_eq!(n.done(Outcome::Disturbed)[0], says(1, Answer::Storage(stalled(&name("n")))));
+    assert_eq!(n.done(Outcome::Disturbed)[0], says(1, Answer::Storage(stalled())));
 }
 
 /// A holder asks whether its lock is real: it is; the storage does not say; it is not, and then it is held no more.
@@ -437,7 +448,7 @@ fn verify_without_a_lock() {
 fn peeks() {
     let mut n = Scenario::new();
     let peek = [Effect::File { name: name("n"), op: FileOp::Peek, file: None }];
-    let view = |holders: &[ViewedSession], waiters: &[ViewedSession], contender| {
+    let view = |holders: &[Claim], waiters: &[Claim], contender| {
         let (holders_total, waiters_total) = (holders.len(), waiters.len());
         View { holders: holders.into(), holders_total, waiters: waiters.into(), waiters_total, contender }
     };
@@ -453,7 +464,7 @@ fn peeks() {
     n.held(1, Shared);
     n.input(Input::Now(60));
     n.wait(2, Exclusive);
-    let seen = |session, mode: Mode, since_ms| ViewedSession::new(SessionId(session), mode.into(), since_ms);
+    let seen = |session, mode: Mode, since_ms| Claim::new(SessionId(session), mode.into(), since_ms);
     let answer = Answer::Peeked(view(&[seen(1, Shared, 50)], &[seen(2, Exclusive, 60)], false));
     assert_eq!(n.input(Input::Peek(asked(9))), [says(9, answer)]);
     assert_eq!(n.engine.count(), (1, 1));

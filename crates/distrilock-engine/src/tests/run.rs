@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Answer, Asked, Config, Effect, Engine, Fault, FileOp, Input, LockName, Mode, Outcome, Pace, RequestId, SessionId,
-    Timer, Want, Withdrawal,
+    Answer, Asked, Cause, Config, Effect, Engine, Extent, Fault, FileOp, Input, LockName, Mode, Operation, Outcome,
+    Pace, RequestId, SessionId, Timer, Want, Withdrawal,
 };
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -21,13 +21,13 @@ enum Question {
     /// Acquire, of a session that holds it as is told second.
     Again(Want, Want),
     /// Release, of a session that holds it alone or has slots, that shares it with others, or that does not hold it at all.
-    Release(Held),
+    Release(HeldBefore),
     Verify,
     Peek,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
+enum HeldBefore {
     Itself,
     WithOthers,
     Not,
@@ -96,13 +96,13 @@ pub(super) fn run(linger: bool, steps: impl IntoIterator<Item = [u8; 3]>) {
 
 /// What an acquire wants, by the bits of a byte.
 fn want(how: u8) -> Want {
-    let fence = how & 32 != 0;
-    match (how >> 2) % 4 {
-        1 => Want { mode: Mode::Slots(2), take: 1 + u16::from(how & 1), fence },
-        2 => Want { mode: Mode::Slots(2 + u16::from(how & 1)), take: 1, fence },
-        _ if how & 1 == 0 => Want { mode: Mode::Shared, take: 0, fence },
-        _ => Want { mode: Mode::Exclusive, take: 0, fence },
-    }
+    let extent = match (how >> 2) % 4 {
+        1 => Extent::Slots { of: 2, take: 1 + u16::from(how & 1) },
+        2 => Extent::Slots { of: 2 + u16::from(how & 1), take: 1 },
+        _ if how & 1 == 0 => Extent::Shared,
+        _ => Extent::Exclusive,
+    };
+    Want { extent, fence: how & 32 != 0 }
 }
 
 impl Run {
@@ -128,7 +128,7 @@ impl Run {
                 70..90 => self.input(Input::Promised(name)),
                 90..100 => self.input(Input::PromisesBroken),
                 100..130 => {
-                    let fault = Fault { operation: "wait for", path: "".into(), errno: 110 };
+                    let fault = Fault { cause: Cause::ServerSilent, path: "".into() };
                     self.input(Input::Stalled { name, fault });
                 }
                 130..160 => self.input(Input::Probe(name)),
@@ -180,9 +180,9 @@ impl Run {
     fn release(&mut self, name: LockName, session: SessionId) {
         let outside = self.outside(&name);
         let held = match (outside.holders.remove(&session), outside.holders.len()) {
-            (None, _) => Held::Not,
-            (Some((Want { mode: Mode::Shared, .. }, _)), 1..) => Held::WithOthers,
-            (Some(_), _) => Held::Itself,
+            (None, _) => HeldBefore::Not,
+            (Some((Want { extent: Extent::Shared, .. }, _)), 1..) => HeldBefore::WithOthers,
+            (Some(_), _) => HeldBefore::Itself,
         };
         self.ask(name, session, Question::Release(held), Input::Release);
     }
@@ -241,7 +241,7 @@ impl Run {
     }
 
     fn outcome(&mut self, name: &LockName, op: FileOp, surprise: u8) -> Outcome {
-        let fault = Fault { operation: "fcntl", path: name.as_str().into(), errno: 5 };
+        let fault = Fault::system(Operation::Lock, name.as_str(), 5);
         let (kind, more) = (surprise % 6, surprise / 6 % 3);
         match op {
             FileOp::Give { first, count, .. } => {
@@ -367,7 +367,7 @@ impl Run {
                 Effect::Contended(name) => {
                     let outside = self.outside(&name);
                     // Beside sessions with slots one waits for more of them.
-                    let slots = |(want, _): &(Want, _)| matches!(want.mode, Mode::Slots(_));
+                    let slots = |(want, _): &(Want, _)| matches!(want.extent, Extent::Slots { .. });
                     let waits = !outside.queue.is_empty() && outside.holders.values().all(slots);
                     assert!(waits, "{name}: nobody waits for another process");
                 }
@@ -384,13 +384,17 @@ impl Run {
         let question = question.unwrap_or_else(|| panic!("I6: {name}: {answer:?} answers nothing"));
         match (question, answer) {
             (Question::Enter(want, _), Answer::Granted { mode, already: false, slots, fence }) => {
-                assert_eq!((mode, slots.len()), (want.mode, want.take.into()), "{name}: granted in another way");
+                assert_eq!(
+                    (mode, slots.len()),
+                    (want.mode(), want.extent.slots().into()),
+                    "{name}: granted in another way"
+                );
                 assert_eq!(shown, Some((name.clone(), mode)), "I3: {name}");
                 assert_eq!(outside.queue.first(), Some(&(session, request)), "I5: {name}");
                 outside.queue.remove(0);
                 outside.holders.insert(session, (want, slots));
                 let alone = outside.holders.len() == 1;
-                let same = outside.holders.values().all(|(held, _)| held.mode == mode) && mode != Mode::Exclusive;
+                let same = outside.holders.values().all(|(held, _)| held.mode() == mode) && mode != Mode::Exclusive;
                 assert!(alone || same, "I1: {name}");
                 let held: Vec<u16> = outside.holders.values().flat_map(|(_, slots)| slots.iter().copied()).collect();
                 assert_eq!(held.len(), BTreeSet::from_iter(&held).len(), "I1: {name}: a slot is held twice");
@@ -409,23 +413,23 @@ impl Run {
                 }
             }
             (Question::Again(want, held), Answer::Granted { mode, already: true, fence, .. }) => {
-                assert!((want.mode, want.take) == (held.mode, held.take) && mode == held.mode, "{name}: another mode");
+                assert!(want.extent == held.extent && mode == held.mode(), "{name}: another mode");
                 assert!(!want.fence || fence.is_some(), "{name}: no fence");
                 self.granted.extend(fence);
             }
             (Question::Again(want, held), Answer::Mismatch | Answer::Disagrees { .. }) => {
-                assert_ne!((want.mode, want.take), (held.mode, held.take), "{name}");
+                assert_ne!(want.extent, held.extent, "{name}");
             }
             (Question::Again(..), Answer::Closing) => assert!(draining, "{name}: closing"),
             (Question::Again(..) | Question::Verify, Answer::Lost(_) | Answer::Storage(_) | Answer::NotHeld { .. }) => {
             }
-            (Question::Release(Held::Itself), Answer::Released { .. }) => {
+            (Question::Release(HeldBefore::Itself), Answer::Released { .. }) => {
                 assert_eq!(completed.as_ref(), Some(name), "I9: {name}");
             }
             // The unlock does not come back: nobody may be told that it is done.
-            (Question::Release(Held::Itself), Answer::Storage(_)) => {}
-            (Question::Release(Held::WithOthers), Answer::Released { .. })
-            | (Question::Release(Held::Not), Answer::NotHeld { .. })
+            (Question::Release(HeldBefore::Itself), Answer::Storage(_)) => {}
+            (Question::Release(HeldBefore::WithOthers), Answer::Released { .. })
+            | (Question::Release(HeldBefore::Not), Answer::NotHeld { .. })
             | (Question::Verify, Answer::Real | Answer::RealWith { .. })
             | (Question::Peek, Answer::Peeked(_) | Answer::Storage(_)) => {}
             (question, answer) => panic!("{name}: {answer:?} answers no {question:?}"),
@@ -476,12 +480,12 @@ impl Run {
             if let Some(head) = outside.queue.first() {
                 let wants = outside.questions[head];
                 let Question::Enter(wants, _) = wants else { panic!("{name}: {wants:?} in the queue") };
-                let same = outside.holders.values().all(|(held, _)| held.mode == wants.mode);
+                let same = outside.holders.values().all(|(held, _)| held.mode() == wants.mode());
                 let slots: usize = outside.holders.values().map(|(_, slots)| slots.len()).sum();
-                let shares = match wants.mode {
-                    Mode::Exclusive => false,
-                    Mode::Shared => same,
-                    Mode::Slots(of) => same && slots + usize::from(wants.take) <= of.into(),
+                let shares = match wants.extent {
+                    Extent::Exclusive => false,
+                    Extent::Shared => same,
+                    Extent::Slots { of, take } => same && slots + usize::from(take) <= of.into(),
                 };
                 assert!(!outside.holders.is_empty() && !shares, "I7: {name}: {head:?} waits for nothing");
             }

@@ -9,7 +9,7 @@ fn take(take: u16, joins: bool) -> FileOp {
 }
 
 fn some(take: u16) -> Want {
-    Want { mode: FOUR, take, fence: false }
+    Want { extent: Extent::Slots { of: 4, take }, fence: false }
 }
 
 fn fenced(want: Want) -> Want {
@@ -61,7 +61,7 @@ fn slots_are_first_come_first_served() {
     let mut n = Scenario::new();
     n.has_slots(1, &[0, 1]);
     assert_eq!(n.asks(2, some(3), true), []);
-    let holder = ViewedSession { slots: [0, 1].into(), ..ViewedSession::new(SessionId(1), some(2), 0) };
+    let holder = Claim { slots: [0, 1].into(), ..Claim::new(SessionId(1), some(2), 0) };
     assert_eq!(n.asks(3, some(1), false), [says(3, Answer::BusyHere(Some(holder)))]);
     assert_eq!(n.asks(4, some(1), true), []);
     assert_eq!(n.release(1), [Effect::Arm(turn(), TURN_MS), file(take(3, false))]);

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{Error, Members, Text, missing, name, shortened};
 use crate::limits::{LOCKS_PER_REQUEST_MAX, SLOTS_MAX};
 use crate::name::LockName;
-use crate::want::{Mode, Want};
+use crate::want::{Extent, Mode, Want};
 
 type Refused = (Error, String);
 
@@ -111,7 +111,7 @@ fn want(mode: Option<Mode>, slots: Option<u64>, take: Option<u64>, fence: bool) 
     };
     let take = take.unwrap_or(1);
     match u16::try_from(take) {
-        Ok(take) if (1..=of).contains(&take) => Ok(Want { mode: Mode::Slots(of), take, fence }),
+        Ok(take) if (1..=of).contains(&take) => Ok(Want { extent: Extent::Slots { of, take }, fence }),
         _ => refused(format!("\"take\" is {take}; it can be 1 to {of}, the number of \"slots\"")),
     }
 }

@@ -12,11 +12,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::fault::Operation;
 use crate::model::explore;
 
 /// The parts of a file that locks differ on: byte 0, the rest of [0, 2^61), and byte 2^61.
 const PARTS: [u8; 3] = [0, 1, 2];
 const ANCHOR: u8 = 2;
+
+const ETIMEDOUT: i32 = 110;
 
 type Inode = u8;
 
@@ -181,10 +184,10 @@ impl World {
     fn step(&mut self, n: usize, cut_short: bool) {
         let (mut steps, next) = self.hosts[n].under_way.take().expect("an operation is under way");
         let Next::Call(call) = next else { unreachable!("an operation that has ended is not under way") };
-        let killed = Answer::Failed(Fault { operation: "remove", path: "".into(), errno: nix::libc::ETIMEDOUT });
+        let killed = CallResult::Failed(Fault::system(Operation::Remove, "", ETIMEDOUT));
         let too_late = call == Call::Unlink && (cut_short || self.hosts[n].late);
-        let answer = if too_late { killed } else { self.make(n, call) };
-        let next = steps.answered(answer);
+        let result = if too_late { killed } else { self.make(n, call) };
+        let next = steps.returned(result);
         match next {
             Next::Call(_) => self.hosts[n].under_way = Some((steps, next)),
             Next::End(outcome) => self.ended(n, &outcome),
@@ -202,7 +205,7 @@ impl World {
         }
     }
 
-    fn lock(&mut self, n: usize, parts: &[u8], mode: Mode) -> Answer {
+    fn lock(&mut self, n: usize, parts: &[u8], mode: Mode) -> CallResult {
         let file = self.hosts[n].file.clone().expect("the steps use a file only while it is open");
         let conflicts = self.server.locks.iter().any(|((other, part), held)| {
             let inode = self.hosts[*other].file.as_ref().map(|file| file.inode);
@@ -210,33 +213,33 @@ impl World {
             *other != n && parts.contains(part) && inode == Some(file.inode) && excludes
         });
         if conflicts {
-            return Answer::No;
+            return CallResult::No;
         }
         self.server.locks.extend(parts.iter().map(|part| ((n, *part), mode)));
-        Answer::Yes
+        CallResult::Yes
     }
 
-    fn make(&mut self, n: usize, call: Call) -> Answer {
-        let yes = |done: bool| if done { Answer::Yes } else { Answer::No };
+    fn make(&mut self, n: usize, call: Call) -> CallResult {
+        let yes = |done: bool| if done { CallResult::Yes } else { CallResult::No };
         match call {
             Call::Gate(None) => {
                 self.server.gate.remove(&n);
-                return Answer::Yes;
+                return CallResult::Yes;
             }
             Call::Gate(Some(mode)) => {
                 let excludes = |held: &Mode| *held == Mode::Exclusive || mode == Mode::Exclusive;
                 if self.server.gate.iter().any(|(who, held)| *who != n && excludes(held)) {
-                    return Answer::No;
+                    return CallResult::No;
                 }
                 self.server.gate.insert(n, mode);
                 self.hosts[n].late = false;
-                return Answer::Yes;
+                return CallResult::Yes;
             }
             Call::Unlink => {
                 self.server.named = None;
-                return Answer::Yes;
+                return CallResult::Yes;
             }
-            Call::OpenOld if self.server.named.is_none() => return Answer::Gone,
+            Call::OpenOld if self.server.named.is_none() => return CallResult::Gone,
             _ => {}
         }
         if let Call::Open { .. } | Call::OpenOld = call {
@@ -246,7 +249,7 @@ impl World {
                 .expect("there are enough");
             let inode = *self.server.named.get_or_insert(fresh);
             self.hosts[n].file = Some(Open { inode, recent: true, ..Open::default() });
-            return Answer::Yes;
+            return CallResult::Yes;
         }
         let file = self.hosts[n].file.clone().expect("the steps use a file only while it is open");
         let named = self.server.named == Some(file.inode);
@@ -267,17 +270,17 @@ impl World {
                 unreachable!("{call:?} is not part of the model")
             }
             Call::Anchor => return self.lock(n, &[ANCHOR], Mode::Shared),
-            Call::Alive if self.server.dead.contains(&file.inode) && named => return Answer::No,
-            Call::Alive => return if named { Answer::Yes } else { Answer::Gone },
+            Call::Alive if self.server.dead.contains(&file.inode) && named => return CallResult::No,
+            Call::Alive => return if named { CallResult::Yes } else { CallResult::Gone },
             Call::Lock(mode) => {
-                let answer = self.lock(n, &[0, 1], mode);
-                if answer == Answer::Yes {
+                let result = self.lock(n, &[0, 1], mode);
+                if result == CallResult::Yes {
                     self.open(n).locked = Some(mode);
                 }
-                return answer;
+                return result;
             }
             Call::Recent => return yes(file.recent),
-            Call::Prove if file.dropped => return Answer::No,
+            Call::Prove if file.dropped => return CallResult::No,
             Call::Prove => self.open(n).recent = true,
             Call::Held(mode) => {
                 let inode = file.inode;
@@ -288,10 +291,10 @@ impl World {
             }
             Call::Yield | Call::Pause => {}
             // Nobody takes slots here.
-            Call::Uses => return Answer::No,
+            Call::Uses => return CallResult::No,
             Call::LockToDelete => return self.lock(n, &PARTS[1..], Mode::Exclusive),
             Call::Named => return yes(named),
-            Call::MarkDead if file.dropped => return Answer::No,
+            Call::MarkDead if file.dropped => return CallResult::No,
             // What is marked dead stays so when its last user has closed it, as long as it has its name.
             Call::MarkDead => drop(self.server.dead.insert(file.inode)),
             Call::Unlock => {
@@ -303,7 +306,7 @@ impl World {
                 self.hosts[n].file = None;
             }
         }
-        Answer::Yes
+        CallResult::Yes
     }
 
     fn open(&mut self, n: usize) -> &mut Open {
