@@ -1,5 +1,6 @@
-//! The engine: whatever sessions, files and timers do, its answers keep the rules. The first byte chooses the linger; each
-//! three further bytes are one step of the run, which the engine's own tests make as well.
+//! The engine: whatever sessions, files and timers do, its answers keep the rules. The first byte
+//! chooses the linger; each three further bytes are one step of the run, which the engine's own
+//! tests make as well.
 
 #![no_main]
 

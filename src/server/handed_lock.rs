@@ -1,4 +1,5 @@
-//! How a lock is written for the next process of the daemon. The text is a format: a daemon of another version reads it.
+//! How a lock is written for the next process of the daemon. The text is a format: a daemon of
+//! another version reads it.
 
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +86,8 @@ mod tests {
     use super::*;
     use distrilock_engine::Want;
 
-    /// Two names, one with slots: the next process, which may be of another version, reads this text, and understands the same.
+    /// Two names, one with slots: the next process, which may be of another version, reads this
+    /// text, and understands the same.
     #[test]
     fn the_text_between_processes() {
         let extent = Extent::Slots { of: 4, take: 2 };

@@ -1,5 +1,5 @@
-//! The engine's invariants of one name, as asserts. The engine checks the name that an input was about after every input in debug
-//! builds; tests check all of them.
+//! The engine's invariants of one name, as asserts. The engine checks the name that an input was
+//! about after every input in debug builds; tests check all of them.
 
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::want::{Extent, Mode};

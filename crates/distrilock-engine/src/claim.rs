@@ -1,4 +1,5 @@
-//! [`Claim`]: what one session holds of a name, or wants of it; and [`View`]: what a look at a name shows.
+//! [`Claim`]: what one session holds of a name, or wants of it; and [`View`]: what a look at a name
+//! shows.
 
 use distrilock_protocol::ids::SessionId;
 use distrilock_protocol::want::{Extent, Mode, Want};
@@ -39,10 +40,12 @@ pub struct View {
     pub holders: Vec<Claim>,
     /// How many hold it.
     pub holders_total: usize,
-    /// The sessions of this daemon that wait for it, first come first, at most as many as a reply shows.
+    /// The sessions of this daemon that wait for it, first come first, at most as many as a reply
+    /// shows.
     pub waiters: Vec<Claim>,
     /// How many wait for it.
     pub waiters_total: usize,
-    /// Whether another process holds it; when a name is only listed, whether the last try was refused.
+    /// Whether another process holds it; when a name is only listed, whether the last try was
+    /// refused.
     pub contender: bool,
 }

@@ -1,5 +1,6 @@
-//! Names whose waiting sessions wait for another process. They are tried again at a bounded rate; rarely, while another daemon has
-//! promised word of its release; and at once when word comes. Word is never believed: it only causes a try.
+//! Names whose waiting sessions wait for another process. They are tried again at a bounded rate;
+//! rarely, while another daemon has promised word of its release; and at once when word comes. Word
+//! is never believed: it only causes a try.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,8 @@ use crate::limits::{
 };
 use crate::message::Timer;
 
-/// The time between two tries for a name that another process holds: bounded for each name, and for all of a shard together.
+/// The time between two tries for a name that another process holds: bounded for each name, and for
+/// all of a shard together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pace {
     /// The shortest, in milliseconds.
@@ -51,7 +53,8 @@ pub(crate) struct ContendedNames {
 }
 
 impl ContendedNames {
-    /// A name is contended, as the last try has shown: another process holds it, or is `disturbed` by one that deletes its file.
+    /// A name is contended, as the last try has shown: another process holds it, or is `disturbed`
+    /// by one that deletes its file.
     pub(crate) fn add<F>(&mut self, cx: &mut Context<'_, F>, disturbed: bool, pace: Pace) {
         // A process that deletes a file sends no word of it.
         if disturbed {
@@ -62,7 +65,8 @@ impl ContendedNames {
         }
         if !self.retry_armed {
             self.retry_armed = true;
-            // The first name of a sweep that is refused again arms the timer for all that were swept with it.
+            // The first name of a sweep that is refused again arms the timer for all that were
+            // swept with it.
             let names = self.polled.len().max(std::mem::take(&mut self.swept));
             cx.arm(Timer::Retry, pace.after_ms(names));
         }
@@ -80,7 +84,8 @@ impl ContendedNames {
         }
     }
 
-    /// A daemon holds a name and promises word of its release. No effect on a name that is not polled.
+    /// A daemon holds a name and promises word of its release. No effect on a name that is not
+    /// polled.
     pub(crate) fn promise<F>(&mut self, cx: &mut Context<'_, F>) {
         if !self.polled.remove(cx.name) {
             return;
@@ -100,8 +105,8 @@ impl ContendedNames {
         names
     }
 
-    /// The recheck timer has run out: returns the names to try. A promise holds only until then, since the daemon that made it
-    /// may hang.
+    /// The recheck timer has run out: returns the names to try. A promise holds only until then,
+    /// since the daemon that made it may hang.
     pub(crate) fn recheck(&mut self) -> BTreeSet<LockName> {
         self.recheck_armed = false;
         self.break_promises()

@@ -1,4 +1,5 @@
-//! What a completed file operation changes: who is granted the lock, who is refused, and in which state the file is.
+//! What a completed file operation changes: who is granted the lock, who is refused, and in which
+//! state the file is.
 
 use distrilock_protocol::want::{Extent, Mode};
 
@@ -31,7 +32,8 @@ impl<F> Record<F> {
             }
             FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire => self.unlocked(cx, file, outcome),
         }
-        // A peek does not use the file; neither a peek nor a probe says anything of a deletion that tries have met.
+        // A peek does not use the file; neither a peek nor a probe says anything of a deletion that
+        // tries have met.
         if op != FileOp::Peek {
             self.linger.used();
         }
@@ -70,8 +72,8 @@ impl<F> Record<F> {
         }
     }
 
-    /// The file is locked in this mode, as was just shown (I3): grants to the first waiter and to its shared neighbours, up to one
-    /// that wants a fence when there is none (any more).
+    /// The file is locked in this mode, as was just shown (I3): grants to the first waiter and to
+    /// its shared neighbours, up to one that wants a fence when there is none (any more).
     fn enter(&mut self, cx: &mut Context<'_, F>, mode: Mode, mut fence: Option<u64>) {
         while let Some(head) = self.waiters.front()
             && head.claim.mode() == mode
@@ -83,8 +85,8 @@ impl<F> Record<F> {
         }
     }
 
-    /// The file is locked in this mode, as was just shown (I3), and a fence was taken, or could not be. Only those who wanted a
-    /// fence hear of a failure.
+    /// The file is locked in this mode, as was just shown (I3), and a fence was taken, or could not
+    /// be. Only those who wanted a fence hear of a failure.
     fn enter_with_fence(&mut self, cx: &mut Context<'_, F>, mode: Mode, fence: &Result<u64, Fault>) {
         if let Err(fault) = fence {
             self.refuse(cx, |waiter| waiter.fence, &Answer::Storage(fault.clone()));
@@ -163,7 +165,8 @@ impl<F> Record<F> {
         }
     }
 
-    /// Slots are free: the releases are answered (I9), and waiters try at once, unless it is the turn of other daemons.
+    /// Slots are free: the releases are answered (I9), and waiters try at once, unless it is the
+    /// turn of other daemons.
     fn gave(&mut self, cx: &mut Context<'_, F>, file: Option<F>, of: u16, outcome: &Outcome) {
         let given = matches!(outcome, Outcome::Given | Outcome::Failed(_));
         assert!(given, "{}: {outcome:?} is no outcome of a give", cx.name);
@@ -202,7 +205,8 @@ impl<F> Record<F> {
         }
     }
 
-    /// Answers those who asked for a probe. Returns the fence that it brought, if none of them has it now.
+    /// Answers those who asked for a probe. Returns the fence that it brought, if none of them has
+    /// it now.
     fn answer_probe(
         &mut self,
         cx: &mut Context<'_, F>,

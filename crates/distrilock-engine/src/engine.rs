@@ -33,8 +33,8 @@ pub struct Config {
 pub struct Engine<F> {
     pub(crate) config: Config,
     pub(crate) records: BTreeMap<LockName, Record<F>>,
-    /// Names whose file was idle at some time since they joined the queue, oldest first. A name leaves it when it retires, or when
-    /// its turn comes and it is not idle.
+    /// Names whose file was idle at some time since they joined the queue, oldest first. A name
+    /// leaves it when it retires, or when its turn comes and it is not idle.
     lingering: VecDeque<LockName>,
     linger_armed: bool,
     contended: ContendedNames,
@@ -180,8 +180,8 @@ impl<F> Engine<F> {
     }
 }
 
-/// What a network file system adds: calls that do not come back, and locks that are in doubt or lost although nobody released
-/// them.
+/// What a network file system adds: calls that do not come back, and locks that are in doubt or
+/// lost although nobody released them.
 impl<F> Engine<F> {
     fn stalled(&mut self, cx: &mut Context<'_, F>, fault: &Fault) {
         let Some(record) = self.records.get_mut(cx.name) else { return };
@@ -288,7 +288,8 @@ impl<F> Engine<F> {
         }
     }
 
-    /// A name has left the linger queue. Retires its file, unless it is in use again; returns whether it does.
+    /// A name has left the linger queue. Retires its file, unless it is in use again; returns
+    /// whether it does.
     fn retire(&mut self, cx: &mut Context<'_, F>) -> bool {
         let record = self.records.get_mut(cx.name).expect("a name in the linger queue has a record");
         record.linger.unlist();
@@ -320,8 +321,9 @@ impl<F> Engine<F> {
 
 /// Rest.
 impl<F> Engine<F> {
-    /// Brings one name to rest: answers what can be answered and begins the next file operation, if there is one. Every input ends
-    /// here, and nothing else begins an operation on a name that somebody wants.
+    /// Brings one name to rest: answers what can be answered and begins the next file operation, if
+    /// there is one. Every input ends here, and nothing else begins an operation on a name that
+    /// somebody wants.
     pub(crate) fn settle(&mut self, cx: &mut Context<'_, F>) {
         self.settle_or(cx, None);
     }
@@ -337,7 +339,8 @@ impl<F> Engine<F> {
         self.check(cx.name);
     }
 
-    /// Keeps the lists of contended and of idle names, and their timers, and drops a record that says nothing.
+    /// Keeps the lists of contended and of idle names, and their timers, and drops a record that
+    /// says nothing.
     fn rest(&mut self, cx: &mut Context<'_, F>) {
         let Some(record) = self.records.get_mut(cx.name) else { return };
         if record.waiters.is_empty() {

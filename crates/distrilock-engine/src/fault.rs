@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io::{self, ErrorKind};
 
-/// A file operation failed: on which file, and why. It reaches a peer only as a refusal that says so.
+/// A file operation failed: on which file, and why. It reaches a peer only as a refusal that says
+/// so.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Fault {
     /// Why.
@@ -86,7 +87,8 @@ impl fmt::Display for Operation {
 /// The number of "input/output error", which stands in for an error without a number (errno(3)).
 const EIO: i32 = 5;
 
-// Numbers for which std has no stable kind, as Linux on x86, Arm, RISC-V, POWER and z has them (errno(3)).
+// Numbers for which std has no stable kind, as Linux on x86, Arm, RISC-V, POWER and z has them
+// (errno(3)).
 const ENFILE: i32 = 23;
 const EMFILE: i32 = 24;
 const ENOLCK: i32 = 37;
@@ -138,8 +140,9 @@ impl Fault {
         }
     }
 
-    /// The reason as it stands within a line. Clients of version 0.1 read it, so our own causes keep the words of the errors that
-    /// once stood for them: EBUSY, EBADMSG, ETIMEDOUT, EUCLEAN, ESTALE.
+    /// The reason as it stands within a line. Clients of version 0.1 read it, so our own causes
+    /// keep the words of the errors that once stood for them: EBUSY, EBADMSG, ETIMEDOUT, EUCLEAN,
+    /// ESTALE.
     #[must_use]
     pub fn reason(&self) -> String {
         let words = match self.cause {
@@ -246,7 +249,8 @@ mod tests {
         assert_eq!(fault.to_string(), "open /dir/adir.lck: is a directory");
     }
 
-    /// Causes of our own keep the sentences that they had when errno stood for them, and have remedies of their own.
+    /// Causes of our own keep the sentences that they had when errno stood for them, and have
+    /// remedies of their own.
     #[test]
     fn our_own_causes() {
         const EBUSY: i32 = 16;

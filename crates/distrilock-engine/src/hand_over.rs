@@ -1,5 +1,6 @@
-//! What goes to the next process of the daemon, and how the engine goes on there. A name goes at rest: with no file operation in
-//! flight there is no open question (I6, I9). The next process arms its timers anew.
+//! What goes to the next process of the daemon, and how the engine goes on there. A name goes at
+//! rest: with no file operation in flight there is no open question (I6, I9). The next process arms
+//! its timers anew.
 
 use std::collections::BTreeMap;
 
@@ -74,8 +75,8 @@ impl<F> Engine<F> {
         self.records.iter().filter(|(_, record)| record.file.is_in_flight()).map(|(name, _)| name)
     }
 
-    /// Takes out what the next process needs. Names with an operation in flight stay, since it may still be completed; the engine
-    /// is not used for anything else after that.
+    /// Takes out what the next process needs. Names with an operation in flight stay, since it may
+    /// still be completed; the engine is not used for anything else after that.
     pub fn hand_over(&mut self) -> Vec<Handed<F>> {
         let in_flight = |(_, record): &(LockName, Record<F>)| record.file.is_in_flight();
         let (busy, records) = std::mem::take(&mut self.records).into_iter().partition::<BTreeMap<_, _>, _>(in_flight);
@@ -95,7 +96,8 @@ impl<F> Engine<F> {
         records.into_iter().filter_map(handed).collect()
     }
 
-    /// Takes a name over from the previous process. Sessions for which `lives` is false have ended in the meantime.
+    /// Takes a name over from the previous process. Sessions for which `lives` is false have ended
+    /// in the meantime.
     ///
     /// # Panics
     /// If it [is not sound](Handed::is_sound).

@@ -45,7 +45,8 @@ pub enum Input<F> {
     },
     /// A session gives a name back.
     Release(Asked),
-    /// A session gives a name back, and wants to know whether somebody deleted the file in the meantime.
+    /// A session gives a name back, and wants to know whether somebody deleted the file in the
+    /// meantime.
     ReleaseAndLook(Asked),
     /// A session asks whether its lock is real.
     Verify(Asked),
@@ -58,7 +59,8 @@ pub enum Input<F> {
         /// Why it ends.
         why: Withdrawal,
     },
-    /// A session has ended: everything it holds, waits for or asks about this name goes, unanswered.
+    /// A session has ended: everything it holds, waits for or asks about this name goes,
+    /// unanswered.
     Leave {
         /// The name.
         name: LockName,
@@ -74,17 +76,19 @@ pub enum Input<F> {
         /// What came of it.
         outcome: Outcome,
     },
-    /// The file operation of a name does not come back in time: every request that waits for it is refused with this fault. The
-    /// operation is still under way, and completes some day.
+    /// The file operation of a name does not come back in time: every request that waits for it is
+    /// refused with this fault. The operation is still under way, and completes some day.
     Stalled {
         /// The name.
         name: LockName,
         /// The answer to the requests that wait for it.
         fault: Fault,
     },
-    /// Find out whether the lock on a name is real, although nobody asks; no effect if nobody holds it.
+    /// Find out whether the lock on a name is real, although nobody asks; no effect if nobody holds
+    /// it.
     Probe(LockName),
-    /// The storage is silent: tell every holder that its lock is certain for only this many more milliseconds.
+    /// The storage is silent: tell every holder that its lock is certain for only this many more
+    /// milliseconds.
     Suspect(u64),
     /// The storage answers again: tell every holder that its lock is held.
     Trust,
@@ -92,10 +96,11 @@ pub enum Input<F> {
     Silence(&'static str),
     /// A timer that was armed has run out. A late or repeated one is a no-op.
     Elapsed(Timer),
-    /// Another daemon says that it has released a name. That is not believed: if somebody waits for the name, it is tried.
+    /// Another daemon says that it has released a name. That is not believed: if somebody waits for
+    /// the name, it is tried.
     Hint(LockName),
-    /// Another daemon says that it holds a name, and that it will send word when it releases it: until then the name is tried
-    /// rarely, at [`Timer::Recheck`].
+    /// Another daemon says that it holds a name, and that it will send word when it releases it:
+    /// until then the name is tried rarely, at [`Timer::Recheck`].
     Promised(LockName),
     /// A daemon that may have promised word is gone: the names that were promised are tried.
     PromisesBroken,
@@ -103,8 +108,8 @@ pub enum Input<F> {
     Now(u64),
     /// Descriptors are short: the file that has been idle longest goes.
     Shed,
-    /// The daemon stops: waiting requests are refused, nothing is granted any more, idle files go, and the others go as soon as
-    /// they are released.
+    /// The daemon stops: waiting requests are refused, nothing is granted any more, idle files go,
+    /// and the others go as soon as they are released.
     Drain,
 }
 
@@ -132,14 +137,17 @@ impl From<Withdrawal> for Answer {
 /// An operation on a lock file; [`steps`](crate::steps) has the calls that it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FileOp {
-    /// Lock the file that the name means now, in this mode. The given file may be locked already, and there may be none.
+    /// Lock the file that the name means now, in this mode. The given file may be locked already,
+    /// and there may be none.
     Try(Mode),
-    /// Try again, only for requests that wait: a refusal answers nobody, and is not checked a second time.
+    /// Try again, only for requests that wait: a refusal answers nobody, and is not checked a
+    /// second time.
     Retry(Mode),
     /// A try that also takes a fence.
     TryFence(Mode),
-    /// Take slots of the file that the name means now. If it `joins`, the file has slots of sessions already, and keeps them;
-    /// otherwise any lock that the given file has is released first.
+    /// Take slots of the file that the name means now. If it `joins`, the file has slots of
+    /// sessions already, and keeps them; otherwise any lock that the given file has is released
+    /// first.
     Take {
         /// How many slots there are.
         of: u16,
@@ -180,7 +188,8 @@ pub enum Outcome {
     Locked,
     /// Try: another process holds the name; the given file is unlocked.
     Refused,
-    /// Try: nobody holds the name, but a process that is about to delete the file is in the way; the given file is unlocked.
+    /// Try: nobody holds the name, but a process that is about to delete the file is in the way;
+    /// the given file is unlocked.
     Disturbed,
     /// Try or probe with a fence: locked, or real; and the fence, or why there is none.
     Fenced(Result<u64, Fault>),
@@ -191,8 +200,8 @@ pub enum Outcome {
         /// The fence, if one was asked for.
         fence: Option<Result<u64, Fault>>,
     },
-    /// Try, take: another process has the name in a mode that does not go with this one. If the take joined, the file has what
-    /// it had before; otherwise it has no lock.
+    /// Try, take: another process has the name in a mode that does not go with this one. If the
+    /// take joined, the file has what it had before; otherwise it has no lock.
     Disagrees(Mode),
     /// Give: the slots are free.
     Given,
@@ -268,7 +277,8 @@ pub enum Effect<F> {
         /// How many milliseconds it is certain for; `None`: the doubt is over.
         valid_ms: Option<u64>,
     },
-    /// A try has shown that another process holds a name that sessions wait for: other daemons may be asked for word.
+    /// A try has shown that another process holds a name that sessions wait for: other daemons may
+    /// be asked for word.
     Contended(LockName),
     /// Send [`Input::Elapsed`] after this many milliseconds.
     Arm(Timer, u64),

@@ -1,4 +1,5 @@
-//! What comes next for a name at rest: the requests that can be answered now, and the file operation that follows, if any.
+//! What comes next for a name at rest: the requests that can be answered now, and the file
+//! operation that follows, if any.
 
 use distrilock_protocol::want::{Extent, Mode};
 
@@ -30,8 +31,8 @@ impl<F> Record<F> {
         }
     }
 
-    /// Answers the queries that need no file operation: peeks at a name that is held here, and questions about a lock that the
-    /// asking session has released or lost in the meantime.
+    /// Answers the queries that need no file operation: peeks at a name that is held here, and
+    /// questions about a lock that the asking session has released or lost in the meantime.
     fn answer_queries(&mut self, cx: &mut Context<'_, F>) {
         if self.queries.is_empty() {
             return;
@@ -52,7 +53,8 @@ impl<F> Record<F> {
         }
     }
 
-    /// Somebody holds the lock: a shared request in front may join, once a probe has shown that the lock is real (I3).
+    /// Somebody holds the lock: a shared request in front may join, once a probe has shown that the
+    /// lock is real (I3).
     fn next_when_held(&mut self, cx: &mut Context<'_, F>, mode: Mode) -> Option<FileOp> {
         if mode != Mode::Exclusive {
             self.refuse_disagreeing(cx, mode, |_| true);
@@ -72,7 +74,8 @@ impl<F> Record<F> {
         mode == Mode::Shared && self.waiters.front().is_some_and(|head| head.claim.extent == Extent::Shared)
     }
 
-    /// The probe that has to come next, if any: for queries, and for a waiter that `joins`, with a fence or without.
+    /// The probe that has to come next, if any: for queries, and for a waiter that `joins`, with a
+    /// fence or without.
     fn next_probe(&self, mode: Mode, joins: Option<bool>) -> Option<FileOp> {
         let without = |query: &Query| self.held_by(query.asker.session).is_some_and(|holder| holder.fence.is_none());
         let asks = |query: &Query| query.question == Question::Already { fence: true } && without(query);
@@ -126,8 +129,9 @@ impl<F> Record<F> {
     }
 }
 
-/// Names with slots. Several sessions hold such a name, each with slots of its own, whose bytes the daemon locks one by one: each
-/// grant needs a file operation, and so does a release while others go on holding.
+/// Names with slots. Several sessions hold such a name, each with slots of its own, whose bytes the
+/// daemon locks one by one: each grant needs a file operation, and so does a release while others
+/// go on holding.
 impl<F> Record<F> {
     /// Sessions hold slots: give back what was released, then take more for the first waiter.
     fn next_with_slots(&mut self, cx: &mut Context<'_, F>, of: u16) -> Option<FileOp> {

@@ -1,17 +1,13 @@
-//! [`Record`]: what the engine knows of one name. What follows from it stands in [`next`](crate::next), and what a completed file
-//! operation changes in [`done`](crate::done).
+//! [`Record`]: what the engine knows of one name. What follows from it stands in
+//! [`next`](crate::next), and what a completed file operation changes in [`done`](crate::done).
 //!
-//! The file goes through these states; every transition goes through `InFlight`, so that one operation is in flight at most (I4):
+//! The file goes through these states; every transition goes through `InFlight`, so that one
+//! operation is in flight at most (I4):
 //!
 //! ```text
-//!                      Locked, Fenced, Taken
-//!            ┌──────────────────────────────────────▶ Locked(mode)
-//!            │             Real, Given, Lost ────────▶   │
-//!        InFlight                                        │ probe, give, take more, pass on, unlock, retire
-//!         ▲  │ ▲ └───────────────────────────────────────┘
-//!         │  │ └── try, take, peek, retire ── Idle ◀── still open ─┐
-//!         │  └─────────────────────────────────────────────────────┤ not locked
-//!         └─────── try, take, peek ───────── Closed ◀── closed ────┘
+//!   Closed ──┐                  ┌──▶ Closed        the file is closed, and may be deleted
+//!   Idle ────┼──▶ InFlight(op) ─┼──▶ Idle          it is open, and not locked
+//!   Locked ──┘                  └──▶ Locked(mode)  a try or a take got the lock, or the file kept it
 //! ```
 
 use std::collections::VecDeque;
@@ -79,7 +75,8 @@ impl<F> File<F> {
         }
     }
 
-    /// Ends an operation, and returns it with the queries that it answers. The caller puts the file back.
+    /// Ends an operation, and returns it with the queries that it answers. The caller puts the file
+    /// back.
     pub(crate) fn end(&mut self) -> Option<(FileOp, Vec<Query>)> {
         match std::mem::replace(self, Self::Closed) {
             Self::InFlight { op, queries } => Some((op, queries)),
@@ -95,7 +92,8 @@ pub(crate) struct Waiter {
     pub(crate) request: RequestId,
     /// Whether it queues; otherwise it is refused as soon as it cannot enter.
     pub(crate) waits: bool,
-    /// Whether it was there when the try in flight, or the last one, began: a refusal is about its time only then.
+    /// Whether it was there when the try in flight, or the last one, began: a refusal is about its
+    /// time only then.
     pub(crate) tried: bool,
     /// Whether the grant should carry a fence.
     pub(crate) fence: bool,
@@ -202,8 +200,8 @@ impl<F> Record<F> {
         self.retain_queries(|query| query.asker.session != session);
     }
 
-    /// A session gives the lock back before its questions about it are answered: it did hold the lock when it asked, and what a
-    /// probe finds out later is not about its lock.
+    /// A session gives the lock back before its questions about it are answered: it did hold the
+    /// lock when it asked, and what a probe finds out later is not about its lock.
     pub(crate) fn answer_before_release(&mut self, cx: &mut Context<'_, F>, releasing: SessionId) {
         let Some(held) = self.held_by(releasing).cloned() else { return };
         self.retain_queries(|query| {
@@ -234,15 +232,16 @@ impl<F> Record<F> {
         }
     }
 
-    /// The lock is passed on, or slots are given back that sessions wait for: the daemon's turn begins, unless it has begun.
+    /// The lock is passed on, or slots are given back that sessions wait for: the daemon's turn
+    /// begins, unless it has begun.
     pub(crate) fn begin_turn(&mut self, cx: &mut Context<'_, F>) {
         if self.turn.pass_on() {
             cx.arm_turn(TURN_MS);
         }
     }
 
-    /// Others can have the file, or slots: if the turn is over, waiting sessions leave it alone for a while. Returns whether they
-    /// do.
+    /// Others can have the file, or slots: if the turn is over, waiting sessions leave it alone for
+    /// a while. Returns whether they do.
     pub(crate) fn give_way(&mut self, cx: &mut Context<'_, F>) -> bool {
         let gives_way = self.turn == Turn::Over && !self.waiters.is_empty();
         if gives_way {
@@ -260,7 +259,8 @@ impl<F> Record<F> {
             FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) => {
                 self.waiters.iter_mut().for_each(|waiter| waiter.tried = true);
             }
-            // Slots are for the first waiter alone: if it leaves in the meantime, the outcome says nothing to those behind it.
+            // Slots are for the first waiter alone: if it leaves in the meantime, the outcome says
+            // nothing to those behind it.
             FileOp::Take { .. } => {
                 let places = (0..).zip(&mut self.waiters);
                 places.for_each(|(place, waiter)| waiter.tried = place == 0);
@@ -271,8 +271,8 @@ impl<F> Record<F> {
         cx.operate(op, file);
     }
 
-    /// The operation in flight does not come back: every request that waits for it is refused. A release is not answered as done
-    /// (I9).
+    /// The operation in flight does not come back: every request that waits for it is refused. A
+    /// release is not answered as done (I9).
     pub(crate) fn stalled(&mut self, cx: &mut Context<'_, F>, fault: &Fault) {
         let File::InFlight { queries, .. } = &mut self.file else { return };
         for query in queries.drain(..).chain(self.queries.drain(..)) {
@@ -298,7 +298,8 @@ impl<F> Record<F> {
             query.question == Question::Peek
         });
         for holder in self.holders.drain(..) {
-            // A take that joins them may be under way: what the file has of theirs is given back then.
+            // A take that joins them may be under way: what the file has of theirs is given back
+            // then.
             self.freed.extend(&holder.slots);
             cx.lost(holder.session, reason);
         }
@@ -320,7 +321,8 @@ impl<F> Record<F> {
         self.refuse(cx, |waiter| !waiter.waits && these(waiter), answer);
     }
 
-    /// Refuses those among `these` that want the name in a mode, or with a number of slots, that does not go with how it is held.
+    /// Refuses those among `these` that want the name in a mode, or with a number of slots, that
+    /// does not go with how it is held.
     pub(crate) fn refuse_disagreeing(&mut self, cx: &mut Context<'_, F>, held: Mode, these: impl Fn(&Waiter) -> bool) {
         self.waiters.retain(|waiter| {
             let asked = waiter.claim.mode();

@@ -1,9 +1,10 @@
-//! The states of a name beside those of its file: whose turn it is ([`Turn`]), whether its next try has to wait ([`Contention`]),
-//! and whether its file is kept for the next acquire ([`Linger`]).
+//! The states of a name beside those of its file: whose turn it is ([`Turn`]), whether its next try
+//! has to wait ([`Contention`]), and whether its file is kept for the next acquire ([`Linger`]).
 
 use crate::limits::{DISTURBED_MAX, LINGER_TICKS};
 
-/// The daemon's turn with a name that it passes on among its own sessions, so that it does not keep other daemons out.
+/// The daemon's turn with a name that it passes on among its own sessions, so that it does not keep
+/// other daemons out.
 ///
 /// ```text
 ///           lock passed on             timer
@@ -39,7 +40,8 @@ impl Turn {
         begins
     }
 
-    /// The turn is over, and sessions wait: they leave the file to others for a while. The timer has to be armed.
+    /// The turn is over, and sessions wait: they leave the file to others for a while. The timer
+    /// has to be armed.
     pub(crate) fn give_way(&mut self) {
         assert_eq!(*self, Self::Over, "only a turn that is over gives way");
         *self = Self::Yielding;
@@ -66,24 +68,27 @@ impl Turn {
 /// Whether the next try for a name has to wait, and what the last ones met.
 ///
 /// ```text
-///             refused
-///   Clear ─────────────────▶ Refused
-///     ▲  ◀─── due ───────────┘   ▲
-///     │                          │ another operation completed
-///     │ another operation   Disturbed(n) ◀── disturbed ── any state; n counts them
-///     │ completed                │ due
-///     └───────────────────── Again(n)
+///                  refused   disturbed        due        undisturbed
+///   Clear          Refused   Disturbed(1)     Clear      Clear
+///   Refused        Refused   Disturbed(1)     Clear      Refused
+///   Disturbed(n)   Refused   Disturbed(n+1)   Again(n)   Refused
+///   Again(n)       Refused   Disturbed(n+1)   Again(n)   Clear
 /// ```
 ///
-/// A name becomes *due* when the retry timer runs out, when word comes from another daemon, or when nobody waits any more.
+/// Every state becomes `Clear` once slots were taken or given back, or a request disagreed.
+///
+/// A name is *due* when a timer sweeps the contended names, when word comes from another daemon, or
+/// when nobody waits any more. It is *undisturbed* when another operation on the file completes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Contention {
     /// A try may be made at once.
     #[default]
     Clear,
-    /// A try was refused: waiting sessions wait for the next sweep of the contended names, or for word.
+    /// A try was refused: waiting sessions wait for the next sweep of the contended names, or for
+    /// word.
     Refused,
-    /// This many tries in a row met a process that deletes the file, not one that holds the lock: they wait for the next sweep.
+    /// This many tries in a row met a process that deletes the file, not one that holds the lock:
+    /// they wait for the next sweep.
     Disturbed(u8),
     /// The same, and a try may be made at once.
     Again(u8),
@@ -131,8 +136,8 @@ impl Contention {
     }
 }
 
-/// Whether the name stands in the engine's queue of lingering files; and the file's age, in ticks of the linger timer since it
-/// was last used.
+/// Whether the name stands in the engine's queue of lingering files; and the file's age, in ticks
+/// of the linger timer since it was last used.
 ///
 /// ```text
 ///                idle

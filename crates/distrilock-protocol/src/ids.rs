@@ -20,6 +20,7 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// A request of a session, as the session numbers its requests. The client's own `id` is another thing.
+/// A request of a session, as the session numbers its requests. The client's own `id` is another
+/// thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId(pub u64);

@@ -14,7 +14,8 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Whether a name can never be in both modes. A name is either shared or has a fixed number of slots.
+    /// Whether a name can never be in both modes. A name is either shared or has a fixed number of
+    /// slots.
     #[must_use]
     pub fn disagrees_with(self, other: Self) -> bool {
         self != other && self != Self::Exclusive && other != Self::Exclusive

@@ -14,7 +14,8 @@ pub enum CallResult {
     No,
     /// Check: the name means no file; open to read: there is none.
     Gone,
-    /// Uses, lock number: another process has the file in this mode, which does not go with the request.
+    /// Uses, lock number: another process has the file in this mode, which does not go with the
+    /// request.
     Uses(Mode),
     /// Lock slots: these are locked.
     Slots(Box<[u16]>),
@@ -36,11 +37,10 @@ pub enum Next<C> {
 /// Which locks the operation has on its open file.
 ///
 /// ```text
-///            lock                  lock turn
-///   Nothing ──────▶ Some ────────────────────────▶ WithTurn
-///     ▲  ▲ ────────────────── lock turn ────────────▲  │ │
-///     │  └── unlock, close ───┘ ◀── unlock turn ───────┘ │
-///     └────────────────────── unlock, close ─────────────┘
+///              lock    lock turn   unlock turn   unlock, close
+///   Nothing    Some    WithTurn
+///   Some       Some    WithTurn                  Nothing
+///   WithTurn           WithTurn    Some          Nothing
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Locks {
@@ -48,7 +48,8 @@ pub(super) enum Locks {
     Nothing,
     /// At least one, in whichever mode.
     Some,
-    /// The byte of the process that takes slots, so that no other process can take any; and maybe more.
+    /// The byte of the process that takes slots, so that no other process can take any; and maybe
+    /// more.
     WithTurn,
 }
 

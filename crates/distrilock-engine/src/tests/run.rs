@@ -1,5 +1,6 @@
-//! Random runs of the engine, judged from outside: by what it was asked and what it answered, not by what it keeps. Bytes choose
-//! the steps, so that proptest and a fuzzer (`fuzz/fuzz_targets/operations.rs`, which includes this file) can both steer it.
+//! Random runs of the engine, judged from outside: by its inputs and its answers, not by its state.
+//! Bytes choose the steps, so that both proptest and a fuzzer (`fuzz/fuzz_targets/operations.rs`,
+//! which includes this file) can steer a run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,16 +12,18 @@ use super::{
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const SESSIONS: u8 = 4;
 
-/// More rounds of completions and timers than this before nothing moves: the engine does not come to rest.
+/// If something still moves after this many rounds of completions and timers, the engine does not
+/// come to rest.
 const ROUNDS_MAX: usize = 200;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Question {
-    /// Acquire, of a session that does not hold the name.
+    /// Acquire, by a session that does not hold the name.
     Enter(Want, bool),
-    /// Acquire, of a session that holds it as is told second.
+    /// Acquire, by a session that already holds it with the second of these.
     Again(Want, Want),
-    /// Release, of a session that holds it alone or has slots, that shares it with others, or that does not hold it at all.
+    /// Release, by a session that holds it alone or has slots, shares it with others, or does not
+    /// hold it at all.
     Release(HeldBefore),
     Verify,
     Peek,
@@ -33,14 +36,14 @@ enum HeldBefore {
     Not,
 }
 
-/// One name, as its sessions see it.
+/// One name, as its sessions know it.
 #[derive(Debug, Default)]
 struct Outside {
-    /// Who was granted it and has not asked to release it.
+    /// Sessions that were granted it and have not asked to release it.
     holders: BTreeMap<SessionId, (Want, Box<[u16]>)>,
     /// Slots whose bytes are locked.
     slots: BTreeSet<u16>,
-    /// Who is to be granted it, first come first.
+    /// Requests that are waiting to be granted it, first come first.
     queue: Vec<(SessionId, RequestId)>,
     /// Questions without an answer.
     questions: BTreeMap<(SessionId, RequestId), Question>,
@@ -57,16 +60,17 @@ struct Run {
     next_file: u32,
     next_request: u64,
     draining: bool,
-    /// Fences that were taken so far, which are numbers from 1 on, and those of them that were granted.
+    /// How many fences were taken so far, which are numbered from 1 on, and which of them were
+    /// granted.
     fences: u64,
     granted: BTreeSet<u64>,
-    /// What the last input showed: a name whose file is locked in a mode (I3).
+    /// What the last input showed: that a name's file is locked in a mode (I3).
     shown: Option<(LockName, Mode)>,
     /// The name of the last input, if it was a completion (I9).
     completed: Option<LockName>,
 }
 
-/// Takes the steps, and then lets everything come to an end.
+/// Takes the steps, then lets everything come to an end.
 ///
 /// # Panics
 /// If the engine, or what it answers, breaks a rule.
@@ -158,7 +162,7 @@ impl Run {
         self.input(input(asked));
     }
 
-    /// The session layer lets a session have one acquire of a name at a time (I8).
+    /// The session layer allows a session one acquire of a name at a time (I8).
     fn acquire(&mut self, name: LockName, session: SessionId, want: Want, wait: bool) {
         let outside = self.outside(&name);
         let acquires = |question: &Question| matches!(question, Question::Enter(..) | Question::Again(..));
@@ -204,7 +208,8 @@ impl Run {
         self.input(Input::Leave { name, session });
     }
 
-    /// The operation in flight ends in one of the ways that the file system can make it end; 0 is the one without a surprise.
+    /// The operation in flight ends in one of the ways that the file system allows; 0 is the one
+    /// without a surprise.
     fn complete(&mut self, name: &LockName, how: u8) {
         let Some((op, file)) = self.outside(name).in_flight.take() else { return };
         let (kept, surprise) = (how & 1 == 0, how >> 1);
@@ -285,7 +290,7 @@ impl Run {
         self.fences
     }
 
-    /// A fence is granted to one session at most.
+    /// A fence is granted to at most one session.
     fn fence_granted(&mut self, want: Want, fence: Option<u64>) {
         assert!(fence.is_some() || !want.fence, "{want:?}: no fence");
         if let Some(fence) = fence.filter(|_| want.fence) {
@@ -309,7 +314,8 @@ impl Run {
         self.input(Input::Elapsed(timer));
     }
 
-    /// The daemon's next process takes over what this one has at rest, but for a session that has ended meanwhile.
+    /// The daemon's next process takes over what this one has at rest, except a session that has
+    /// ended in the meantime.
     fn hand_over(&mut self, how: u8) {
         for _ in 0..ROUNDS_MAX {
             let busy: Vec<LockName> = self.engine.in_flight().cloned().collect();
@@ -351,7 +357,8 @@ impl Run {
                 }
                 Effect::Answer { name, session, request, answer } => self.answered(&name, session, request, answer),
                 Effect::Lost { name, session, .. } => {
-                    // Who has asked to release it hears of both, or of the release alone.
+                    // A session that has asked to release it is told of both, or only of the
+                    // release.
                     self.outside(&name).holders.remove(&session);
                 }
                 Effect::Doubt { name, session, .. } => {
@@ -366,7 +373,7 @@ impl Run {
                 }
                 Effect::Contended(name) => {
                     let outside = self.outside(&name);
-                    // Beside sessions with slots one waits for more of them.
+                    // A request can wait for more slots beside sessions that have some.
                     let slots = |(want, _): &(Want, _)| matches!(want.extent, Extent::Slots { .. });
                     let waits = !outside.queue.is_empty() && outside.holders.values().all(slots);
                     assert!(waits, "{name}: nobody waits for another process");
@@ -426,7 +433,7 @@ impl Run {
             (Question::Release(HeldBefore::Itself), Answer::Released { .. }) => {
                 assert_eq!(completed.as_ref(), Some(name), "I9: {name}");
             }
-            // The unlock does not come back: nobody may be told that it is done.
+            // The unlock does not come back: no answer may say that it is done.
             (Question::Release(HeldBefore::Itself), Answer::Storage(_)) => {}
             (Question::Release(HeldBefore::WithOthers), Answer::Released { .. })
             | (Question::Release(HeldBefore::Not), Answer::NotHeld { .. })
@@ -451,7 +458,8 @@ impl Run {
         panic!("the engine does not come to rest: {:?}", self.engine);
     }
 
-    /// Whoever holds a lock releases it, until nobody does: then everybody was answered, and nothing is left.
+    /// Every holder releases its lock, until there is none: then every request was answered, and
+    /// nothing is left.
     fn end(mut self) {
         self.calm_down();
         self.check_waits();
@@ -472,7 +480,8 @@ impl Run {
         self.names.iter().find_map(first)
     }
 
-    /// Everything is at rest: who has no answer yet queues behind somebody with whom it cannot share (I7).
+    /// Everything is at rest: a request without an answer queues behind a holder with which it
+    /// cannot share (I7).
     fn check_waits(&self) {
         for (name, outside) in &self.names {
             let waits = |question: &Question| matches!(question, Question::Enter(_, true));

@@ -1,16 +1,20 @@
-//! The steps of each file operation on a local file system, without making them: [`Steps`] asks for one system call after the
-//! other ([`Call`]) and is told what came of it ([`CallResult`]). The engine's model interleaves these steps with those of other
-//! processes; `os` takes them one after the other.
+//! The steps of each file operation on a local file system, without taking them: [`Steps`] asks for
+//! one system call after another ([`Call`]) and is given its result ([`CallResult`]). The engine's
+//! model interleaves these steps with those of other processes; the daemon's `files` takes them one
+//! after another.
 //!
-//! A name is held when **byte 0 of the file that the name means** is locked. A holder locks the whole file, so that it excludes
-//! programs that do the same (daemons of the original among them). Who deletes a file that nobody holds locks it from byte 1 on:
-//! that keeps holders out while the file goes, and a try that is refused can tell the two apart, so that a name is not called
-//! held because its file is being deleted.
+//! A name is held when **byte 0 of the file that the name means** is locked. A holder locks the
+//! whole file, so that it excludes programs that do the same (daemons of the original among them).
+//! A process that deletes an unheld file locks it from byte 1 on. That keeps holders out while the
+//! file goes, and lets a refused try tell the two apart: a name is not called held because its file
+//! is being deleted.
 //!
-//! Why a lock may be believed: a file is deleted only under a lock that excludes every holder, by who has checked, under that
-//! lock, that the name means this file. So when a lock is granted and the name *then* means the locked file, nobody else holds
-//! the name, and the file stays until the lock goes. When it does not, the file was deleted before the lock was granted, and the
-//! try starts again. A file's inode number is not used again while it is open, so that comparing it is enough.
+//! Why a lock can be believed: a file is deleted only under a lock that excludes every holder, by a
+//! process that has checked, under that lock, that the name means this file. So when a lock is
+//! granted and the name *then* means the locked file, nobody else holds the name, and the file
+//! stays until the lock goes. When the name does not mean it, the file was deleted before the lock
+//! was granted, and the try starts over. An inode number is not reused while the file is open, so
+//! that comparing it is enough.
 
 #[cfg(test)]
 mod tests;
@@ -21,11 +25,12 @@ use super::call::{CallResult, Locks, with_fence};
 use crate::fault::{Cause, Fault};
 use crate::message::{FileOp, Outcome};
 
-/// A try that met a file which was deleted under it starts again so often; each time somebody else made progress.
+/// How often a try starts over because its file was deleted under it; each time, somebody else has
+/// made progress.
 const REOPENS_MAX: u16 = if cfg!(test) { 1 } else { 1000 };
 
-/// So often a try looks again, at once, whether a deletion is over, before it says [`Outcome::Disturbed`]. (Fewer in tests, so
-/// that a model has fewer states.)
+/// How often a try checks again, at once, whether a deletion is over, before its outcome is
+/// [`Outcome::Disturbed`]. (Fewer times in tests, so that a model has fewer states.)
 const LOOKS_MAX: u8 = if cfg!(test) { 1 } else { 20 };
 
 /// One system call, or two that belong together.
@@ -41,13 +46,13 @@ pub enum Call {
     LockTurn,
     /// Unlock it.
     UnlockTurn,
-    /// Lock what says that somebody holds the name, for reading.
+    /// Lock, for reading, the bytes that say that somebody holds the name.
     LockHeld,
     /// Lock the byte of a number of slots for reading, unless another process has another number.
     LockNumber(u16),
-    /// Of so many slots lock so many that nobody has.
+    /// Of this many slots, lock this many that nobody has.
     LockSlots(u16, u16),
-    /// Unlock so many slots from the first one on.
+    /// From this slot on, unlock this many.
     UnlockSlots(u16, u16),
     /// In which mode, or with how many slots, do other processes have the file?
     Uses,
@@ -65,7 +70,7 @@ pub enum Call {
     Yield,
     /// Delete the name.
     Unlink,
-    /// Let go of all locks on the file.
+    /// Release all locks on the file.
     Unlock,
     /// Close the file.
     Close,
@@ -93,14 +98,15 @@ pub struct Steps {
     locks: Locks,
     /// What is known so far, for the end.
     end: Outcome,
-    /// What comes after the file was let go of.
+    /// What comes once the file is unlocked.
     after: After,
     reopens: u16,
     looks: u8,
 }
 
 impl Steps {
-    /// Begins an operation on a file that is `open` or not, and `locked` in a mode or not; tells the first call.
+    /// Begins an operation on a file that may be `open`, and may be `locked` in a mode. Returns its
+    /// first call.
     #[must_use]
     pub fn begin(op: FileOp, open: bool, locked: Option<Mode>) -> (Self, Next) {
         let end = Outcome::Unlocked { file_gone: false };
@@ -121,7 +127,7 @@ impl Steps {
         (steps, next)
     }
 
-    /// Takes the result to the last call; tells the next one.
+    /// Takes the result of the last call, and returns what comes next.
     pub fn returned(&mut self, result: CallResult) -> Next {
         match (self.asked, &result) {
             (Call::Unlock, CallResult::Yes) | (Call::Close, _) => self.locks = Locks::Nothing,
@@ -148,7 +154,7 @@ impl Steps {
                 CallResult::No => Outcome::Lost("its lock file was replaced by another one"),
                 CallResult::Gone => Outcome::Lost("its lock file was deleted"),
                 CallResult::Failed(fault) => Outcome::Failed(fault),
-                result => unreachable!("{result:?} is no result to a check"),
+                result => unreachable!("{result:?} is no result of a check"),
             }),
             FileOp::Unlock | FileOp::UnlockAndLook => self.unlock_step(&result),
             FileOp::Retire => self.retire_step(&result),
@@ -171,7 +177,8 @@ impl Steps {
             }
             (Call::Lock(_), CallResult::No) => {
                 self.end = Outcome::Refused;
-                // Who only waits tries again soon: a file that was deleted can be locked then, and is left.
+                // A request that waits is tried again soon: if the file was deleted, it can be
+                // locked then, and is left.
                 if matches!(self.op, FileOp::Retry(_)) { self.refused() } else { self.ask(Call::Check) }
             }
             (Call::Check, CallResult::Yes) if self.end == Outcome::Locked => match self.op {
@@ -183,10 +190,10 @@ impl Steps {
                 Next::End(self.end.clone())
             }
             (Call::Check, CallResult::Yes) => self.ask(Call::Held(mode)),
-            // The file was deleted: away with it, and on with the one that the name means now.
+            // The file was deleted: close it, and go on with the one that the name means now.
             (Call::Check, CallResult::No | CallResult::Gone) => self.let_go(After::Reopen),
             (Call::Held(_), CallResult::Yes) => self.refused(),
-            // What keeps shared holders out without holding byte 0 alone are slots.
+            // Only slots keep shared holders out without holding byte 0 exclusively.
             (Call::Held(Mode::Shared), CallResult::No) => self.ask(Call::Uses),
             (Call::Uses, CallResult::Uses(held)) if held.disagrees_with(mode) => {
                 self.end = Outcome::Disagrees(held);
@@ -208,7 +215,7 @@ impl Steps {
                 self.end = Outcome::Failed(fault);
                 self.let_go(After::Close)
             }
-            (call, result) => unreachable!("{result:?} is no result to {call:?} in a try"),
+            (call, result) => unreachable!("{result:?} is no result of {call:?} in a try"),
         }
     }
 
@@ -221,25 +228,26 @@ impl Steps {
         self.end = with_fence(self.end.clone(), result);
     }
 
-    /// The file stays open for the next try, but a lock that a refused conversion left is of no use.
+    /// The file stays open for the next try, but a lock that a refused conversion left is of no
+    /// use.
     fn refused(&mut self) -> Next {
         if self.is_locked() { self.let_go(After::Keep) } else { Next::End(self.end.clone()) }
     }
 
-    /// Unlocks the file, if it is locked, and goes on to what comes after that.
+    /// Unlocks the file, if it is locked, and goes on to what comes `after` that.
     fn let_go(&mut self, after: After) -> Next {
         self.after = after;
         if self.is_locked() { self.ask(Call::Unlock) } else { self.gone(Call::Open) }
     }
 
-    /// The file is unlocked, or closed as well.
+    /// The file is unlocked, and perhaps closed as well.
     fn gone(&mut self, reopen: Call) -> Next {
         match (self.asked, self.after) {
             (Call::Close, After::Reopen) if self.reopens < REOPENS_MAX => {
                 self.reopens += 1;
                 self.ask(reopen)
             }
-            // Whoever deletes it again and again, it is nobody who holds it.
+            // A process that deletes it again and again does not hold it.
             (Call::Close, After::Reopen) if self.op != FileOp::Peek => Next::End(Outcome::Disturbed),
             (Call::Close, After::Reopen) => {
                 Next::End(Outcome::Failed(Fault { cause: Cause::Replaced, path: "".into() }))
@@ -272,7 +280,7 @@ impl Steps {
                 self.end = Outcome::Unlocked { file_gone: *result == CallResult::Gone };
                 self.ask(Call::Unlock)
             }
-            // Somebody else locks it: the file is theirs to delete.
+            // Another process locks the file, and will delete it.
             (Call::LockToDelete, _) if self.is_locked() => self.ask(Call::Unlock),
             (Call::LockToDelete | Call::Unlock, _) => self.ask(Call::Close),
             _ => Next::End(self.end.clone()),
@@ -298,7 +306,7 @@ impl Steps {
                 self.end = Outcome::Failed(fault);
                 self.let_go(After::Close)
             }
-            // The file was deleted: who locks it holds nothing.
+            // The file was deleted: a lock on it means nothing.
             (Call::Check, _) => {
                 self.end = Outcome::Peeked { locked: false };
                 self.let_go(After::Reopen)
@@ -307,7 +315,7 @@ impl Steps {
         }
     }
 
-    /// A file that was opened for the peek alone is closed; one that lingers stays.
+    /// A file that was opened for the peek is closed; one that lingers stays open.
     fn peeked(&mut self, locked: bool) -> Next {
         self.end = Outcome::Peeked { locked };
         let open = self.asked != Call::OpenToRead;
@@ -315,8 +323,9 @@ impl Steps {
     }
 }
 
-/// Taking slots. One process at a time takes them ([`Call::LockTurn`]), so that a refusal is true: when it found too few free
-/// slots, that is how it was when its turn began, since others can only have given slots back in the meantime.
+/// Taking slots. One process at a time takes them ([`Call::LockTurn`]), so that a refusal is true:
+/// when it found too few free slots, that is how it was when its turn began, since others can only
+/// have given slots back in the meantime.
 impl Steps {
     /// The first call of a take.
     fn begin_take(joins: bool, open: bool, locked: bool) -> Call {
@@ -332,7 +341,7 @@ impl Steps {
         match (self.asked, result) {
             (Call::Open | Call::Yield, CallResult::Yes) => self.ask(Call::LockTurn),
             (Call::Open, CallResult::Failed(fault)) => Next::End(Outcome::Failed(fault)),
-            // Before anything else: what the file had is of no use.
+            // This comes first: the lock that the file had is of no use.
             (Call::Unlock, CallResult::Yes) if self.end == (Outcome::Unlocked { file_gone: false }) => {
                 self.ask(Call::LockTurn)
             }
@@ -390,11 +399,11 @@ impl Steps {
                 self.end = Outcome::Failed(fault);
                 if joins { self.turn_over(joins) } else { self.let_go(After::Close) }
             }
-            (call, result) => unreachable!("{result:?} is no result to {call:?} in a take"),
+            (call, result) => unreachable!("{result:?} is no result of {call:?} in a take"),
         }
     }
 
-    /// Nothing was taken: the turn goes, and, if nobody holds slots here, all else.
+    /// Nothing was taken: gives the turn back and, if nobody holds slots here, every other lock.
     fn turn_over(&mut self, joins: bool) -> Next {
         match joins {
             true if self.locks == Locks::WithTurn => self.ask(Call::UnlockTurn),

@@ -15,7 +15,8 @@ fn run(op: FileOp, open: bool, locked: Option<Mode>, script: &[(Call, CallResult
     }
 }
 
-/// A try whose file was deleted before the lock came lets go of it and starts over with the new one.
+/// A try whose file was deleted before the lock was granted leaves it and starts over with the new
+/// one.
 #[test]
 fn a_deleted_file_is_left() {
     let mode = Mode::Exclusive;
@@ -31,7 +32,8 @@ fn a_deleted_file_is_left() {
     assert_eq!(run(FileOp::Try(mode), true, None, &script), Outcome::Locked);
 }
 
-/// A refusal counts only if the name still means the file that was locked, and only if its byte 0 is.
+/// A refusal counts only if the name still means the locked file, and only if byte 0 of it is
+/// locked.
 #[test]
 fn a_refusal_is_looked_at_twice() {
     let mode = Mode::Exclusive;
@@ -49,8 +51,8 @@ fn a_refusal_is_looked_at_twice() {
     assert_eq!(run(FileOp::Try(mode), true, None, &script), Outcome::Disturbed);
 }
 
-/// Slots are taken in the process's turn, under a lock that says so, of a file that the name means; another number leaves
-/// nothing behind.
+/// Slots are taken in the process's turn, under a lock that says so, in the file that the name
+/// means. A disagreement about their number leaves nothing behind.
 #[test]
 fn slots_are_taken_in_turn() {
     let op = FileOp::Take { of: 4, take: 2, joins: false, fence: true };
@@ -75,7 +77,7 @@ fn slots_are_taken_in_turn() {
     assert_eq!(run(op, true, Some(Mode::Exclusive), &other), Outcome::Disagrees(Mode::Slots(5)));
 }
 
-/// Who has slots and takes more keeps what it has, whatever comes of it.
+/// A process that has slots and takes more keeps what it has, whatever the outcome.
 #[test]
 fn a_take_that_joins_keeps_the_rest() {
     let op = FileOp::Take { of: 4, take: 2, joins: true, fence: false };
@@ -94,11 +96,11 @@ fn is_refusal(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Refused | Outcome::Disturbed | Outcome::Failed(_))
 }
 
-/// Whatever the answers, an operation ends, and a try that ends without a lock leaves none behind.
+/// Whatever the results, an operation ends, and a try that ends without a lock leaves none behind.
 #[test]
 fn every_path_ends() {
     let fault = Fault::system(Operation::Stat, "", 5);
-    let answers = [CallResult::Yes, CallResult::No, CallResult::Gone, CallResult::Failed(fault)];
+    let results = [CallResult::Yes, CallResult::No, CallResult::Gone, CallResult::Failed(fault)];
     let shared = Mode::Shared;
     let take = |joins, fence| FileOp::Take { of: 4, take: 2, joins, fence };
     let ops = [
@@ -123,16 +125,16 @@ fn every_path_ends() {
         for _ in 0..100_000 {
             let Next::Call(call) = &next else { break };
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let result = &answers[usize::try_from(random >> 62).unwrap()];
+            let result = &results[usize::try_from(random >> 62).unwrap()];
             let possible = match call {
-                Call::Fence(_) if *result != answers[3] => &CallResult::Fence(7),
+                Call::Fence(_) if *result != results[3] => &CallResult::Fence(7),
                 Call::LockSlots(..) if *result == CallResult::Yes => &CallResult::Slots([1, 3].into()),
                 Call::LockNumber(_) | Call::Uses if *result == CallResult::Gone => &CallResult::Uses(Mode::Slots(3)),
                 Call::Uses if *result == CallResult::Yes => &CallResult::Uses(Mode::Exclusive),
                 Call::LockTurn | Call::LockHeld | Call::LockSlots(..) if *result == CallResult::Gone => &CallResult::No,
-                Call::UnlockTurn | Call::UnlockSlots(..) if *result != answers[3] => &CallResult::Yes,
+                Call::UnlockTurn | Call::UnlockSlots(..) if *result != results[3] => &CallResult::Yes,
                 Call::Yield | Call::Close => &CallResult::Yes,
-                Call::Unlock if *result != CallResult::Yes => &answers[3],
+                Call::Unlock if *result != CallResult::Yes => &results[3],
                 Call::Open if matches!(result, CallResult::No | CallResult::Gone) => &CallResult::Yes,
                 Call::Lock(_) | Call::LockToDelete | Call::Held(_) if *result == CallResult::Gone => &CallResult::No,
                 _ => result,

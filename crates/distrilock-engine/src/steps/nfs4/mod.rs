@@ -1,21 +1,25 @@
-//! The steps of each file operation on NFSv4, without taking them: the counterpart of [`local`](super::local) for a directory that
-//! several hosts mount. docs/safety.md has what was measured, and what the steps protect from.
+//! The steps of each file operation on NFSv4, without taking them: the counterpart of
+//! [`local`](super::local) for a directory that several hosts mount. docs/safety.md has what was
+//! measured, and what the steps protect from.
 //!
-//! A name is held when **byte 0 of its file** is locked. A holder locks [0, 2^61). Every process that has the file open keeps an
-//! **anchor** on it, a shared lock on byte 2^61. The anchor keeps the file from being deleted, and it keeps the server from
-//! dropping a lock that was just granted (knfsd frees a lock owner late, and a fresh lock with it, if the owner had none left).
+//! A name is held when **byte 0 of its file** is locked. A holder locks [0, 2^61). Every process
+//! that has the file open keeps an **anchor** on it, a shared lock on byte 2^61. The anchor keeps
+//! the file from being deleted, and it keeps the server from dropping a lock that was just granted
+//! (knfsd frees a lock owner late, and a fresh lock with it, if the owner had none left).
 //!
-//! Why a lock can be believed: a file is deleted only under an exclusive lock from byte 1 on, which excludes every anchor, and
-//! only after it was marked dead. A process that has anchored a file and *then* found it alive and linked has the file that the
-//! name means, for as long as the anchor holds. The anchor holds as long as the lease does. Before each grant the steps ask
-//! whether the lease can have run out in the meantime ([`Call::Recent`]); if so, a read past the caches proves the lock
-//! ([`Call::Prove`]).
+//! Why a lock can be believed: a file is deleted only under an exclusive lock from byte 1 on, which
+//! excludes every anchor, and only after it was marked dead. A process that has anchored a file and
+//! *then* found it alive and linked has the file that the name means, for as long as the anchor
+//! holds. The anchor holds as long as the lease does. Before each grant the steps ask whether the
+//! lease can have run out in the meantime ([`Call::Recent`]); if so, a read past the caches proves
+//! the lock ([`Call::Prove`]).
 //!
-//! Why a deletion can be believed: its request dies with the process that makes it (`mortal`), unless the file is open on this
-//! host, since the kernel then renames the file instead, by a request that outlives the process. So the file is closed before the
-//! deletion, and the **gate** keeps it closed. The gate is a file that is never deleted, with a byte for each name. A process that
-//! opens the name's file locks the byte shared until it has anchored the file; a process that deletes the file locks it
-//! exclusively.
+//! Why a deletion can be believed: its request dies with the process that makes it (`mortal`),
+//! unless the file is open on this host, since the kernel then renames the file instead, by a
+//! request that outlives the process. So the file is closed before the deletion, and the **gate**
+//! keeps it closed. The gate is a file that is never deleted, with a byte for each name. A process
+//! that opens the name's file locks the byte shared until it has anchored the file; a process that
+//! deletes the file locks it exclusively.
 //!
 //! An operation goes through these phases; it can end in any of them but the deletions:
 //!
@@ -37,10 +41,12 @@ use super::call::{CallResult, Locks, with_fence};
 use crate::fault::{Cause, Fault};
 use crate::message::{FileOp, Outcome};
 
-/// How often a try that met a dead or a lost file starts over; each time, somebody else has made progress.
+/// How often a try that met a dead or a lost file starts over; each time, somebody else has made
+/// progress.
 const REOPENS_MAX: u8 = if cfg!(test) { 2 } else { 20 };
 
-/// How often a try checks again whether a deletion is over, before its outcome is [`Outcome::Disturbed`].
+/// How often a try checks again whether a deletion is over, before its outcome is
+/// [`Outcome::Disturbed`].
 const LOOKS_MAX: u8 = 1;
 
 /// How often a deletion waits a moment for others that are about to close the file as well.
@@ -57,7 +63,8 @@ const DROPPED: &str = "the server has dropped it";
 pub enum Call {
     /// Lock the name's byte of the gate, or unlock it.
     Gate(Option<Mode>),
-    /// Open the name's file for reading and writing; create it if there is none. Again: past the caches.
+    /// Open the name's file for reading and writing; create it if there is none. Again: past the
+    /// caches.
     Open {
         /// Whether a file of this name was found dead or lost just before.
         again: bool,
@@ -72,11 +79,11 @@ pub enum Call {
     Alive,
     /// Lock [0, 2^61), or convert the lock that it has.
     Lock(Mode),
-    /// Have locks on this file surely been held since they were last proven?
+    /// Have locks on this file certainly been held since they were last proven?
     Recent,
     /// Read through the descriptor, past the caches: does the server still know its locks?
     Prove,
-    /// Does the name mean the open file, as far as the directory tells?
+    /// Does the name mean the open file, according to the directory?
     Check,
     /// Does a lock of another process keep byte 0 from being locked in this mode?
     Held(Mode),
@@ -92,9 +99,9 @@ pub enum Call {
     LockHeld,
     /// Lock the byte of a number of slots for reading, unless another process has another number.
     LockNumber(u16),
-    /// Of so many slots lock so many that nobody has.
+    /// Of this many slots, lock this many that nobody has.
     LockSlots(u16, u16),
-    /// Unlock so many slots from the first one on.
+    /// From this slot on, unlock this many.
     UnlockSlots(u16, u16),
     /// In which mode, or with how many slots, do other processes have the file?
     Uses,
@@ -102,7 +109,7 @@ pub enum Call {
     Fence(Mode),
     /// Lock the file from byte 1 on, exclusively; the anchor is part of it.
     LockToDelete,
-    /// Does the name mean the open file, as the server tells to who wants to create it?
+    /// Does the name mean the open file, as the server answers a process that wants to create it?
     Named,
     /// Mark the file dead; the server refuses that when the lock is gone.
     MarkDead,
@@ -126,7 +133,8 @@ pub struct Start {
     pub locked: Option<Mode>,
     /// Whether its locks are known to be lost.
     pub lost: bool,
-    /// Whether files may be deleted from here: not on NFS 4.0, where a delayed deletion cannot be ruled out.
+    /// Whether files may be deleted from here: they may not on NFS 4.0, where a delayed deletion
+    /// cannot be ruled out.
     pub deletes: bool,
 }
 
@@ -148,7 +156,7 @@ enum Phase {
     Opening,
     /// The file was opened just now: its lock is asked for a second time once it is granted.
     Fresh,
-    /// The file is open and anchored, and so is everything that comes of its lock.
+    /// The file is open and anchored, and its lock is believed as soon as it is granted and recent.
     Working,
     /// The file is being deleted.
     Deleting,
@@ -246,7 +254,7 @@ impl Steps {
     pub fn returned(&mut self, result: CallResult) -> Next {
         self.note(&result);
         match (self.phase, self.op) {
-            // Whatever came of it, there is no other way on.
+            // Whatever the result, there is no other way on.
             (Phase::Leaving(then), _) => self.gone(then),
             (Phase::Deleting | Phase::DeletingDead, _) => self.delete_step(&result),
             (Phase::Fresh | Phase::Working, FileOp::Take { .. }) => self.take_step(result),
@@ -393,7 +401,8 @@ impl Steps {
             (Call::Held(Mode::Shared), CallResult::No) if self.phase != Phase::Opening => self.ask(Call::Uses),
             (Call::Uses, CallResult::Uses(held)) if held.disagrees_with(mode) => self.refused(Outcome::Disagrees(held)),
             (Call::Uses, CallResult::Uses(_)) => self.refused(Outcome::Refused),
-            // It was released a moment ago, or a program that is not a daemon locks a part of the file.
+            // It was released a moment ago, or a program that is not a daemon locks a part of the
+            // file.
             (Call::Held(_) | Call::Uses, CallResult::No) if self.phase != Phase::Opening && self.looks < LOOKS_MAX => {
                 self.looks += 1;
                 self.ask(Call::Yield)
@@ -406,7 +415,8 @@ impl Steps {
         }
     }
 
-    /// The file stays open for the next try, but a lock that a refused conversion left is of no use.
+    /// The file stays open for the next try, but a lock that a refused conversion left is of no
+    /// use.
     fn refused(&mut self, end: Outcome) -> Next {
         self.end = end;
         if self.is_locked() { self.ask(Call::Unlock) } else { Next::End(self.end.clone()) }
@@ -422,14 +432,15 @@ impl Steps {
     }
 }
 
-/// Taking slots, once the file is open and anchored. As on a local file system, one process at a time takes them, so that a
-/// refusal is true. What was taken is believed if the lease has certainly held since the file was proven.
+/// Taking slots, once the file is open and anchored. As on a local file system, one process at a
+/// time takes them, so that a refusal is true. What was taken is believed if the lease has
+/// certainly held since the file was proven.
 impl Steps {
     fn take_step(&mut self, result: CallResult) -> Next {
         let FileOp::Take { of, take, joins, fence } = self.op else { unreachable!("only a take takes these steps") };
         match (self.asked, result) {
             (Call::Yield, _) => self.ask(Call::LockTurn),
-            // Before anything else: what the file had is of no use.
+            // This comes first: the lock that the file had is of no use.
             (Call::Unlock, CallResult::Yes) if self.end == (Outcome::Unlocked { file_gone: false }) => self.opened(),
             (Call::LockTurn, CallResult::Yes) => {
                 self.end = Outcome::Locked;
@@ -469,14 +480,15 @@ impl Steps {
             (Call::UnlockTurn | Call::Unlock, CallResult::Yes) => Next::End(self.end.clone()),
             (_, CallResult::Failed(fault)) if joins => self.turn_over(joins, Outcome::Failed(fault)),
             (_, CallResult::Failed(fault)) => self.finish(Outcome::Failed(fault)),
-            // The server has forgotten the file, or its locks: so have those who hold slots through it lost them.
+            // The server has forgotten the file, or its locks: sessions that hold slots through it
+            // have lost them.
             (_, CallResult::No | CallResult::Gone) if joins => Next::End(Outcome::Lost(DROPPED)),
             (_, CallResult::No | CallResult::Gone) => self.let_go(Then::StartOver),
             (call, result) => unreachable!("{result:?} is no result of {call:?} in a take"),
         }
     }
 
-    /// Nothing was taken: the turn goes, and, if nobody holds slots here, all else.
+    /// Nothing was taken: gives the turn back and, if nobody holds slots here, every other lock.
     fn turn_over(&mut self, joins: bool, end: Outcome) -> Next {
         self.end = end;
         match joins {
@@ -498,14 +510,15 @@ impl Steps {
             (Call::Gate(_), CallResult::Yes) if self.file.is_none() => self.ask(Call::OpenOld),
             (Call::Gate(_) | Call::OpenOld, CallResult::Yes) => self.ask(Call::LockToDelete),
             (Call::LockToDelete, CallResult::Yes) => self.ask(Call::Prove),
-            // A daemon whose linger ends at the same time is refused at the gate, and closes the file.
+            // A daemon whose linger ends at the same time is refused at the gate, and closes the
+            // file.
             (Call::LockToDelete, CallResult::No) if self.looks < PAUSES_MAX => {
                 self.looks += 1;
                 self.ask(Call::Pause)
             }
             (Call::Pause, _) => self.ask(Call::LockToDelete),
             (Call::Prove, CallResult::Yes) => self.ask(Call::Alive),
-            // Left by a process that was killed on this way.
+            // It was left by a process that was killed while it deleted the file.
             (Call::Alive, CallResult::No) => {
                 self.enter(Phase::DeletingDead);
                 self.ask(Call::Named)

@@ -1,13 +1,16 @@
-//! A model of [`Steps`]: hosts that take them for one name, on a server with its inodes, locks and leases. Every interleaving is
-//! visited, with processes that are killed and leases that run out anywhere.
+//! A model of [`Steps`]: hosts take them for one name, on a server with its inodes, locks and
+//! leases. Every interleaving is visited, with processes killed and leases running out anywhere.
 //!
-//! - **N1** No two hosts hold the name at once, unless both share it. Who has not been heard for so long that the server may give
-//!   its locks away does not hold (the watch has told its sessions, docs/safety.md).
-//! - **N2** A refusal is true: somebody else locked byte 0 of the name's file at some time since the try began.
-//! - **N3** Whatever was left behind by whoever was killed, the next one that tries alone gets the lock.
+//! - **N1** No two hosts hold the name at once, unless both share it. A host that has been silent
+//!   for so long that the server may give its locks away does not hold the name (the watch has told
+//!   its sessions, docs/safety.md).
+//! - **N2** A refusal is true: another host locked byte 0 of the name's file at some time since the
+//!   try began.
+//! - **N3** Whatever a killed process left behind, the next host that tries alone gets the lock.
 //!
-//! What the model takes for granted: a deletion takes no effect once the lease has run out, because its process is killed before
-//! that (`mortal`; measured, docs/safety.md), and a lease does not run out while it is relied on.
+//! The model takes for granted that a deletion has no effect once the lease has run out, because
+//! its process is killed before that (`mortal`; measured, docs/safety.md), and that a lease does
+//! not run out while it is relied on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,9 +30,9 @@ type Inode = u8;
 struct Server {
     named: Option<Inode>,
     dead: BTreeSet<Inode>,
-    /// Who locks which part of which file, and how.
+    /// Which host locks which part of its file, and how.
     locks: BTreeMap<(usize, u8), Mode>,
-    /// Who locks the name's byte of the gate, and how.
+    /// Which hosts lock the name's byte of the gate, and how.
     gate: BTreeMap<usize, Mode>,
 }
 
@@ -37,7 +40,7 @@ struct Server {
 struct Open {
     inode: Inode,
     locked: Option<Mode>,
-    /// A probe or a try has found out that the locks are gone.
+    /// A probe or a try has found that the locks are gone.
     lost: bool,
     /// The server has dropped the locks of this descriptor.
     dropped: bool,
@@ -50,9 +53,10 @@ struct Host {
     file: Option<Open>,
     under_way: Option<(Steps, Next)>,
     holds: Option<Mode>,
-    /// Whether somebody else has held the name at some time since the try began.
+    /// Whether another host has held the name at some time since the try began.
     rival: bool,
-    /// Whether the lease has run out since the gate was locked, or a lock was proven: it is too late to delete.
+    /// Whether the lease has run out since the gate was locked, or a lock was proven: it is too
+    /// late to delete.
     late: bool,
 }
 
@@ -143,7 +147,7 @@ impl World {
         self.server.gate.remove(&n);
     }
 
-    /// Inodes are told apart, and otherwise mean nothing.
+    /// Numbers the inodes anew: they only have to differ.
     fn renumber(&mut self) {
         let mut known: Vec<Inode> = Vec::new();
         let files = self.hosts.iter().filter_map(|host| host.file.as_ref().map(|file| file.inode));
@@ -295,7 +299,8 @@ impl World {
             Call::LockToDelete => return self.lock(n, &PARTS[1..], Mode::Exclusive),
             Call::Named => return yes(named),
             Call::MarkDead if file.dropped => return CallResult::No,
-            // What is marked dead stays so when its last user has closed it, as long as it has its name.
+            // A file that is marked dead stays so after its last user has closed it, as long as it
+            // has its name.
             Call::MarkDead => drop(self.server.dead.insert(file.inode)),
             Call::Unlock => {
                 self.server.locks.retain(|(who, part), _| *who != n || *part == ANCHOR);
@@ -343,7 +348,7 @@ fn explored(hosts: usize, mishaps: u8, modes: &[Mode]) {
     assert!(states > 1000, "the model explores next to nothing");
 }
 
-/// Two hosts fight for a name, delete its file, are killed and lose their leases.
+/// Two hosts compete for a name, delete its file, are killed and lose their leases.
 #[test]
 fn two_hosts_with_mishaps() {
     explored(2, 2, &[Mode::Exclusive]);
