@@ -7,7 +7,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use super::{End, Kind, Pending, ReplyTo, Session};
 use crate::clock::now_ms;
 use crate::limits::LIST_BYTES_ENOUGH;
-use distrilock_engine::{Answer, Input, Mode, View, ViewedSession, Want, Withdrawal};
+use distrilock_engine::{Answer, Claim, Extent, Input, Mode, View, Want, Withdrawal};
 use distrilock_protocol::limits::LIST_LOCKS_MAX;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{
@@ -169,11 +169,11 @@ impl Session {
     }
 
     fn listed(&self, name: &LockName, view: &View) -> Listed {
-        let seen = |sessions: &[ViewedSession]| sessions.iter().map(|session| self.seen(session)).collect::<Vec<_>>();
+        let seen = |sessions: &[Claim]| sessions.iter().map(|session| self.seen(session)).collect::<Vec<_>>();
         let (holders, waiters) = (seen(&view.holders), seen(&view.waiters));
         Listed {
             lock: name.to_string(),
-            mode: view.holders.first().map(|holder| ModeWord::from(holder.mode)),
+            mode: view.holders.first().map(|holder| ModeWord::from(holder.mode())),
             holders_total: (view.holders_total > holders.len()).then_some(view.holders_total),
             waiters_total: (view.waiters_total > waiters.len()).then_some(view.waiters_total),
             holders,
@@ -182,18 +182,20 @@ impl Session {
         }
     }
 
-    fn seen(&self, session: &ViewedSession) -> SessionInfo {
+    fn seen(&self, session: &Claim) -> SessionInfo {
         let introduction = self.table.mailboxes.introduction(session.session);
         let since_ms = now_ms().saturating_sub(session.since_ms);
-        let slots = if let Mode::Slots(of) = session.mode { Some(of) } else { None };
-        let waits = slots.is_some() && session.slots.is_empty();
+        let (slots, take) = match session.extent {
+            Extent::Slots { of, take } => (Some(of), session.slots.is_empty().then_some(take)),
+            Extent::Shared | Extent::Exclusive => (None, None),
+        };
         SessionInfo {
             session: session.session.to_string(),
             introduction,
-            mode: session.mode.into(),
+            mode: session.mode().into(),
             slots,
             taken: session.slots.clone(),
-            take: waits.then_some(session.take),
+            take,
             fence: session.fence,
             since_ms,
         }
@@ -250,7 +252,7 @@ impl Session {
         }
     }
 
-    fn busy(&self, holder: Option<&ViewedSession>) -> String {
+    fn busy(&self, holder: Option<&Claim>) -> String {
         let Some(holder) = holder else { return "others wait for the lock".into() };
         let SessionInfo { session, introduction, since_ms, .. } = self.seen(holder);
         match introduction.name {

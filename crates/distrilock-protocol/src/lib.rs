@@ -9,6 +9,7 @@ mod codec;
 pub mod gob;
 #[cfg(feature = "websocket")]
 mod hand_over;
+pub mod ids;
 pub mod limits;
 pub mod name;
 pub mod v0;

@@ -3,6 +3,7 @@
 //! then the engine comes to rest, then everything goes into the [`Store`]. The next process takes
 //! it out before it accepts connections.
 
+mod handed_lock;
 mod state;
 
 use std::collections::BTreeSet;
@@ -152,11 +153,12 @@ fn pack(table: &LockTable, going: Vec<Frozen>, directory: FileId) -> Packed {
     let mut locks = Vec::new();
     for mut shard in table.shards.each() {
         for handed in shard.hand_over() {
-            locks.push(handed.map_file(|file: OpenFile| {
-                let (told, descriptor) = file.hand_over();
+            let handed = handed.map_file(|file: OpenFile| {
+                let (file, descriptor) = file.hand_over();
                 descriptors.push(descriptor);
-                told
-            }));
+                file
+            });
+            locks.push(handed.into());
         }
     }
     let contact = table.storage.contact().map(Lease::hand_over);
@@ -188,6 +190,7 @@ pub(super) fn read(table: &LockTable, left: Left, place: FileId) -> Result<Taken
     }
     let State { directory, next_session, contact, connections, locks, .. } = serde_json::from_slice(text)?;
     let bytes = connections.iter().fold(0, |sum: usize, connection| sum.saturating_add(connection.bytes()));
+    let locks: Vec<Handed<HandedFile>> = locks.into_iter().map(Handed::from).collect();
     let files = locks.iter().filter(|lock| lock.file.is_some()).count();
     let counted = descriptors.len() == connections.len() + files && tail.len() == bytes;
     if !counted || !locks.iter().all(Handed::is_sound) {

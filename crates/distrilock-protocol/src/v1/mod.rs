@@ -106,7 +106,7 @@ mod tests {
     use super::*;
     use crate::limits::ID_NUMBER_MAX;
     use crate::name::LockName;
-    use crate::want::{Mode, Want};
+    use crate::want::{Extent, Mode, Want};
 
     fn lock(text: &str) -> LockName {
         LockName::parse(text.as_bytes()).unwrap()
@@ -145,12 +145,12 @@ mod tests {
     /// Slots, fences, and several locks with what is for all of them and what is for one.
     #[test]
     fn wants_are_understood() {
-        let slots = |of, take| Want { mode: Mode::Slots(of), take, fence: true };
+        let slots = |of, take| Want { extent: Extent::Slots { of, take }, fence: true };
         let text = br#"{"op":"acquire","lock":"g","slots":4,"take":2,"fence":true}"#;
         let op = Op::Acquire { lock: lock("g"), want: slots(4, 2), wait: Wait::No };
         assert_eq!(decode(text), Ok(Request { id: None, op }));
         let text = br#"{"op":"acquire","locks":["b",{"lock":"a","mode":"exclusive"},{"lock":"g","slots":1}],"mode":"shared","fence":true}"#;
-        let plain = |mode| Want { mode, take: 0, fence: true };
+        let plain = |mode: Mode| Want { extent: mode.into(), fence: true };
         let wants =
             vec![(lock("b"), plain(Mode::Shared)), (lock("a"), plain(Mode::Exclusive)), (lock("g"), slots(1, 1))];
         assert_eq!(decode(text), Ok(Request { id: None, op: Op::AcquireAll { wants, wait: Wait::No } }));
