@@ -19,7 +19,7 @@ impl Session {
     pub(super) fn request_v1(&mut self, request: Request, out: &mut Vec<u8>) {
         let Request { id, op } = request;
         if let Some(used) = id.as_ref().filter(|id| self.place_of(id).is_some()) {
-            let message = "a request with this id is still waiting for its answer; give each one its own";
+            let message = "a request with this id is still unanswered; give each request its own id";
             return self.refuse(Some(used), ErrorWord::BadRequest, message, out);
         }
         match op {
@@ -72,12 +72,13 @@ impl Session {
         let waits = self.pending.iter().filter(|pending| pending.kind == Kind::Wait).count();
         if self.full(new) {
             let message = format!(
-                "this session holds or is acquiring {} locks, as many as it may (--locks-per-session)",
+                "this session cannot hold or acquire more than {} locks at once (--locks-per-session)",
                 settings.locks_per_session
             );
             Some((ErrorWord::Limit, message))
         } else if wait != Wait::No && waits >= settings.waits_per_session {
-            let message = format!("{waits} requests of this session wait, as many as may (--waits-per-session)");
+            let message =
+                format!("{waits} requests of this session are waiting, which is the limit (--waits-per-session)");
             Some((ErrorWord::Limit, message))
         } else if self.waits_for(lock) {
             let message = format!("a request of this session already waits for the lock {lock}");

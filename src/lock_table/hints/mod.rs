@@ -9,7 +9,7 @@
 //! its daemon is gone.
 //!
 //! `ask` is the waiting daemon's side, `promise` the holding daemon's, and `peer_message` what
-//! passes between them. Programs that are no daemons give hints by closing files: `close_watch`.
+//! passes between them. Programs that are not daemons give hints by closing files: `close_watch`.
 
 mod ask;
 mod close_watch;
