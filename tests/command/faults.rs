@@ -85,7 +85,7 @@ fn a_strange_port() {
     for server in [server.clone(), format!("ws://{server}")] {
         let run = ended(command(&server, &["run", "x", "echo", "ran"]));
         assert_eq!((run.code(), run.out.as_str()), (76, ""), "{}", run.err);
-        assert!(run.err.contains(&server) && run.err.contains("mend the address"), "{}", run.err);
+        assert!(run.err.contains(&server) && run.err.contains("check the address"), "{}", run.err);
     }
 }
 

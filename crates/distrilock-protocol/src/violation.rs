@@ -18,8 +18,8 @@ pub enum Violation {
     /// RFC 6455 forbids it.
     #[error("{0}")]
     WebSocket(String),
-    /// The first line is not a JSON object. The peer is not a client of the daemon, and might be a browser that a page of another
-    /// site has sent.
+    /// The first line is not a JSON object. The peer is not a client of the daemon, and might be a
+    /// browser that a page of another site has sent.
     #[error("a line that is no JSON object begins the connection; this port speaks JSON lines and gob, no HTTP")]
     NotJson,
     /// The client does not read what it is sent.

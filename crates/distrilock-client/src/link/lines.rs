@@ -142,7 +142,7 @@ mod tests {
         Ok(taken)
     }
 
-    /// Lines come whole, however the bytes are cut; an endless one ends the connection.
+    /// Lines come whole, however the bytes are cut. An endless one ends the connection.
     #[test]
     fn lines_are_found() {
         assert_eq!(split(&[b"a\nb", b"c\r\n\n\nd", b"", b"\ne"]).unwrap(), ["a", "bc", "d"]);

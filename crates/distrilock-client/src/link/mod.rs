@@ -1,5 +1,5 @@
-//! A connection to a daemon, as messages: lines over TCP and Unix sockets, text messages over WebSocket. How much may come in is
-//! limited.
+//! A connection to a daemon, as messages: lines over TCP and Unix sockets, text messages over
+//! WebSocket. How much may come in is limited.
 
 mod lines;
 mod turn;
@@ -66,10 +66,12 @@ impl Link {
         }
     }
 
-    /// Waits until the socket takes or gives something, sends what it takes, and hands each message that it gives to `take`.
+    /// Waits until the socket takes or gives something, sends what it takes, and hands each message
+    /// that it gives to `take`.
     ///
     /// # Cancel safety
-    /// Nothing is lost when the future is dropped: bytes are moved only in the poll that completes it, or stay in the link.
+    /// Nothing is lost when the future is dropped: bytes are moved only in the poll that completes
+    /// it, or stay in the link.
     pub(crate) async fn turn(&mut self, take: &mut (dyn FnMut(&[u8]) + Send)) -> Result<Turn, DisconnectedError> {
         match self {
             Self::Lines(lines) => lines.turn(take).await,

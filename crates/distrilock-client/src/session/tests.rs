@@ -1,4 +1,4 @@
-//! The session in made-up time, against a daemon that is a few lines of text.
+//! The session in simulated time, against a daemon that is a few lines of text.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +40,7 @@ impl Play {
         (id, answer)
     }
 
-    /// What the daemon says at a moment; what is over ends before that, as it does in earnest.
+    /// Lets the daemon say something at a moment. What is over ends before that, as in reality.
     fn hear(&mut self, ms: u64, text: &str) {
         self.session.check(at(ms));
         self.session.receive(at(ms), text.as_bytes());
@@ -56,7 +56,7 @@ impl Play {
         String::from_utf8(said).unwrap().lines().map(str::to_owned).collect()
     }
 
-    /// The key of the grant that is to be handed over.
+    /// The key of the grant that is to be delivered.
     fn granted(&mut self) -> Option<u64> {
         self.session.effects.drain(..).find_map(|effect| match effect {
             Effect::Granted { key, .. } => Some(key),
@@ -65,11 +65,12 @@ impl Play {
     }
 }
 
-/// The deadline counts from when the last answered request was sent; an answer that comes too late revives nothing.
+/// The deadline counts from when the last answered request was sent. An answer that comes too late
+/// revives nothing.
 #[test]
 fn the_deadline_counts_from_the_sending() {
     let mut play = Play::new();
-    // Idle for a day: the deadline of what comes then has nothing to do with that.
+    // After a day of idling, a deadline does not depend on that day.
     let day = 86_400_000;
     assert_eq!(play.session.next_tick(), None);
     play.tick(day);
@@ -83,7 +84,7 @@ fn the_deadline_counts_from_the_sending() {
     assert_eq!(play.said(), [""; 0]);
     play.tick(day + 5000);
     assert_eq!(play.said(), [r#"{"id":3,"op":"ping"}"#]);
-    // No second heartbeat before the first one is answered.
+    // No second heartbeat is sent before the first one is answered.
     play.tick(day + 11_000);
     assert_eq!(play.said(), [""; 0]);
     play.hear(day + 12_000, r#"{"id":3,"ok":true}"#);
@@ -99,7 +100,8 @@ fn the_deadline_counts_from_the_sending() {
     assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(LostError::Disconnected(_))));
 }
 
-/// The storage's deadline is the earlier one, and each heartbeat's answer tells a later one; doubt ends it sooner.
+/// The storage's deadline is the earlier one, each heartbeat's answer moves it, and doubt shortens
+/// it.
 #[test]
 fn the_storage_ends_it_sooner() {
     let mut play = Play::new();
@@ -117,25 +119,26 @@ fn the_storage_ends_it_sooner() {
     play.hear(7000, r#"{"event":"held","lock":"a"}"#);
     assert_eq!(play.session.valid_until(key), Some(at(14_000)));
     play.hear(8000, r#"{"event":"suspect","lock":"a","valid_ms":60000}"#);
-    assert_eq!(play.session.valid_until(key), Some(at(14_000)), "doubt makes nothing later");
-    // An answer without a time says nothing about the storage: what was known stands.
+    assert_eq!(play.session.valid_until(key), Some(at(14_000)), "doubt extends nothing");
+    // An answer without a time says nothing about the storage: what was known remains valid.
     play.tick(10_000);
     play.hear(10_100, r#"{"id":4,"ok":true}"#);
     assert_eq!(play.session.next_tick(), Some(at(14_000)));
     play.session.check(at(14_000));
     assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(LostError::Unproven)));
     assert!(play.session.ended().is_none());
-    // Lost is lost.
+    // A lost lock stays lost.
     play.tick(15_000);
     play.hear(15_000, r#"{"id":5,"ok":true,"valid_ms":9000}"#);
     assert_eq!(play.session.valid_until(key), None);
-    // The daemon still keeps it: it is given back.
+    // The daemon still keeps it, so it is released.
     play.said();
     play.session.release(at(15_000), key, None);
     assert_eq!(play.said(), [r#"{"id":6,"op":"release","lock":"a"}"#]);
 }
 
-/// A lock that was waited for on such a storage is handed over with a fresh proof, and not if it is lost before.
+/// On such a storage, a grant after a wait is delivered with a fresh proof, and not if the lock is
+/// lost before that.
 #[test]
 fn a_late_grant_is_confirmed() {
     for lost in [false, true] {
@@ -159,7 +162,8 @@ fn a_late_grant_is_confirmed() {
     }
 }
 
-/// A name stays in use until the daemon has answered; an abandoned acquire frees it whatever the answer is.
+/// A name stays in use until the daemon has answered. An abandoned acquire frees it, whatever the
+/// answer is.
 #[test]
 fn names_are_in_use_until_the_answer() {
     for granted in [false, true] {
@@ -177,7 +181,7 @@ fn names_are_in_use_until_the_answer() {
             play.hear(1, r#"{"id":2,"ok":true,"cancelled":false}"#);
             assert!(matches!(again(&mut play), Err(StartError::Leaving)));
             let key = play.granted().unwrap();
-            // What nobody takes is dropped, and that releases it.
+            // A grant that nobody takes is dropped, which releases it.
             play.session.release(at(1), key, None);
             assert_eq!(play.said(), [r#"{"id":4,"op":"release","lock":"a"}"#]);
             assert!(matches!(again(&mut play), Err(StartError::Leaving)));
@@ -190,7 +194,7 @@ fn names_are_in_use_until_the_answer() {
     }
 }
 
-/// A grant that finds nobody releases itself, through the real channel.
+/// A grant without a receiver releases itself, through the real channel.
 #[test]
 fn a_grant_that_nobody_takes() {
     let shared = Arc::new(crate::shared::Shared::new(Timing::default()));
@@ -215,7 +219,8 @@ fn a_grant_that_nobody_takes() {
     }
 }
 
-/// Of several locks one is lost: all are lost together, the others are given back, and the lost one may be asked for again.
+/// One of several locks is lost: all are lost together, the others are released, and the lost one
+/// can be requested again.
 #[test]
 fn one_of_several_is_lost() {
     let mut play = Play::new();
@@ -235,7 +240,7 @@ fn one_of_several_is_lost() {
     assert!(play.session.valid_until(second).is_some());
 }
 
-/// Lines of a daemon that does what it wants: some are of the protocol, some nearly.
+/// Lines of an arbitrary daemon: some follow the protocol, some almost do.
 fn any_line() -> impl Strategy<Value = String> {
     let id = 0..12u64;
     let lock = prop_oneof![Just("a"), Just("b"), Just("c"), Just("../x")];
@@ -258,7 +263,7 @@ enum Move {
     Hear(String),
     Acquire(&'static str, bool),
     Abandon(u64),
-    /// The first grant of those that were handed over.
+    /// Releases the last grant that was delivered.
     Release,
     Verify,
     Bye,
@@ -278,8 +283,9 @@ fn any_move() -> impl Strategy<Value = Move> {
 }
 
 proptest! {
-    /// Whatever the daemon says, and whatever the program does, nothing panics; what is held is in use, once, and counts as held
-    /// at most for the longest silence; and once it has ended, nothing is.
+    /// Whatever the daemon says and the program does, nothing panics. A held name is in use, once,
+    /// and counts as held at most for the longest silence. Once the session has ended, nothing is
+    /// held.
     #[test]
     fn whatever_comes(moves in proptest::collection::vec(any_move(), 0..60)) {
         let (mut play, mut ms, mut keys) = (Play::new(), 0, Vec::new());

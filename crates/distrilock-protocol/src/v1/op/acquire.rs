@@ -1,4 +1,5 @@
-//! `acquire`, and what `release` and `verify` share with it: how each lock is to be held, and what was granted.
+//! `acquire`, and what `release` and `verify` share with it: how each lock is to be held, and what
+//! was granted.
 
 use std::borrow::Cow;
 
@@ -68,7 +69,8 @@ pub struct LockObject<'a> {
     pub take: Option<u64>,
 }
 
-/// The body of the reply to an `acquire`, a `release` or a `verify` of one lock, and an item of [`Grants`].
+/// The body of the reply to an `acquire`, a `release` or a `verify` of one lock, and an item of
+/// [`Grants`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant<'a> {
     /// Which lock.
@@ -88,7 +90,8 @@ pub struct Grant<'a> {
     /// The fence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fence: Option<u64>,
-    /// For how long the storage is certain to keep the session's locks, from when the request was sent, in milliseconds.
+    /// For how long the storage is certain to keep the session's locks, from when the request was
+    /// sent, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_ms: Option<u64>,
 }
