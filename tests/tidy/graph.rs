@@ -116,7 +116,7 @@ impl File {
             let bare = without_visibility(line);
             if item.is_empty() && !bare.starts_with("use ") {
                 children.extend(bare.strip_prefix("mod ").and_then(|rest| rest.strip_suffix(';')).map(str::to_owned));
-                file.uses.extend(paths(line, &children));
+                file.uses.extend(paths(bare, &children));
                 for_tests = line == "#[cfg(test)]";
                 continue;
             }
@@ -191,7 +191,7 @@ fn uses_are_found() {
     let sources = [
         source("src/lib.rs", &["pub mod a;", "pub mod b;", "pub use b::{c::Deep, Shallow as Other};"]),
         source("src/a.rs", &["use crate::{", "    Deep, Other,", "    b::{self, c as see},", "};", "use std::b;"]),
-        source("src/b/mod.rs", &["mod c;", "pub struct Shallow;", "fn f() { c::g(); }"]),
+        source("src/b/mod.rs", &["mod c;", "pub(in crate::a) struct Shallow;", "fn f() { c::g(); }"]),
         source("src/b/c.rs", &["// crate::a", "fn g() { super::super::a::h(); }", "#[cfg(test)]", "use super::f;"]),
     ];
     let graph = Graph::new(sources.iter());

@@ -27,8 +27,6 @@ pub(crate) const FILES_IN_CIRCLES: &[&str] = &[
     "src/command/run/job.rs",
     "src/command/run/mod.rs",
     "src/command/run/plain.rs",
-    "src/command/run/signals.rs",
-    "src/command/run/start.rs",
     "src/command/run/watch.rs",
     "src/command/session.rs",
     "src/command/storage.rs",

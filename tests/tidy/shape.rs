@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::left;
-use crate::sources::{none, root, rust_files, sources, text};
+use crate::sources::{none, root, rust_files, sources, text, without_visibility};
 
 /// Beyond this, functions and modules are printed.
 const FUNCTION_LINES: usize = 70;
@@ -20,8 +20,9 @@ fn long_functions_are_printed() {
     for source in sources() {
         for (n, line) in source.code() {
             let declaration = line.trim_start();
-            let words = ["pub ", "pub(crate) ", "pub(super) ", "const ", "async "];
-            let bare = words.iter().fold(declaration, |rest, word| rest.strip_prefix(word).unwrap_or(rest));
+            let words = ["const ", "async "];
+            let bare = without_visibility(declaration);
+            let bare = words.iter().fold(bare, |rest, word| rest.strip_prefix(word).unwrap_or(rest));
             if !bare.starts_with("fn ") || declaration.ends_with(['}', ';']) {
                 continue;
             }

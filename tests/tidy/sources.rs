@@ -80,8 +80,10 @@ fn test_modules(path: &Path, text: &str) -> Vec<PathBuf> {
     names.map(|name| folder.join(name)).collect()
 }
 
+/// A line without `pub`, `pub(crate)`, `pub(in crate::files)` and the like at its beginning.
 pub(crate) fn without_visibility(line: &str) -> &str {
-    ["pub ", "pub(crate) ", "pub(super) "].iter().find_map(|word| line.strip_prefix(word)).unwrap_or(line)
+    let bare = line.strip_prefix("pub(").and_then(|rest| rest.split_once(") ")).map(|(_, bare)| bare);
+    bare.or(line.strip_prefix("pub ")).unwrap_or(line)
 }
 
 pub(crate) fn root() -> &'static Path {
