@@ -1,5 +1,6 @@
-//! Restarts with many sessions, each of which holds a lock: nothing may be lost, and how long does a client wait? [`Manager`] stands in
-//! for the service manager.
+//! Restarts with many sessions that each hold a lock. No lock may be lost, and the benchmark
+//! measures how long a client waits. [`Manager`] stands in for the service manager.
+//!
 //! `cargo bench --bench restart [-- --sessions N]`
 
 #[path = "../tests/support/manager.rs"]

@@ -1,6 +1,6 @@
-//! How long it takes from the start of `distrilock run NAME CMD` until CMD runs, and to the end of a CMD that does nothing, against
-//! flock(1), in alternation, so that whatever else the machine does hurts both alike. The goal: at most 5 ms more than flock, from
-//! end to end.
+//! The time from the start of `distrilock run NAME CMD` until CMD runs, and until the end of a CMD
+//! that does nothing, compared with flock(1). The two alternate, so that other load on the machine
+//! affects both alike. The goal: at most 5 ms more than flock for the whole run.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ fn serve(folder: &Path) -> (Daemon, String) {
     (daemon, format!("unix:{}", socket.display()))
 }
 
-/// From the start until the command's first byte, and until its end.
+/// The time from the start until the command's first byte, and until its end.
 fn time(command: &mut Command) -> [Duration; 2] {
     let began = Instant::now();
     let mut child = command.args(["echo", "runs"]).stdout(Stdio::piped()).spawn().expect("it runs");
@@ -83,7 +83,7 @@ fn main() {
         let more = us[n].saturating_sub(theirs[n]);
         println!("{what}: {:.2} times flock's, {:.2} ms more", ms(us[n]) / ms(theirs[n]), ms(more));
     }
-    // A measurement, no test: a busy machine would fail it.
+    // This is a measurement, not a test: on a busy machine it would fail.
     let reached = us[1].saturating_sub(theirs[1]) <= GOAL;
     println!("the goal, at most {:.0} ms more: {}", ms(GOAL), if reached { "reached" } else { "not reached" });
 }

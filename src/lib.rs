@@ -1,38 +1,57 @@
 //! distrilock: named, distributed locks for every host that can mount a directory.
 //!
-//! A connection is a session, a session holds named locks, and each lock is an fcntl lock on one file in a directory. This crate
-//! is the library for clients, [`client`], and the daemon, `distrilockd`, cut so that what decides knows nothing of what acts:
+//! A connection is a session, a session holds named locks, and each lock is an fcntl lock on one
+//! file in a directory. This crate has the daemon, `distrilockd`, and the command, `distrilock`. It
+//! stands on three crates of its own: `distrilock-protocol`, the messages of both ends,
+//! `distrilock-engine`, which decides who holds a name, and `distrilock-client`, the client
+//! library. The first two do no I/O.
 //!
 //! ```text
-//! bytes -> front -> wire -> session -> engine shard -> effects
-//!                             |            ^             |
-//! bytes <- front <- wire <----+            +--- files <--+
+//! bytes -> front -> protocol -> session -> lock_table -> engine -> effects
+//!                                  ^                                  |
+//!                                  |                      files, timers, other daemons
+//! bytes <- front <- protocol <- session <- mailbox <- notices <-------+
 //! ```
 //!
-//! - [`engine`] decides who holds a name. No I/O, no clock; its model visits every interleaving.
-//! - [`files`] makes the file calls that the engine asks for: the only module that knows fcntl(2) and paths.
-//! - [`wire`] turns bytes into messages and back, for every dialect, without a socket.
-//! - [`session`] stands between one client's requests and the engine.
-//! - [`front`] has the sockets: listeners, the upgrade to WebSocket, one task a connection.
-//! - [`server`] starts, serves and stops; its `Core` is what all sessions share.
-//! - [`systemd`] takes passed sockets, notifies, logs to the journal, and keeps what one process leaves to the next (`hand_over` in
-//!   `engine`, `wire`, `session`, `files`, `front` and `server`).
-//! - [`doctor`] examines a lock directory; [`timing`] has the times on which exclusion over NFS rests.
-//! - [`client`] is the other end of the protocol, and knows the daemon by it alone.
-//! - [`command`] is the other program, `distrilock`: it runs commands under a lock, and shows who holds and who waits.
-//! - [`clock`], [`limits`], [`name`], [`fault`], [`readiness`] and [`settings`] are what the others speak of.
+//! The modules of the daemon, from the top. A module uses only modules below it:
 //!
-//! Deliberately absent: leases, since a lock lives as long as its connection; a quorum, since the file system decides; any state
-//! of its own beside the lock files and what `.distrilock/` has, of which nothing has to be kept but the mark of fences.
+//! - [`daemon`] is the daemon's life: start, serve, stop, and hand-over to its next process.
+//! - [`front`] has the sockets: listeners, the upgrade to WebSocket, and one task for each
+//!   connection.
+//! - [`session`] translates between one client's requests and the engine.
+//! - [`lock_table`] is what all sessions share: the engine's shards, the lock files, the mailboxes,
+//!   the hints between daemons.
+//! - [`files`] makes the file calls that the engine asks for. It is the only module that knows
+//!   fcntl(2) and paths.
+//! - [`systemd`] takes passed sockets, notifies systemd, logs to the journal, and keeps what one
+//!   process leaves to the next.
+//! - [`settings`] is the command line; [`timing`] has the times on which exclusion over NFS rests.
+//! - [`limits`], [`clock`], [`sync`] and [`readiness`] are used by all others.
+//!
+//! Beside the daemon:
+//!
+//! - [`command`] is the program `distrilock`, which runs commands under a lock and shows who holds
+//!   what and who waits. It knows daemons only through the client library.
+//! - [`doctor`] examines a lock directory.
+//!
+//! Some things are deliberately absent. There are no lock leases, since a lock lasts as long as its
+//! connection. There is no quorum, since the file system decides. And there is no state other than
+//! the lock files and the contents of `.distrilock/`, of which only the fence marks have to be
+//! kept.
+//!
+//! docs/architecture.md follows a request, a restart and a lost lock through these modules.
 
 pub mod clock;
 pub mod command;
+pub mod daemon;
+pub mod directory;
 pub mod doctor;
 pub mod files;
 pub mod front;
+pub mod host;
 pub mod limits;
+pub mod lock_table;
 pub mod readiness;
-pub mod server;
 pub mod session;
 pub mod settings;
 pub mod sync;

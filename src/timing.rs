@@ -1,28 +1,30 @@
-//! The times on which exclusion over NFS rests, and the inequalities that they have to satisfy (docs/safety.md, "Timing").
+//! The times on which exclusion over NFS rests, and the inequalities that they have to satisfy
+//! (docs/safety.md, "Timing").
 
 use std::time::Duration;
 
-/// How much the rates of two hosts' clocks may differ: a thousandth, ten times what quartz clocks do.
+/// How much the rates of two hosts' clocks may differ: a thousandth, ten times as much as those of
+/// quartz clocks.
 const RATE_ERROR: f64 = 0.001;
 
-/// How long a message to a holder may take, from the decision that its lock is lost.
+/// How long it may take to notify a holder once its lock counts as lost.
 const PUSH: Duration = Duration::from_secs(1);
 
-/// After how much silence a client of ours gives up by itself, unless it was told otherwise.
+/// After how much silence our clients give up by themselves, unless configured otherwise.
 const CLIENT_SILENCE: Duration = Duration::from_secs(20);
 
 /// The times of one daemon on one mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// T_L: after so much silence of a host the server may give its locks away.
+    /// T_L: after this much silence of a host, the server may give its locks away.
     pub lease: Duration,
-    /// T_s: after so much silence of the server the daemon counts its locks as lost.
+    /// T_s: after this much silence of the server, the daemon counts its locks as lost.
     pub silence: Duration,
-    /// How often the daemon makes sure that it hears the server.
+    /// How often the daemon checks that it hears the server.
     pub probe_every: Duration,
-    /// T_k: how long a holder may take to stop its work when it is told to.
+    /// T_k: how long a holder may take to stop its work when notified.
     pub stop: Duration,
-    /// T_d: after so much silence of a peer its session ends.
+    /// T_d: after this much silence of a peer, its session ends.
     pub dead_after: Duration,
 }
 
@@ -32,7 +34,7 @@ pub struct Timing {
     "unsafe timing: {what} may add up to {} s, and {limit} is {} s; {remedy}",
     sum.as_secs_f64(), bound.as_secs_f64()
 )]
-pub struct Unsafe {
+pub struct TimingError {
     what: &'static str,
     sum: Duration,
     limit: &'static str,
@@ -41,8 +43,8 @@ pub struct Unsafe {
 }
 
 impl Timing {
-    /// The times for a lease: two thirds of it for silence, a sixth, 10 s at most, to stop, and a ninth between two probes, unless
-    /// others are given.
+    /// The times for a lease. Unless others are given, two thirds of it are for silence, and a
+    /// sixth, but at most 10 s, is to stop. Probes are a sixth of the silence apart.
     #[must_use]
     pub fn of(lease: Duration, silence: Option<Duration>, stop: Option<Duration>, dead_after: Duration) -> Self {
         let silence = silence.unwrap_or(lease * 2 / 3);
@@ -50,24 +52,24 @@ impl Timing {
         Self { lease, silence, probe_every: silence / 6, stop, dead_after }
     }
 
-    /// Whether so much silence of the server is more than that between two probes.
+    /// Whether this is more silence of the server than there is between two probes.
     #[must_use]
     pub fn is_silence(&self, silent: Duration) -> bool {
         silent > 2 * self.probe_every
     }
 
-    /// Whether holders stop before their locks can be given away: when the server is not heard (B), and when a client and its
-    /// daemon do not hear each other (A).
+    /// Checks that holders stop before their locks can be given away: when the server is not heard
+    /// (B), and when a client and its daemon do not hear each other (A).
     ///
     /// # Errors
-    /// Tells which sum is too large, and what to change.
-    pub fn check(&self) -> Result<(), Unsafe> {
+    /// If a sum is too large. The error says which one, and what to change.
+    pub fn check(&self) -> Result<(), TimingError> {
         let fits = |sum: Duration, bound: Duration| {
             sum.as_secs_f64() * (1.0 + RATE_ERROR) < bound.as_secs_f64() * (1.0 - RATE_ERROR)
         };
         let server = self.silence + PUSH + self.stop;
         if !fits(server, self.lease) {
-            return Err(Unsafe {
+            return Err(TimingError {
                 what: "--storage-silence, 1 s for the message and --stop-time",
                 sum: server,
                 limit: "the server's lease time",
@@ -77,7 +79,7 @@ impl Timing {
         }
         let client = self.client_silence() + self.stop;
         if !fits(client, self.dead_after) {
-            return Err(Unsafe {
+            return Err(TimingError {
                 what: "the silence after which clients give up and --stop-time",
                 sum: client,
                 limit: "--dead-after",
@@ -88,7 +90,7 @@ impl Timing {
         Ok(())
     }
 
-    /// T_c: what clients of ours take for themselves. A shorter `--dead-after` makes them more careful.
+    /// T_c: the silence after which our clients give up. A short `--dead-after` makes it shorter.
     fn client_silence(&self) -> Duration {
         CLIENT_SILENCE.min(self.dead_after * 4 / 9)
     }
@@ -117,7 +119,7 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// The defaults hold for every lease that servers have, and for the shortest that a laboratory has.
+    /// The defaults are safe for every lease that servers have, down to the shortest one in a lab.
     #[test]
     fn defaults_are_safe() {
         for lease in [8, 10, 15, 30, 45, 60, 90, 120, 300] {
@@ -127,7 +129,8 @@ mod tests {
         assert_eq!((timing.silence, timing.probe_every, timing.stop), (s(60), s(10), s(10)));
     }
 
-    /// What is no silence for a hand-over is told to no session either, and leaves half of the time to be told.
+    /// What does not count as silence for a hand-over is not reported to sessions either, and
+    /// leaves half of the tolerated time.
     #[test]
     fn silence_before_doubt() {
         let timing = Timing::of(s(90), None, None, s(45));
@@ -135,9 +138,10 @@ mod tests {
         assert!(timing.is_silence(timing.silence / 2));
     }
 
-    /// Times with which a holder may still work when the server gives its lock away are refused, and the message tells which.
+    /// Times with which a holder may still work when the server gives its lock away are refused,
+    /// and the message says which.
     #[test]
-    fn unsafe_times_are_told() {
+    fn unsafe_times_are_refused() {
         let message = |timing: Timing| timing.check().unwrap_err().to_string();
         let slow = message(Timing::of(s(90), Some(s(85)), None, s(45)));
         assert!(slow.contains("96 s") && slow.contains("lease time is 90 s"), "{slow}");

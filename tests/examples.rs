@@ -1,4 +1,4 @@
-//! The programs in examples/, which `cargo test` builds: each does what its first line says.
+//! The programs in examples/, which `cargo test` builds. Each does what its first line says.
 
 mod support;
 
@@ -19,7 +19,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// The job is done by whoever comes first; the second one says who does it.
+/// The first one does the job; the second one says who is doing it.
 #[test]
 fn nightly() {
     let daemon = Daemon::start();

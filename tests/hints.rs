@@ -188,7 +188,7 @@ fn without_word() {
     fs::write(directory.path().join(".distrilock"), "").expect("a file");
     let (one, two) = (beside(directory.path()).start(), beside(directory.path()).start());
     hands_over(&one, &two);
-    assert_eq!(said(&two, "no word from other daemons"), 1, "{}", two.said());
+    assert_eq!(said(&two, "cannot receive wake-ups from other daemons"), 1, "{}", two.said());
 }
 
 #[track_caller]

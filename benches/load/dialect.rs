@@ -2,7 +2,7 @@
 //! come back.
 //!
 //! Requests and replies are built once for each connection; a cold run only overwrites the lock
-//! name in them. So the load generator neither formats nor parses anything while it measures, and
+//! name in them. The load generator neither formats nor parses anything while it measures, and
 //! still compares every byte of every reply.
 
 use std::io::{Read, Write};
@@ -26,7 +26,7 @@ pub(crate) fn numbered_name(mut number: u64) -> Name {
     name
 }
 
-/// What is spoken with which server.
+/// A protocol, and the server that speaks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Dialect {
     /// The reference: SET NX PX and DEL to a redis-server.
@@ -54,7 +54,7 @@ pub(crate) enum Verb {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Success,
-    /// Somebody else holds the lock: the request is to be sent again.
+    /// Another connection holds the lock: the request has to be sent again.
     Busy,
     /// The beginning of an expected reply.
     Partial,
@@ -73,7 +73,7 @@ impl Exchange {
         &self.request.bytes
     }
 
-    /// Compares the whole of the received bytes: a reply that has one byte too many is wrong, too.
+    /// Compares all received bytes: a reply with one byte too many is wrong, too.
     pub(crate) fn judge(&self, received: &[u8]) -> Answer {
         let busy = self.busy.as_ref().map_or(&[][..], |busy| &busy.bytes);
         if received == self.success.bytes {
@@ -114,7 +114,7 @@ impl Exchange {
     }
 }
 
-/// Bytes with at most one lock name in them, perhaps masked as RFC 6455, section 5.3, asks of
+/// Bytes with at most one lock name in them, possibly masked, as RFC 6455, section 5.3, requires of
 /// clients.
 struct Template {
     bytes: Vec<u8>,
@@ -163,8 +163,8 @@ impl Template {
     }
 }
 
-/// RFC 6455 wants an unpredictable mask against caches in the middle; a benchmark only needs one
-/// that is not zero.
+/// RFC 6455 requires an unpredictable mask because of caches in the middle; a benchmark only needs
+/// one that is not zero.
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 const TEXT: u8 = 1;
 const BINARY: u8 = 2;
@@ -187,8 +187,8 @@ impl Dialect {
         matches!(self, Self::V1Ws | Self::JsonWs | Self::GobWs)
     }
 
-    /// The bytes of one half of a pair on the lock `name`. `wait`: let version 1 wait in the queue
-    /// instead of trying.
+    /// The bytes of one half of a pair on the lock `name`. With `wait`, version 1 waits in the
+    /// queue instead of trying.
     pub(crate) fn exchange(self, verb: Verb, name: &Name, wait: bool) -> Exchange {
         match self {
             Self::Redis => redis(verb, name),
@@ -198,7 +198,7 @@ impl Dialect {
         }
     }
 
-    /// What must pass on a new connection before its first pair.
+    /// What has to be exchanged on a new connection before its first pair.
     pub(crate) fn open(self, stream: &mut TcpStream) -> Result<()> {
         if self.is_websocket() {
             return upgrade(stream);
@@ -323,7 +323,8 @@ const REQUEST_IN_REPLY_DEFINITION: &[u8] = b"\x54\xff\x83\x03\x01\x01\x0bLockReq
     \x01\x0cVersionMajor\x01\x06\x00\x01\x0cVersionMinor\x01\x06\x00\
     \x01\x07Command\x01\x06\x00\x01\x08LockName\x01\x0c\x00\x00\x00";
 
-/// A gob message: all those of the benchmark are shorter than 128 bytes, whose length is one byte.
+/// A gob message. All messages of the benchmark are shorter than 128 bytes, so that the length is
+/// one byte.
 fn gob_message(parts: &[&[u8]]) -> Vec<u8> {
     let body = parts.concat();
     debug_assert!(body.len() < 128);
@@ -343,8 +344,8 @@ fn gob_reply(command: u8, name: &[u8], result: u8, reason: &[u8]) -> Vec<u8> {
     gob_message(&[b"\xff\x82\x01\x02\x01\x01", &[command, 1], &gob_text(name), &[0, 1, result], &reason, b"\x00"])
 }
 
-/// Exchanges the definitions, which pass once for each direction of a TCP connection, along with a
-/// peek at a free lock.
+/// Exchanges the definitions, which are sent once in each direction of a TCP connection, along with
+/// a peek at a free lock.
 fn gob_definitions(stream: &mut TcpStream) -> Result<()> {
     let name = b"greeting";
     stream.write_all(&[REQUEST_DEFINITION, &gob_request(PEEK, name)].concat())?;
@@ -356,8 +357,7 @@ fn gob_definitions(stream: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// The opening handshake, with the key and the answer to it that RFC 6455, section 1.3, gives as
-/// its example.
+/// The opening handshake, with the key and the response of the example in RFC 6455, section 1.3.
 fn upgrade(stream: &mut TcpStream) -> Result<()> {
     let host = stream.peer_addr()?;
     write!(

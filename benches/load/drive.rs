@@ -1,8 +1,9 @@
-//! The load: connections that each acquire, release, and begin again as soon as the reply is there.
+//! The load: connections that each acquire, release, and start again as soon as the reply has
+//! arrived.
 //!
-//! One thread drives all of them with epoll(7), so that on a machine of two cores the server has
-//! the other one. For each half of a pair it makes one read and one write, as the server does, and
-//! beside them only compares bytes.
+//! One thread drives all of them with epoll(7), so that on a machine with two cores the server has
+//! the other one. For each half of a pair it makes one read and one write, like the server, and
+//! otherwise only compares bytes.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,17 +14,17 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use crate::dialect::{Answer, Dialect, Exchange, Verb, numbered_name};
 
-/// After so long without any reply the run is given up: no server under test needs a second.
+/// How long a run waits for any reply before it is given up: no server under test needs a second.
 const STALLED_MS: u16 = 10_000;
 
 /// Which locks the connections use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Names {
-    /// Each connection its own, again and again.
+    /// Each connection uses its own lock again and again.
     Warm,
-    /// A new one for each pair.
+    /// Each pair uses a new lock.
     Cold,
-    /// All connections the same one.
+    /// All connections use the same lock.
     Contended,
 }
 
@@ -48,7 +49,8 @@ pub(crate) struct Load {
     pub(crate) retries: u64,
 }
 
-/// Opens a blocking connection, on which an unanswered request is an error and not an endless wait.
+/// Opens a blocking connection, on which an unanswered request is an error rather than an endless
+/// wait.
 pub(crate) fn connect(dialect: Dialect, address: SocketAddr) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
     stream.set_nodelay(true)?;
@@ -84,8 +86,8 @@ impl Load {
         Ok(Self { epoll, connections, names, next_name: count, latencies_ns: Vec::with_capacity(1 << 20), retries: 0 })
     }
 
-    /// Answers replies with the next requests until the time is over. What is under way then stays
-    /// so for the next run.
+    /// Answers replies with the next requests until the time is over. Requests that are under way
+    /// then remain so for the next run.
     pub(crate) fn run(&mut self, time: Duration) -> Result<()> {
         let until = Instant::now() + time;
         let mut events = vec![EpollEvent::empty(); self.connections.len()];
@@ -136,8 +138,8 @@ impl Connection {
         if self.releasing { &self.release } else { &self.acquire }
     }
 
-    /// A request is far smaller than any socket buffer, and there is one at a time: a short write
-    /// means a broken server.
+    /// A request is far smaller than any socket buffer, and there is only one at a time, so that a
+    /// short write means a broken server.
     fn send(&mut self) -> Result<()> {
         let request = if self.releasing { self.release.request() } else { self.acquire.request() };
         let sent = self.stream.write(request)?;
@@ -145,7 +147,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads once. A reply almost always comes whole, and is then compared where it was read.
+    /// Reads once. A reply almost always arrives whole, and is then compared in place.
     fn answer(&mut self, buffer: &mut [u8]) -> Result<Answer> {
         let count = match self.stream.read(buffer) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Answer::Partial),

@@ -1,9 +1,8 @@
-//! A closed-loop load generator that measures the daemon and, where installed, redis-server on the
-//! same machine, in turn.
+//! A closed-loop load generator that measures, in turn, the daemon and redis-server, where it is
+//! installed, on the same machine.
 //!
-//! `cargo bench --bench load` prints markdown tables with medians and ratios, as docs/benchmarks.md
-//! has them; `cargo bench --bench load -- --help` tells what can be chosen. Progress goes to
-//! standard error.
+//! `cargo bench --bench load` prints the markdown tables of docs/benchmarks.md, with medians and
+//! ratios; `cargo bench --bench load -- --help` lists the options. Progress goes to standard error.
 
 mod dialect;
 mod drive;
@@ -29,10 +28,10 @@ use crate::server::{Server, Site, file_system, redis_version};
 /// Measures distrilockd against redis-server.
 #[derive(Parser)]
 struct Arguments {
-    /// One short round, 64 connections, warm names: shows that everything works.
+    /// Run one short round with 64 connections and warm names, to show that everything works.
     #[arg(long)]
     quick: bool,
-    /// Measure only these dialects, beside redis.
+    /// Measure only these dialects, besides redis.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Dialect>,
     /// Measure only these scenarios.
@@ -45,19 +44,19 @@ struct Arguments {
     /// Seconds that each run measures.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Rounds, of which the tables tell the medians (at most 3 for memory).
+    /// Rounds; the tables show their medians (at most 3 for memory).
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// Idle sessions of the memory scenario; fewer where the limit of descriptors is low.
+    /// Idle sessions of the memory scenario; fewer if the limit of descriptors is low.
     #[arg(long, default_value_t = 9000, value_parser = clap::value_parser!(u64).range(1..))]
     sessions: u64,
-    /// Where the lock directories are made; by default /dev/shm, or the temporary directory.
+    /// Where to create the lock directories. Default: /dev/shm, or the temporary directory.
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// A daemon to measure in place of this project's.
+    /// Daemon to measure in place of this project's.
     #[arg(long, default_value = env!("CARGO_BIN_EXE_distrilockd"))]
     daemon: PathBuf,
-    /// What `cargo bench` passes to every benchmark.
+    /// `cargo bench` passes this to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -136,7 +135,7 @@ fn throughput(title: &str, names: Names, arguments: &Arguments, site: &Site, dia
     Ok(())
 }
 
-/// Redis comes first wherever it is installed, since the others are compared with it.
+/// Redis comes first if it is installed, since the others are compared with it.
 fn chosen_dialects(only: &[Dialect], redis_installed: bool) -> Vec<Dialect> {
     let chosen = |dialect: &Dialect| match dialect {
         Dialect::Redis => redis_installed,
@@ -155,7 +154,7 @@ fn base_directory(asked: Option<&Path>) -> PathBuf {
     }
 }
 
-/// One line about what the figures depend on.
+/// One line about the machine, on which the figures depend.
 fn machine(site: &Site, dialects: &[Dialect], redis: Option<&str>) -> Result<String> {
     let processors = fs::read_to_string("/proc/cpuinfo")?;
     let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));

@@ -1,4 +1,4 @@
-//! What sessions cost that hold a lock and do nothing: resident memory, and CPU.
+//! What idle sessions cost that hold a lock: resident memory, and CPU.
 
 use std::thread;
 use std::time::Duration;
@@ -17,7 +17,8 @@ struct Point {
     idle_cpu_ms: f64,
 }
 
-/// Opens `sessions` sessions of each dialect, each holding a lock, and tells what they cost.
+/// Opens `sessions` sessions of each dialect, each holding a lock, and returns a table of their
+/// cost.
 pub(crate) fn compare(site: &Site, dialects: &[Dialect], sessions: u64, rounds: usize) -> Result<Table> {
     let mut points: Vec<Vec<Point>> = dialects.iter().map(|_| Vec::new()).collect();
     for round in 1..=rounds {

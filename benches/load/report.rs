@@ -24,8 +24,8 @@ impl fmt::Display for Table {
     }
 }
 
-/// The middle one of the values, or of an even number of them the mean of the two in the middle;
-/// NaN of none.
+/// The median: of an even number of values, the mean of the two in the middle; NaN if there are no
+/// values.
 pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
@@ -37,7 +37,7 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-/// A number with about three digits, or a dash for what could not be measured.
+/// A number with about three digits, or a dash if it could not be measured.
 pub(crate) fn figure(value: f64) -> String {
     match value {
         _ if !value.is_finite() => "-".to_owned(),
@@ -47,7 +47,7 @@ pub(crate) fn figure(value: f64) -> String {
     }
 }
 
-/// A ratio with two decimals, or a dash where there was nothing to compare with.
+/// A ratio with two decimals, or a dash if there was nothing to compare with.
 pub(crate) fn ratio(value: f64) -> String {
     if value.is_finite() { format!("{value:.2}") } else { "-".to_owned() }
 }

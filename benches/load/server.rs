@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::dialect::Dialect;
 
-/// A server that is not ready after so long will not be.
+/// A server that is not ready after this time has failed.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
 /// How servers are started.
@@ -43,7 +43,7 @@ impl Server {
         Self::daemon(site, None)
     }
 
-    /// Starts a daemon on the directory of another one, or else on its own.
+    /// Starts a daemon on the directory of another one, or on its own.
     pub(crate) fn daemon(site: &Site, beside: Option<&Self>) -> Result<Self> {
         let home = site.fresh_directory()?;
         fs::create_dir(home.path().join("locks"))?;
@@ -87,7 +87,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Waits for `READY=1` (sd_notify(3)), but not for a daemon that has ended.
+    /// Waits for `READY=1` (sd_notify(3)), unless the daemon has ended.
     fn await_ready(&mut self, notify: &UnixDatagram) -> Result<()> {
         notify.set_read_timeout(Some(Duration::from_millis(50)))?;
         let deadline = Instant::now() + READY_WITHIN;
@@ -148,8 +148,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Both only fail for a process that has ended already, and then there is nothing left to
-        // end.
+        // Both fail only for a process that has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if let Some(notify) = &self.notify {
@@ -167,8 +166,8 @@ impl Site {
     }
 }
 
-/// Reads what the daemon notifies until the socket is shut down: nobody reading it would fill the
-/// queue, and the daemon would be measured at writing into a full socket.
+/// Reads the daemon's notifications until the socket is shut down. Otherwise the queue would fill
+/// up, and the benchmark would measure a daemon that writes into a full socket.
 fn discard_notifications(notify: UnixDatagram) {
     thread::spawn(move || {
         let mut message = [0; 4096];
@@ -185,8 +184,7 @@ impl Process {
         Self(PathBuf::from("/proc/self"))
     }
 
-    /// The time that all threads together have spent on a core. `schedstat` counts nanoseconds,
-    /// where `stat` counts ticks.
+    /// The CPU time of all threads together. `schedstat` counts nanoseconds, `stat` only ticks.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         let mut total_ns = 0;
         for task in fs::read_dir(self.0.join("task"))? {
@@ -229,8 +227,8 @@ pub(crate) fn file_system(path: &Path) -> Result<String> {
         let (point, kind) = (fields.next()?, fields.next()?);
         path.starts_with(point).then_some((point.len(), kind))
     });
-    // Of two mounts on one point the later one covers the other, and max_by_key returns the last of
-    // equals.
+    // Of two mounts on one point, the later one covers the earlier one, and max_by_key returns the
+    // last of equals.
     let kind = above.max_by_key(|(length, _)| *length).map(|(_, kind)| kind);
     Ok(kind.unwrap_or("unknown").to_owned())
 }

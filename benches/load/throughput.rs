@@ -9,7 +9,7 @@ use crate::drive::{Load, Names};
 use crate::report::{Table, figure, median, ratio};
 use crate::server::{Process, Server, Site};
 
-/// Connections, names and code paths settle before anything counts.
+/// How long a run warms up before it measures.
 const WARM_UP: Duration = Duration::from_millis(200);
 
 /// What one run of one dialect measured.
@@ -22,9 +22,9 @@ struct Point {
     retries_per_pair: f64,
 }
 
-/// Measures one number of connections for all dialects and adds a row for each. The dialects
-/// alternate within a round, and each is compared with redis in the same round, so that what slows
-/// the machine down for a while slows both.
+/// Measures all dialects with one number of connections and adds a row for each. The dialects
+/// alternate within a round, and each is compared with redis in the same round, so that anything
+/// that slows the machine down for a while affects both.
 pub(crate) fn compare(
     site: &Site,
     dialects: &[Dialect],

@@ -1,5 +1,5 @@
-//! Waiting for what another process holds, a daemon on the same directory or a program that is none:
-//! what the waiting costs, and how soon it ends.
+//! Waiting for locks that another process holds, either another daemon on the same directory or a
+//! program that is not a daemon: what the waiting costs, and how soon it ends.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -20,12 +20,13 @@ use crate::server::{Server, Site};
 const RELEASES: usize = 200;
 const IDLE: Duration = Duration::from_secs(5);
 
-/// Who holds the names.
+/// The holder of the names.
 #[derive(Clone, Copy)]
 enum Holder {
     /// Another daemon on the directory.
     Daemon,
-    /// A program that is none: this one, by the same locks on the same files, which it closes to release them.
+    /// A program that is not a daemon: this one. It locks the same files, and closes them to
+    /// release them.
     Closer,
     /// The same, but it unlocks them and keeps them open.
     Unlocker,
@@ -77,11 +78,11 @@ fn measure(site: &Site, holder: Holder, names: usize, sessions: usize) -> Result
     for number in 0..names {
         waiters[number % sessions].ask(number, "acquire", r#","wait_ms":null"#)?;
     }
-    // Requests of a session are taken up in their order: after the pong all the others wait.
+    // A session's requests are handled in order: after the pong all the others wait.
     for waiter in &mut waiters {
         waiter.ping()?;
     }
-    // Whoever has to be asked for word is asked within this time.
+    // By then the waiting daemon has asked the other one.
     thread::sleep(Duration::from_secs(1));
     let contender_cpu = || contender.as_ref().map(|contender| contender.process().cpu()).transpose();
     let before = (daemon.process().cpu()?, contender_cpu()?);
@@ -101,7 +102,7 @@ fn measure(site: &Site, holder: Holder, names: usize, sessions: usize) -> Result
         latencies_ms.push(released.elapsed().as_secs_f64() * 1e3);
         held.released(number)?;
         if names < RELEASES {
-            // Few names change hands again and again.
+            // With few names, the same ones change hands again and again.
             let waiter = &mut waiters[number % sessions];
             waiter.ask(number, "release", "")?;
             waiter.expect_granted(number)?;
@@ -131,7 +132,8 @@ impl Held {
 
     fn by_program(daemon: &Server, names: usize, closes: bool) -> Result<Self> {
         let paths: Vec<PathBuf> = (0..names).map(|number| daemon.locks().join(format!("wait-{number}.lck"))).collect();
-        // The daemon may still be deleting the empty files that nobody locks: these are never empty.
+        // The daemon may still be deleting the empty files that nobody locks: these are never
+        // empty.
         let new = daemon.locks().join("new");
         for path in &paths {
             fs::write(&new, "held by a program")?;
@@ -171,7 +173,7 @@ impl Held {
         }
     }
 
-    /// Reads what the holder answers to the release, if it does.
+    /// Reads the holder's reply to the release, if it sends one.
     fn released(&mut self, number: usize) -> Result<()> {
         match self {
             Self::ByDaemon(sessions) => sessions[number % 10].expect_granted(number),
@@ -180,7 +182,7 @@ impl Held {
     }
 }
 
-/// Locks or unlocks a whole file, as fcntl_locking(2) has it for every program.
+/// Locks or unlocks a whole file with fcntl_locking(2), as any program can.
 fn lock(file: &File, kind: i32) -> Result<()> {
     let whence = i16::try_from(SEEK_SET)?;
     let range = flock { l_type: i16::try_from(kind)?, l_whence: whence, l_start: 0, l_len: 0, l_pid: 0 };
@@ -188,7 +190,7 @@ fn lock(file: &File, kind: i32) -> Result<()> {
     Ok(())
 }
 
-/// A session of version 1 that may have many requests under way; their ids and locks bear the same
+/// A session of version 1 that may have many requests under way; their ids and locks have the same
 /// numbers.
 struct Session(BufReader<TcpStream>);
 

@@ -1,26 +1,26 @@
-//! The daemon. What it does is in the library; see `distrilock::server`.
+//! The daemon's program. The daemon itself is in the library: `distrilock::daemon`.
 
 use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
+use distrilock::daemon;
 use distrilock::doctor;
-use distrilock::server;
 use distrilock::settings::Settings;
 
 fn main() -> ExitCode {
-    // This program may have been started by itself, for one deletion or one lock.
-    if let Some(status) = doctor::take_over() {
+    // The daemon starts this program for single deletions and locks.
+    if let Some(status) = doctor::run_as_helper() {
         return status;
     }
     let settings = Settings::parse();
     if settings.check {
         let findings = doctor::examine(&settings, None);
         let directory = settings.directory.as_deref();
-        let told = doctor::tell(directory, &findings, false, &mut io::stdout());
-        return told.map_or(ExitCode::FAILURE, ExitCode::from);
+        let status = doctor::report(directory, &findings, false, &mut io::stdout());
+        return status.map_or(ExitCode::FAILURE, ExitCode::from);
     }
-    match server::run(settings) {
+    match daemon::run(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             eprintln!("distrilockd: {fault}");

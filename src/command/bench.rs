@@ -1,5 +1,6 @@
-//! `distrilock bench`: connections that take and release locks as fast as the daemon answers. It speaks the protocol by itself: the
-//! library's safeguards would be measured along with the daemon.
+//! `distrilock bench`: connections that acquire and release locks as fast as the daemon answers. It
+//! speaks the protocol itself, since the client library's safeguards would be measured along with
+//! the daemon.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -11,26 +12,27 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
-use super::options::Bench;
-use super::trouble::Trouble;
-use super::{say, session, status};
+use super::connect::servers_or_default;
+use super::error::CommandError;
+use super::options::BenchOptions;
+use super::{output, status};
 use distrilock_client::{ConnectError, Server};
 
-/// How long an answer may take before the bench gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a reply may take before the bench gives up.
+const REPLY_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// A connection, and requests as lines or as messages.
-enum Session {
+/// A connection that carries requests as lines or as WebSocket messages.
+enum BenchConnection {
     Lines { input: BufReader<Box<dyn Read + Send>>, output: Box<dyn Write + Send>, line: String },
     WebSocket(Box<WebSocket<TcpStream>>),
 }
 
-impl Session {
+impl BenchConnection {
     fn connect(server: &Server) -> io::Result<Self> {
         match server {
             Server::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(REPLY_TIME_MAX))?;
                 Ok(Self::lines(Box::new(stream.try_clone()?), Box::new(stream)))
             }
             Server::Tcp(host) => {
@@ -38,8 +40,8 @@ impl Session {
                 Ok(Self::lines(Box::new(stream.try_clone()?), Box::new(stream)))
             }
             Server::WebSocket { host, .. } => {
-                let shaken = tungstenite::client::client(server.to_string(), connect(host)?);
-                let (socket, _) = shaken.map_err(|error| io::Error::other(error.to_string()))?;
+                let handshake = tungstenite::client::client(server.to_string(), connect(host)?);
+                let (socket, _) = handshake.map_err(|error| io::Error::other(error.to_string()))?;
                 Ok(Self::WebSocket(Box::new(socket)))
             }
         }
@@ -49,8 +51,8 @@ impl Session {
         Self::Lines { input: BufReader::new(input), output, line: String::new() }
     }
 
-    /// Sends a request and checks that it is answered with yes.
-    fn ask(&mut self, request: &str) -> io::Result<()> {
+    /// Sends a request and fails unless the reply is ok.
+    fn request(&mut self, request: &str) -> io::Result<()> {
         let reply: Value = match self {
             Self::Lines { input, output, line } => {
                 output.write_all(request.as_bytes())?;
@@ -67,19 +69,19 @@ impl Session {
         if reply["ok"] == true {
             return Ok(());
         }
-        let message = reply["message"].as_str().unwrap_or("what answers does not speak the protocol of distrilock");
+        let message = reply["message"].as_str().unwrap_or("the server does not speak the protocol of distrilock");
         Err(io::Error::other(message.to_owned()))
     }
 
-    /// Takes and releases a lock until the time is over, and gives how long each pair took.
-    fn pairs(&mut self, name: &str, until: Instant) -> io::Result<Vec<Duration>> {
+    /// Acquires and releases a lock until the time is over, and returns how long each pair took.
+    fn run_pairs(&mut self, name: &str, until: Instant) -> io::Result<Vec<Duration>> {
         let acquire = format!("{}\n", json!({"op": "acquire", "lock": name, "wait_ms": null}));
         let release = format!("{}\n", json!({"op": "release", "lock": name}));
         let mut took = Vec::new();
         let mut began = Instant::now();
         while began < until {
-            self.ask(&acquire)?;
-            self.ask(&release)?;
+            self.request(&acquire)?;
+            self.request(&release)?;
             let ended = Instant::now();
             took.push(ended - began);
             began = ended;
@@ -91,42 +93,43 @@ impl Session {
 fn connect(host: &str) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(host)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(REPLY_TIME_MAX))?;
     Ok(stream)
 }
 
-/// Loads the first server that is named, and prints what came of it.
-pub(super) fn main(options: &Bench, servers: &[Server]) -> Result<u8, Trouble> {
-    let servers = session::servers(servers)?;
-    let Some(server) = servers.first() else { return Err(Trouble::Connect { error: ConnectError::NoServer }) };
-    let failed = |error| Trouble::File { what: "load", path: server.to_string(), error };
-    let sessions: Result<Vec<Session>, _> = (0..options.connections).map(|_| Session::connect(server)).collect();
-    let sessions = sessions.map_err(failed)?;
-    let us = std::process::id();
-    let begin = Barrier::new(sessions.len());
+/// Loads the first server, and prints the results.
+pub(super) fn main(options: &BenchOptions, servers: &[Server]) -> Result<u8, CommandError> {
+    let servers = servers_or_default(servers)?;
+    let Some(server) = servers.first() else { return Err(CommandError::Connect { error: ConnectError::NoServer }) };
+    let failed = |error| CommandError::File { what: "load", path: server.to_string(), error };
+    let connections: Result<Vec<BenchConnection>, _> =
+        (0..options.connections).map(|_| BenchConnection::connect(server)).collect();
+    let connections = connections.map_err(failed)?;
+    let pid = std::process::id();
+    let begin = Barrier::new(connections.len());
     let results: Vec<io::Result<Vec<Duration>>> = thread::scope(|scope| {
         let running: Vec<_> = (0..)
-            .zip(sessions)
-            .map(|(n, mut session)| {
-                let name = format!("distrilock-bench-{us}-{}", if options.contended { 0 } else { n });
+            .zip(connections)
+            .map(|(n, mut connection)| {
+                let name = format!("distrilock-bench-{pid}-{}", if options.contended { 0 } else { n });
                 let begin = &begin;
                 scope.spawn(move || {
                     begin.wait();
-                    session.pairs(&name, Instant::now() + options.seconds)
+                    connection.run_pairs(&name, Instant::now() + options.seconds)
                 })
             })
             .collect();
-        running.into_iter().map(|one| one.join().expect("a session does not panic")).collect()
+        running.into_iter().map(|one| one.join().expect("a connection does not panic")).collect()
     });
     let mut took = Vec::new();
     for result in results {
         took.extend(result.map_err(failed)?);
     }
-    say::out(&summary(options, &mut took)).map_err(Trouble::system("write to stdout"))?;
+    output::print(&summary(options, &mut took))?;
     Ok(status::DONE)
 }
 
-fn summary(options: &Bench, took: &mut [Duration]) -> String {
+fn summary(options: &BenchOptions, took: &mut [Duration]) -> String {
     took.sort_unstable();
     let at = |per_mille: usize| {
         let place = took.len().saturating_sub(1) * per_mille / 1000;

@@ -1,8 +1,10 @@
-//! `distrilock fence`: for a guarded file, the highest fence that was seen, so that a holder who comes too late is refused.
+//! `distrilock fence`: records the highest fence seen for a guarded file, so that a holder that
+//! comes too late is refused.
 //!
-//! It is kept in `FILE.fence`, in two lines of 30 bytes, each with a number and its check sum; the higher one counts. A new number
-//! is written over the lower line and forced to the disk, so that a crash in between spoils the line that did not count. Who
-//! reads or writes has the file locked by flock(2).
+//! The record is `FILE.fence`: two lines of 30 bytes, each with a number and its checksum; the
+//! higher number counts. A new number overwrites the lower line and is forced to the disk, so that
+//! a crash in between spoils only the line that did not count. Every reader and writer locks the
+//! record with flock(2).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -14,26 +16,27 @@ use std::process::Command;
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::options::Fence;
-use super::run::not_run;
-use super::trouble::Trouble;
-use super::{inherit, say, status};
+use super::error::CommandError;
+use super::exec::{make_inheritable, report_not_run};
+use super::options::FenceOptions;
+use super::{output, status};
 
-/// A line: 20 digits, a space, 8 hexadecimal digits and LF.
+/// A line has 20 digits, a space, 8 hexadecimal digits and LF.
 const LINE_BYTES: usize = 30;
 
 /// Checks the number, records it, and becomes the command if there is one.
-pub(super) fn main(options: &Fence) -> Result<u8, Trouble> {
-    let path = beside(&options.file);
-    let failed = |error| Trouble::File { what: "keep the highest fence in", path: path.display().to_string(), error };
-    let record = Record::lock(&path).map_err(failed)?;
+pub(super) fn main(options: &FenceOptions) -> Result<u8, CommandError> {
+    let path = record_path(&options.file);
+    let failed =
+        |error| CommandError::File { what: "record the highest fence in", path: path.display().to_string(), error };
+    let record = FenceRecord::lock(&path).map_err(failed)?;
     let seen = record.highest().map_err(failed)?;
     if seen.is_some_and(|seen| seen.number > options.number) {
         let highest = seen.map_or(0, |seen| seen.number);
-        say::error(&format!(
-            "the fence {} comes too late for {}: {highest} was seen; somebody else has had the lock since",
+        output::message(&format!(
+            "fence {} is too old for {}: {highest} was seen, so somebody else has had the lock since",
             options.number,
-            say::shown(&options.file.display().to_string())
+            output::escaped(&options.file.display().to_string())
         ));
         return Ok(options.conflict_exit_code);
     }
@@ -41,41 +44,42 @@ pub(super) fn main(options: &Fence) -> Result<u8, Trouble> {
         record.put(options.number, seen).map_err(failed)?;
     }
     let Some((program, arguments)) = options.command.split_first() else { return Ok(status::DONE) };
-    // The command inherits the lock, so that no other fence is checked before it has ended.
-    inherit::leave_open(&*record.0).map_err(Trouble::system("pass on the lock of the record"))?;
-    Ok(not_run(program, &Command::new(program).args(arguments).exec()))
+    // The command inherits the lock on the record, so that no other fence is checked before it
+    // ends.
+    make_inheritable(&*record.0).map_err(CommandError::system("pass on the lock of the record"))?;
+    Ok(report_not_run(program, &Command::new(program).args(arguments).exec()))
 }
 
-fn beside(file: &Path) -> PathBuf {
+fn record_path(file: &Path) -> PathBuf {
     let mut path = OsString::from(file);
     path.push(".fence");
     path.into()
 }
 
-/// A number that was seen, and in which line it stands.
+/// A number in the record, and its line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seen {
+struct RecordedFence {
     number: u64,
     line: u8,
 }
 
-/// The file, locked.
-struct Record(Flock<File>);
+/// The record, locked.
+struct FenceRecord(Flock<File>);
 
-impl Record {
+impl FenceRecord {
     fn lock(path: &Path) -> io::Result<Self> {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
         let is_new = file.metadata()?.len() == 0;
         let locked = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
         if is_new {
-            // The name has to survive a crash as well as what stands in the file.
+            // The name has to survive a crash, not only the content.
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
             File::open(folder)?.sync_all()?;
         }
         Ok(Self(locked))
     }
 
-    fn highest(&self) -> io::Result<Option<Seen>> {
+    fn highest(&self) -> io::Result<Option<RecordedFence>> {
         let mut bytes = [0; 2 * LINE_BYTES];
         let mut count = 0;
         while count < bytes.len() {
@@ -87,19 +91,20 @@ impl Record {
         let lines = bytes[..count]
             .chunks(LINE_BYTES)
             .zip(0..)
-            .filter_map(|(text, line)| Some(Seen { number: number_of(text)?, line }));
+            .filter_map(|(text, line)| Some(RecordedFence { number: number_of(text)?, line }));
         let highest = lines.max_by_key(|seen| seen.number);
-        // A file of somebody else must not be overwritten, nor taken for one that has seen nothing.
+        // Somebody else's file must not be overwritten, nor taken for a record that has seen
+        // nothing.
         if highest.is_none() && count >= LINE_BYTES {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "it holds no record of a fence; move it away if it is not needed",
+                "it is not a record of fences; move it away if you do not need it",
             ));
         }
         Ok(highest)
     }
 
-    fn put(&self, number: u64, seen: Option<Seen>) -> io::Result<()> {
+    fn put(&self, number: u64, seen: Option<RecordedFence>) -> io::Result<()> {
         let line = seen.map_or(0, |seen| 1 - seen.line);
         self.0
             .write_all_at(text_of(number).as_bytes(), u64::from(line) * u64::try_from(LINE_BYTES).expect("it is 30"))?;
@@ -109,7 +114,7 @@ impl Record {
 
 fn text_of(number: u64) -> String {
     let digits = format!("{number:020}");
-    format!("{digits} {:08x}\n", sum(digits.as_bytes()))
+    format!("{digits} {:08x}\n", checksum(digits.as_bytes()))
 }
 
 fn number_of(line: &[u8]) -> Option<u64> {
@@ -118,8 +123,8 @@ fn number_of(line: &[u8]) -> Option<u64> {
     (text == text_of(number)).then_some(number)
 }
 
-/// FNV-1a (RFC 9923): it has to tell a torn line from a whole one, no more.
-fn sum(bytes: &[u8]) -> u32 {
+/// FNV-1a (RFC 9923), which is good enough to tell a torn line from a whole one.
+fn checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |sum, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
@@ -130,16 +135,16 @@ mod tests {
     use super::*;
 
     fn highest(path: &Path) -> Option<u64> {
-        Record::lock(path).unwrap().highest().unwrap().map(|seen| seen.number)
+        FenceRecord::lock(path).unwrap().highest().unwrap().map(|seen| seen.number)
     }
 
     fn put(path: &Path, number: u64) {
-        let record = Record::lock(path).unwrap();
+        let record = FenceRecord::lock(path).unwrap();
         let seen = record.highest().unwrap();
         record.put(number, seen).unwrap();
     }
 
-    /// Numbers rise, and a line that a crash has cut or spoilt is the one that did not count.
+    /// Numbers increase, and a line that a crash has torn is always the one that did not count.
     #[test]
     fn a_torn_line_does_not_count() {
         let folder = tempfile::tempdir().unwrap();
@@ -151,7 +156,8 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         put(&path, u64::MAX);
         let after = fs::read(&path).unwrap();
-        // Whatever part of the new line has reached the disk, the highest number is the old or the new one.
+        // However much of the new line has reached the disk, the highest number is the old or the
+        // new one.
         for torn in 0..LINE_BYTES {
             let bytes = [&after[..torn], &whole[torn..]].concat();
             fs::write(&path, bytes).unwrap();
@@ -160,12 +166,12 @@ mod tests {
         }
     }
 
-    /// A file that is there for something else is left alone.
+    /// A file that serves another purpose is left alone.
     #[test]
-    fn a_strangers_file_is_refused() {
+    fn another_file_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data.fence");
         fs::write(&path, "something that somebody needs, and that is no record").unwrap();
-        assert!(Record::lock(&path).unwrap().highest().is_err());
+        assert!(FenceRecord::lock(&path).unwrap().highest().is_err());
     }
 }

@@ -1,81 +1,98 @@
-//! The command, `distrilock`: what users put before their own commands. Everything that it knows of locks it has from
-//! [`client`](crate::client); what is decided here is the life of processes, and what people read.
+//! The command, `distrilock`: what users put before their own commands. All it knows about locks
+//! comes from [`distrilock_client`]; this module decides about processes and about what people
+//! read.
 //!
-//! - `options` is the command line, `values` what stands behind an option, `status` how it all ends.
-//! - `run` runs a command under a lock; docs/decisions/0015 tells of its processes.
-//! - `say` writes, and lets nothing of others through to the terminal.
+//! - A module for each verb: `run`, `lock` (and `try`), `verify`, `peek`, `ls`, `wait`, `ping`,
+//!   `fence`, `bench`, `doctor`, `gc`, `completions`, `man`.
+//! - `options` is the command line, and `values` the types of its values.
+//! - `connect` and `acquire` get from options to a held lock; `sessions` shows the sessions of
+//!   others.
+//! - `environment` and `guard_socket` are what a command that runs under a lock finds: variables,
+//!   and whom to ask.
+//! - `output` prints, and escapes what others wrote. `error`, `usage_error` and `verify_error` are
+//!   the errors; `status` the exit statuses.
+//! - `exec` and `signals` deal with the kernel.
+//!
+//! Verbs stand on top and do not use each other; `error`, `values` and the like are at the bottom.
 
+mod acquire;
 mod bench;
-mod contradiction;
+mod completions;
+mod connect;
+mod doctor;
+mod environment;
+mod error;
+mod exec;
 mod fence;
-mod hold;
-mod inherit;
-mod look;
+mod gc;
+mod guard_socket;
+mod lock;
+mod ls;
+mod man;
 mod options;
-mod pages;
+mod output;
+mod peek;
+mod ping;
 mod run;
-mod say;
-mod session;
+mod sessions;
+mod signals;
 mod status;
-mod storage;
-mod trouble;
+mod usage_error;
 mod values;
 mod verify;
+mod verify_error;
+mod wait;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::doctor;
 use options::{CommandLine, Verb};
-use trouble::Trouble;
-
-/// The program that this process runs, whatever became of its path.
-const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// Does what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
     // The doctor and the collector start this program again, for one lock or one deletion.
-    if let Some(status) = doctor::take_over() {
+    if let Some(status) = crate::doctor::run_as_helper() {
         return status;
     }
     let arguments: Vec<OsString> = std::env::args_os().collect();
     match arguments.get(1).and_then(|word| word.to_str()) {
-        Some(run::START) => ExitCode::from(run::start(&arguments[2..])),
-        Some(run::GUARD) => ExitCode::from(run::guard(&arguments[2..])),
+        Some(run::EXEC_SHIM_WORD) => ExitCode::from(run::exec_shim_main(&arguments[2..])),
+        Some(run::GUARD_WORD) => ExitCode::from(run::guard_main(&arguments[2..])),
         _ => match CommandLine::try_parse_from(&arguments) {
-            Ok(line) => done(line, &arguments),
-            Err(error) => refuse(&error),
+            Ok(line) => dispatch(line, &arguments),
+            Err(error) => print_help_or_error(&error),
         },
     }
 }
 
-/// Prints help, or what is wrong with the command line. clap's own status for the latter is 2.
-fn refuse(error: &clap::Error) -> ExitCode {
+/// Prints help, or what is wrong with the command line. For the latter, clap's own status would be
+/// 2.
+fn print_help_or_error(error: &clap::Error) -> ExitCode {
     // Nobody may be there to read it.
     let _ = error.print();
     ExitCode::from(if error.use_stderr() { status::USAGE } else { status::DONE })
 }
 
-fn done(line: CommandLine, arguments: &[OsString]) -> ExitCode {
+fn dispatch(line: CommandLine, arguments: &[OsString]) -> ExitCode {
     let servers = &line.servers;
     let ended = match line.verb {
         Verb::Run(options) => return run::main(&options, servers, &arguments[1..]),
-        Verb::Lock(options) => hold::main(&options, servers),
-        Verb::Try(options) => hold::try_main(options, servers),
+        Verb::Lock(options) => lock::main(&options, servers),
+        Verb::Try(options) => lock::main_of_try(options, servers),
         Verb::Verify(options) => verify::main(&options),
-        Verb::Peek(options) => look::peek(&options, servers),
-        Verb::Ls(options) => look::ls(&options, servers),
-        Verb::Wait(options) => look::wait(&options, servers),
-        Verb::Ping => look::ping(servers),
+        Verb::Peek(options) => peek::main(&options, servers),
+        Verb::Ls(options) => ls::main(&options, servers),
+        Verb::Wait(options) => wait::main(&options, servers),
+        Verb::Ping => ping::main(servers),
         Verb::Fence(options) => fence::main(&options),
         Verb::Bench(options) => bench::main(&options, servers),
-        Verb::Doctor(options) => storage::doctor(&options),
-        Verb::Gc(options) => storage::gc(options),
-        Verb::Completions { shell } => pages::completions(shell),
-        Verb::Man { directory } => pages::man(&directory),
+        Verb::Doctor(options) => doctor::main(&options),
+        Verb::Gc(options) => gc::main(options),
+        Verb::Completions { shell } => completions::main(shell),
+        Verb::Man { directory } => man::main(&directory),
     };
-    ExitCode::from(ended.unwrap_or_else(|trouble: Trouble| trouble.tell(status::BUSY)))
+    ExitCode::from(ended.unwrap_or_else(|error| output::report(&error, status::BUSY)))
 }

@@ -1,18 +1,20 @@
-//! The exit statuses, of sysexits(3) where it has one. docs/distrilock.md tells users about each.
+//! The exit statuses, taken from sysexits(3) where it has one. docs/distrilock.md lists them for
+//! users.
 
-/// All is well; of `run`: CMD's own.
+/// All is well. `run` exits with CMD's own status.
 pub(super) const DONE: u8 = 0;
 
-/// The lock is held by others, or the wait for it ran out: what flock(1) says, and `-E` may change.
+/// Others hold the lock, or the wait for it ran out: the same as flock(1), and `-E` changes it.
 pub(super) const BUSY: u8 = 1;
 
 /// The command line cannot be understood (EX_USAGE).
 pub(super) const USAGE: u8 = 64;
 
-/// The daemon refused what was asked for, as it stands (EX_DATAERR): another number of slots, a deadlock.
+/// The daemon refused the request as it stands (EX_DATAERR): a different number of slots, a
+/// deadlock.
 pub(super) const REFUSED: u8 = 65;
 
-/// No daemon was reached (EX_NOHOST).
+/// No daemon could be reached (EX_NOHOST).
 pub(super) const UNREACHABLE: u8 = 68;
 
 /// CMD could not be run (EX_UNAVAILABLE).
@@ -24,14 +26,14 @@ pub(super) const SYSTEM: u8 = 71;
 /// The lock was lost (EX_IOERR).
 pub(super) const LOST: u8 = 74;
 
-/// What answered does not speak the protocol, or not this version of it (EX_PROTOCOL).
+/// The server does not speak the protocol, or not this version of it (EX_PROTOCOL).
 pub(super) const PROTOCOL: u8 = 76;
 
 /// Denied, or over a limit of the daemon (EX_NOPERM).
 pub(super) const DENIED: u8 = 77;
 
-/// `--max-hold` ran out: what timeout(1) says.
+/// `--max-hold` ran out: the same as timeout(1).
 pub(super) const TOO_LONG: u8 = 124;
 
-/// What a shell adds to the number of the signal that ended a command.
+/// A shell adds this to the number of the signal that ended a command.
 pub(super) const SIGNALLED: u8 = 128;

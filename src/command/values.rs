@@ -1,4 +1,5 @@
-//! What stands behind an option: times, leases, signals, and names as people write them. Each can only be built valid.
+//! The values of options: times, leases, signals, and names as people write them. Each type can
+//! only be built valid.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -9,139 +10,138 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use distrilock_protocol::limits::{LOCKS_PER_REQUEST_MAX, SLOTS_MAX};
-use distrilock_protocol::name::{BadName, LockName, NAME_BYTES_MAX};
+use distrilock_protocol::name::{LockName, NAME_BYTES_MAX, NameError};
 
-/// The longest time that an option takes: a year.
+/// The longest time that an option accepts: a year.
 const SECONDS_MAX: f64 = 365.0 * 86_400.0;
 
-/// Why the text behind an option is not what it has to be.
+/// Why the value of an option is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadValue {
+pub(super) enum ValueError {
     #[error(
-        "it has to be a time from 0 to a year: seconds, as in 90 or 0.5, or with a unit, as in 500ms, 10s, 5m, 2h, 1d"
+        "expected a time from 0 to a year: seconds, as in 90 or 0.5, or a number with a unit, as in 500ms, 10s, 5m, 2h, 1d"
     )]
     Time,
-    #[error(
-        "it has to be RES=COUNT:TOTAL with COUNT from 1 to TOTAL, and TOTAL at most {SLOTS_MAX}, as in licence=1:4"
-    )]
+    #[error("expected RES=COUNT:TOTAL, with COUNT from 1 to TOTAL and TOTAL at most {SLOTS_MAX}, as in licence=1:4")]
     Lease,
     #[error("{0}")]
-    Name(#[from] BadName),
-    #[error("\"{}\" stands for a path, and makes a lock name of {bytes} bytes, {NAME_BYTES_MAX} at most: use a shorter one", .shown.escape_debug())]
+    Name(#[from] NameError),
+    #[error("the path \"{}\" makes a lock name of {bytes} bytes, but {NAME_BYTES_MAX} is the maximum: use a shorter path", .shown.escape_debug())]
     LongPath { shown: String, bytes: usize },
     #[error("a relative path needs the current directory, which cannot be read")]
     NoDirectory,
-    #[error("a name stands there twice: {0}")]
+    #[error("the name {0} is given twice")]
     Twice(LockName),
-    #[error("there are {0} names; {LOCKS_PER_REQUEST_MAX} are the most that can be taken at once")]
+    #[error("{0} names are given, but at most {LOCKS_PER_REQUEST_MAX} can be taken at once")]
     TooMany(usize),
-    #[error("it has to be the name of a signal, as in TERM, or its number from 1 to 31")]
+    #[error("expected the name of a signal, as in TERM, or its number from 1 to 31")]
     Signal,
-    #[error("it has to be kill, signal:SIG or warn")]
+    #[error("expected kill, signal:SIG or warn")]
     OnLost,
 }
 
-/// A time: seconds, or a number with a unit.
-pub(super) fn time(text: &str) -> Result<Duration, BadValue> {
+/// Parses a time: seconds, or a number with a unit.
+pub(super) fn time(text: &str) -> Result<Duration, ValueError> {
     const UNITS: [(&str, f64); 5] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86_400.0)];
     let unit = UNITS.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, *seconds)));
     let (number, seconds) = unit.unwrap_or((text, 1.0));
-    // The parser of numbers knows words as well, as in "inf".
+    // parse() accepts words such as "inf" as well.
     let plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let seconds = number.parse::<f64>().ok().filter(|_| plain).map(|number| number * seconds);
     match seconds {
         Some(seconds) if (0.0..=SECONDS_MAX).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err(BadValue::Time),
+        _ => Err(ValueError::Time),
     }
 }
 
-/// So many of a number of things that a name stands for.
+/// Some of the slots of a name, as `--lease` asks for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Lease {
+pub(super) struct SlotLease {
     pub(super) name: LockName,
     pub(super) take: u16,
     pub(super) slots: u16,
 }
 
-impl FromStr for Lease {
-    type Err = BadValue;
+impl FromStr for SlotLease {
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, BadValue> {
-        let (name, numbers) = text.split_once('=').ok_or(BadValue::Lease)?;
-        let (take, slots) = numbers.split_once(':').ok_or(BadValue::Lease)?;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let (name, numbers) = text.split_once('=').ok_or(ValueError::Lease)?;
+        let (take, slots) = numbers.split_once(':').ok_or(ValueError::Lease)?;
         let number = |text: &str| text.parse::<u16>().ok().filter(|number| (1..=SLOTS_MAX).contains(number));
-        let (take, slots) = (number(take).ok_or(BadValue::Lease)?, number(slots).ok_or(BadValue::Lease)?);
+        let (take, slots) = (number(take).ok_or(ValueError::Lease)?, number(slots).ok_or(ValueError::Lease)?);
         if take > slots {
-            return Err(BadValue::Lease);
+            return Err(ValueError::Lease);
         }
         Ok(Self { name: LockName::parse(name.as_bytes())?, take, slots })
     }
 }
 
-/// A signal by its name, with or without SIG, or by its number.
-pub(super) fn signal(text: &str) -> Result<Signal, BadValue> {
+/// Parses a signal: its name, with or without SIG, or its number.
+pub(super) fn signal(text: &str) -> Result<Signal, ValueError> {
     if let Ok(number) = text.parse::<i32>() {
-        return Signal::try_from(number).map_err(|_| BadValue::Signal);
+        return Signal::try_from(number).map_err(|_| ValueError::Signal);
     }
     let name = text.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
-    format!("SIG{name}").parse().map_err(|_| BadValue::Signal)
+    format!("SIG{name}").parse().map_err(|_| ValueError::Signal)
 }
 
-/// What happens to CMD when the lock is lost.
+/// What to do about CMD when the lock is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnLost {
-    /// Everything that CMD started is ended.
+    /// End CMD and everything it started.
     Kill,
-    /// CMD's process group gets this signal, and goes on.
+    /// Send this signal to CMD's process group, and let it go on.
     Signal(Signal),
-    /// Nothing but a message.
+    /// Only print a message.
     Warn,
 }
 
 impl FromStr for OnLost {
-    type Err = BadValue;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, BadValue> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         match text.split_once(':') {
             None if text == "kill" => Ok(Self::Kill),
             None if text == "warn" => Ok(Self::Warn),
             Some(("signal", name)) => signal(name).map(Self::Signal),
-            _ => Err(BadValue::OnLost),
+            _ => Err(ValueError::OnLost),
         }
     }
 }
 
-/// The names in `NAME[,NAME...]`. A name with a slash in it is a path, as flock(1) takes it, and stands for the lock name
-/// that [`of_path`] makes of it.
+/// The names in `NAME[,NAME...]`. A name with a slash in it is a path, as flock(1) takes it, and
+/// stands for the lock name that [`name_of_path`] makes of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Names(pub(super) Vec<LockName>);
 
 impl Names {
-    pub(super) fn parse(text: &OsStr) -> Result<Self, BadValue> {
+    pub(super) fn parse(text: &OsStr) -> Result<Self, ValueError> {
         let mut names = Vec::new();
         for part in text.as_bytes().split(|byte| *byte == b',') {
             let name = if part.contains(&b'/') {
-                of_path(Path::new(OsStr::from_bytes(part)))?
+                name_of_path(Path::new(OsStr::from_bytes(part)))?
             } else {
                 LockName::parse(part)?
             };
             if names.contains(&name) {
-                return Err(BadValue::Twice(name));
+                return Err(ValueError::Twice(name));
             }
             names.push(name);
         }
         if names.len() > LOCKS_PER_REQUEST_MAX {
-            return Err(BadValue::TooMany(names.len()));
+            return Err(ValueError::TooMany(names.len()));
         }
         Ok(Self(names))
     }
 }
 
-/// Makes a lock name of a path: of the absolute path without `.`, `..` and doubled slashes, each `/` becomes `__`, and
-/// each byte that no lock name has, and `_` itself, becomes `_` and its two hexadecimal digits. Different paths have
-/// different names, and one path has the same name in every directory and on every host.
-pub(super) fn of_path(path: &Path) -> Result<LockName, BadValue> {
+/// Makes a lock name from a path. In the absolute path without `.`, `..` and doubled slashes, each
+/// `/` becomes `__`; each byte that cannot be in a lock name, and `_` itself, becomes `_` and two
+/// hexadecimal digits. Different paths have different names, and a path has the same name in every
+/// directory and on every host.
+pub(super) fn name_of_path(path: &Path) -> Result<LockName, ValueError> {
     let mut name = String::new();
     for byte in absolute(path)?.into_os_string().as_bytes() {
         match byte {
@@ -150,13 +150,15 @@ pub(super) fn of_path(path: &Path) -> Result<LockName, BadValue> {
             other => name.push_str(&format!("_{other:02x}")),
         }
     }
-    LockName::parse(name.as_bytes())
-        .map_err(|_| BadValue::LongPath { shown: path.to_string_lossy().chars().take(80).collect(), bytes: name.len() })
+    LockName::parse(name.as_bytes()).map_err(|_| ValueError::LongPath {
+        shown: path.to_string_lossy().chars().take(80).collect(),
+        bytes: name.len(),
+    })
 }
 
-/// The path from the root, by its text alone: what does not exist has a name, too.
-fn absolute(path: &Path) -> Result<PathBuf, BadValue> {
-    let from_root = std::path::absolute(path).map_err(|_| BadValue::NoDirectory)?;
+/// The path from the root, from its text alone: a path that does not exist has a name, too.
+fn absolute(path: &Path) -> Result<PathBuf, ValueError> {
+    let from_root = std::path::absolute(path).map_err(|_| ValueError::NoDirectory)?;
     let mut parts: Vec<OsString> = Vec::new();
     for part in from_root.components() {
         match part {
@@ -168,9 +170,9 @@ fn absolute(path: &Path) -> Result<PathBuf, BadValue> {
     Ok(Path::new("/").join(parts.iter().collect::<PathBuf>()))
 }
 
-/// Whether a host goes by one of these names: the whole name or its part before the first dot, with `*` for any
-/// characters and `?` for one.
-pub(super) fn is_one_of(host: &str, patterns: &[String]) -> bool {
+/// Whether a host matches one of these patterns, with its whole name or the part before the first
+/// dot. `*` stands for any characters and `?` for one.
+pub(super) fn host_matches(host: &str, patterns: &[String]) -> bool {
     let short = host.split('.').next().unwrap_or(host);
     patterns
         .iter()
@@ -191,7 +193,7 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// Times have units or are seconds, as flock(1) takes them.
+    /// Times are seconds, as in flock(1), or have a unit.
     #[test]
     fn times() {
         for (text, ms) in [("0", 0), ("1.5", 1500), ("500ms", 500), ("10s", 10_000), ("5m", 300_000), ("2h", 7_200_000)]
@@ -200,22 +202,22 @@ mod tests {
         }
         assert_eq!(time("365d").unwrap().as_secs(), 365 * 86_400);
         for bad in ["", "s", "-1", "1w", "inf", "nan", "1e3", "366d", "1 s", "0x1"] {
-            assert_eq!(time(bad), Err(BadValue::Time), "{bad}");
+            assert_eq!(time(bad), Err(ValueError::Time), "{bad}");
         }
     }
 
-    /// A lease has both numbers, in their range and in their order.
+    /// A lease needs both numbers, in range and in order.
     #[test]
     fn leases() {
-        let lease: Lease = "cpu=2:8".parse().unwrap();
+        let lease: SlotLease = "cpu=2:8".parse().unwrap();
         assert_eq!((lease.name.as_str(), lease.take, lease.slots), ("cpu", 2, 8));
         for bad in ["cpu", "cpu=2", "cpu=0:4", "cpu=5:4", "cpu=1:1025", "cpu=1:x", "cpu=-1:4"] {
-            assert_eq!(bad.parse::<Lease>(), Err(BadValue::Lease), "{bad}");
+            assert_eq!(bad.parse::<SlotLease>(), Err(ValueError::Lease), "{bad}");
         }
-        assert!(matches!("a b=1:2".parse::<Lease>(), Err(BadValue::Name(_))));
+        assert!(matches!("a b=1:2".parse::<SlotLease>(), Err(ValueError::Name(_))));
     }
 
-    /// Signals go by the names that kill(1) knows.
+    /// Signals have the names that kill(1) knows.
     #[test]
     fn signals() {
         for text in ["TERM", "SIGTERM", "term", "15"] {
@@ -223,22 +225,22 @@ mod tests {
         }
         assert_eq!("signal:usr1".parse(), Ok(OnLost::Signal(Signal::SIGUSR1)));
         for bad in ["", "0", "99", "NONE", "SIG"] {
-            assert_eq!(signal(bad), Err(BadValue::Signal), "{bad}");
+            assert_eq!(signal(bad), Err(ValueError::Signal), "{bad}");
         }
-        assert_eq!("signal".parse::<OnLost>(), Err(BadValue::OnLost));
+        assert_eq!("signal".parse::<OnLost>(), Err(ValueError::OnLost));
     }
 
-    /// A path means the same lock from wherever it is written, and no other path means it.
+    /// A path means the same lock wherever it is written, and no other path means that lock.
     #[test]
     fn paths_are_names() {
-        let name = |path: &str| of_path(Path::new(path)).unwrap().to_string();
+        let name = |path: &str| name_of_path(Path::new(path)).unwrap().to_string();
         assert_eq!(name("/tmp"), "__tmp");
         assert_eq!(name("/tmp/./x/../a_b c.lock"), "__tmp__a_5fb_20c.lock");
         assert_eq!(name("//tmp//"), "__tmp");
         let here = std::env::current_dir().unwrap();
         assert_eq!(name("./x"), name(&here.join("x").display().to_string()));
         assert_ne!(name("/a_b"), name("/a/b"));
-        assert!(matches!(of_path(Path::new(&format!("/{}", "x".repeat(250)))), Err(BadValue::LongPath { .. })));
+        assert!(matches!(name_of_path(Path::new(&format!("/{}", "x".repeat(250)))), Err(ValueError::LongPath { .. })));
     }
 
     /// Names are checked one by one.
@@ -246,17 +248,17 @@ mod tests {
     fn names() {
         let parse = |text: &str| Names::parse(OsStr::new(text));
         assert_eq!(parse("a,b").unwrap().0.len(), 2);
-        assert!(matches!(parse("a,,b"), Err(BadValue::Name(BadName::Empty))));
-        assert!(matches!(parse("a,b,a"), Err(BadValue::Twice(_))));
+        assert!(matches!(parse("a,,b"), Err(ValueError::Name(NameError::Empty))));
+        assert!(matches!(parse("a,b,a"), Err(ValueError::Twice(_))));
         let many: Vec<String> = (0..65).map(|n| n.to_string()).collect();
-        assert_eq!(parse(&many.join(",")), Err(BadValue::TooMany(65)));
+        assert_eq!(parse(&many.join(",")), Err(ValueError::TooMany(65)));
     }
 
-    /// Hosts match by their whole or their short name.
+    /// Hosts match with their whole name or their short one.
     #[test]
     fn hosts() {
-        let one_of = |host: &str, pattern: &str| is_one_of(host, &[pattern.to_owned()]);
-        assert!(one_of("db1.example.org", "db1") && one_of("db1.example.org", "DB?") && one_of("db1", "*"));
-        assert!(one_of("db1.example.org", "*.example.org") && !one_of("web1", "db*") && !one_of("db12", "db?"));
+        let matches = |host: &str, pattern: &str| host_matches(host, &[pattern.to_owned()]);
+        assert!(matches("db1.example.org", "db1") && matches("db1.example.org", "DB?") && matches("db1", "*"));
+        assert!(matches("db1.example.org", "*.example.org") && !matches("web1", "db*") && !matches("db12", "db?"));
     }
 }

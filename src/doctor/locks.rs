@@ -1,5 +1,5 @@
-//! What the doctor tries with locks of its own: whether two processes exclude each other, whether a waiter wakes, and whether
-//! another host's daemon is excluded as well.
+//! What the doctor tries with locks of its own: whether two processes exclude each other, whether a
+//! waiter is woken, and whether another host's daemon is excluded as well.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,30 +11,30 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::Finding;
-use crate::files::{Files, OpenFile, probe};
-use crate::server::directory::Directory;
+use super::finding::Finding;
+use crate::directory::Directory;
+use crate::files::{Files, OpenFile, trial_lock};
 use distrilock_engine::{FileOp, Mode, Outcome};
 use distrilock_protocol::name::LockName;
 
-/// The first argument of the other process: lock this file, say so, and end when the input does.
+/// The helper's first argument: lock this file, print that, and exit when the input ends.
 const WORD: &str = "--lock-and-tell";
 
-/// How long anything that the doctor tries may take.
+/// How long each thing that the doctor tries may take.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// A waiter that takes longer to wake is worth a warning.
+/// If a waiter takes longer to wake, that is worth a warning.
 const WAKE_SLOW: Duration = Duration::from_secs(1);
 
-/// If this process was started by the doctor to be the other one, does that.
-pub(super) fn take_over() -> Option<ExitCode> {
+/// If the doctor started this process as its helper, locks the file and returns the exit status.
+pub(super) fn run_as_helper() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next()? != WORD {
         return None;
     }
     let wait = arguments.next()? == "wait";
     let path = arguments.next()?;
-    let told = match probe::lock(Path::new(&path), wait) {
+    let answer = match trial_lock::lock(Path::new(&path), wait) {
         Ok(None) => "refused".to_owned(),
         Ok(Some(locked)) => {
             println!("locked");
@@ -45,31 +45,31 @@ pub(super) fn take_over() -> Option<ExitCode> {
         }
         Err(error) => format!("failed: {error}"),
     };
-    println!("{told}");
+    println!("{answer}");
     Some(ExitCode::SUCCESS)
 }
 
 pub(super) fn examine(directory: &Directory, peer: Option<&str>, findings: &mut Vec<Finding>) {
-    const WHY: &str = "without it locks mean nothing here";
+    const WHY: &str = "without it, locks mean nothing here";
     let unique = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
     let name = format!("distrilock-doctor-{}", unique.trim());
     let path = directory.path.join(&name).with_extension("tmp");
     let both = exclusion(&path).and_then(|excluded| Ok((excluded, wake(&path)?)));
-    // Nobody else knows its name.
-    probe::remove(&path);
+    // Nobody else knows the name.
+    trial_lock::remove(&path);
     match both {
-        Ok((excluded, (woken, after))) => {
+        Ok((excluded, woken_after)) => {
             findings.push(if excluded {
                 Finding::ok("exclusion", WHY, "a second process is refused")
             } else {
                 let remedy = "do not use this file system: its locks exclude nobody";
                 Finding::wrong("exclusion", WHY, "a second process was granted the same lock", remedy)
             });
-            findings.push(waking(woken, after));
+            findings.push(waking(woken_after));
         }
         Err(error) => {
-            let remedy = "look at the file system and its permissions, then run this again";
-            findings.push(Finding::wrong("exclusion", WHY, format!("cannot be tried: {error}"), remedy));
+            let remedy = "check the file system and its permissions, then run this again";
+            findings.push(Finding::wrong("exclusion", WHY, format!("cannot be tested: {error}"), remedy));
         }
     }
     if let Some(peer) = peer {
@@ -77,85 +77,88 @@ pub(super) fn examine(directory: &Directory, peer: Option<&str>, findings: &mut 
     }
 }
 
-fn waking(woken: bool, after: Duration) -> Finding {
-    const WHY: &str = "other programs that wait for a lock are woken by the file system";
+fn waking(woken_after: Option<Duration>) -> Finding {
+    const WHY: &str = "the file system wakes other programs that wait for a lock";
+    let Some(after) = woken_after else {
+        return Finding::warning("waking", WHY, "not at all", "mount it with vers=4.2; until then, daemons poll");
+    };
     let found = format!("after {} ms", after.as_millis());
-    match woken {
-        true if after < WAKE_SLOW => Finding::ok("waking", WHY, found),
-        true => {
-            Finding::warning("waking", WHY, found, "mount it with vers=4.2, and let the server's callbacks through")
-        }
-        false => Finding::warning("waking", WHY, "not at all", "mount it with vers=4.2; daemons wait by trying again"),
+    if after < WAKE_SLOW {
+        return Finding::ok("waking", WHY, found);
     }
+    Finding::warning("waking", WHY, found, "mount it with vers=4.2, and let the server's callbacks through")
 }
 
-/// The other process.
-struct Other {
+/// The helper process.
+struct Helper {
     child: Child,
-    words: BufReader<std::process::ChildStdout>,
+    lines: BufReader<std::process::ChildStdout>,
 }
 
-impl Other {
+impl Helper {
     fn start(how: &str, path: &Path) -> io::Result<Self> {
         let arguments = [OsStr::new(WORD), OsStr::new(how), path.as_os_str()];
         let mut child =
             Command::new("/proc/self/exe").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let words = child.stdout.take().map(BufReader::new).ok_or(io::ErrorKind::BrokenPipe)?;
-        Ok(Self { child, words })
+        let lines = child.stdout.take().map(BufReader::new).ok_or(io::ErrorKind::BrokenPipe)?;
+        Ok(Self { child, lines })
     }
 
-    fn word(&mut self) -> io::Result<String> {
-        let mut word = String::new();
-        self.words.read_line(&mut word)?;
-        match word.trim() {
-            "" => Err(io::Error::other("the other process said nothing")),
-            word if word.starts_with("failed") => Err(io::Error::other(word.to_owned())),
-            word => Ok(word.to_owned()),
+    /// Reads the helper's answer: `locked` or `refused`.
+    fn answer(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        self.lines.read_line(&mut line)?;
+        match line.trim() {
+            "" => Err(io::Error::other("the second process did not answer")),
+            failed if failed.starts_with("failed") => Err(io::Error::other(failed.to_owned())),
+            answer => Ok(answer.to_owned()),
         }
     }
 }
 
-impl Drop for Other {
+impl Drop for Helper {
     fn drop(&mut self) {
-        // One that has ended already is not hurt.
+        // This does not matter to a helper that has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 fn exclusion(path: &Path) -> io::Result<bool> {
-    let held = probe::lock(path, false)?.ok_or_else(|| io::Error::other("a new file is locked by somebody else"))?;
-    let refused = Other::start("try", path)?.word()? == "refused";
+    let held =
+        trial_lock::lock(path, false)?.ok_or_else(|| io::Error::other("another process has locked a new file"))?;
+    let refused = Helper::start("try", path)?.answer()? == "refused";
     drop(held);
-    let granted = Other::start("try", path)?.word()? == "locked";
+    let granted = Helper::start("try", path)?.answer()? == "locked";
     Ok(refused && granted)
 }
 
-/// Whether a process that waits is woken, and how long after the unlock.
-fn wake(path: &Path) -> io::Result<(bool, Duration)> {
-    let held = probe::lock(path, false)?.ok_or_else(|| io::Error::other("the file is locked by somebody else"))?;
-    let mut other = Other::start("wait", path)?;
-    // It is asked for a word that it can give only when it has the lock: it waits by then, or takes it at once.
+/// How long after the unlock a waiting process is woken, if it is woken.
+fn wake(path: &Path) -> io::Result<Option<Duration>> {
+    let held = trial_lock::lock(path, false)?.ok_or_else(|| io::Error::other("another process has locked the file"))?;
+    let mut helper = Helper::start("wait", path)?;
+    // By then the helper waits, or else it takes the lock at once. It answers only when it has the
+    // lock.
     std::thread::sleep(Duration::from_millis(200));
     let since = Instant::now();
     drop(held);
-    let (tell, told) = std::sync::mpsc::channel();
+    let (send, received) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        let process = nix::unistd::Pid::from_raw(i32::try_from(other.child.id()).unwrap_or(i32::MAX));
-        let other = &mut other;
-        scope.spawn(move || tell.send(other.word()));
-        match told.recv_timeout(PATIENCE) {
-            Ok(word) => Ok((word? == "locked", since.elapsed())),
+        let process = nix::unistd::Pid::from_raw(i32::try_from(helper.child.id()).unwrap_or(i32::MAX));
+        let helper = &mut helper;
+        scope.spawn(move || send.send(helper.answer()));
+        match received.recv_timeout(PATIENCE) {
+            Ok(answer) => Ok((answer? == "locked").then(|| since.elapsed())),
             Err(_) => {
-                // Its word is the end of its output now.
+                // The end of its output ends the thread that reads it.
                 let _ = nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL);
-                Ok((false, PATIENCE))
+                Ok(None)
             }
         }
     })
 }
 
-/// Whether another host's daemon is refused what this host locks, and the reverse.
+/// Whether another host's daemon is refused what this host has locked, and the reverse.
 fn with_peer(directory: &Directory, peer: &str, name: &str) -> Finding {
     const WHY: &str = "it shows that both hosts use the same directory, and that locks reach the server";
     match try_with_peer(directory, peer, name) {
@@ -165,7 +168,7 @@ fn with_peer(directory: &Directory, peer: &str, name: &str) -> Finding {
             Finding::wrong("peer", WHY, format!("{peer}: {found}"), remedy)
         }
         Err(error) => {
-            let remedy = "see that a daemon listens there and can be reached, as in HOST:40800";
+            let remedy = "check that a daemon listens there, at an address such as HOST:40800, and can be reached";
             Finding::wrong("peer", WHY, format!("{peer} cannot be asked: {error}"), remedy)
         }
     }
@@ -174,7 +177,7 @@ fn with_peer(directory: &Directory, peer: &str, name: &str) -> Finding {
 fn try_with_peer(directory: &Directory, peer: &str, name: &str) -> io::Result<Option<&'static str>> {
     let files = directory.files()?;
     let lock = LockName::parse(name.as_bytes()).expect("the doctor's own name is a lock name");
-    let mut session = Session::open(peer)?;
+    let mut session = PeerSession::open(peer)?;
     let (file, outcome) = files.perform(&lock, FileOp::Try(Mode::Exclusive), None);
     if let Outcome::Failed(fault) = outcome {
         return Err(io::Error::other(fault));
@@ -194,17 +197,17 @@ fn try_with_peer(directory: &Directory, peer: &str, name: &str) -> io::Result<Op
     Ok((outcome == Outcome::Locked).then_some("this host was granted a lock that its daemon holds"))
 }
 
-/// Lets go of the file, and deletes it if nobody uses it.
+/// Unlocks the file, and deletes it if nobody uses it.
 fn retire(files: &Files, lock: &LockName, file: Option<OpenFile>) {
     if file.is_some() {
         drop(files.perform(lock, FileOp::Retire, file));
     }
 }
 
-/// A session with a daemon, request by request.
-struct Session(BufReader<TcpStream>);
+/// A session with a daemon, one request at a time.
+struct PeerSession(BufReader<TcpStream>);
 
-impl Session {
+impl PeerSession {
     /// The longest reply that is read.
     const REPLY_BYTES_MAX: u64 = 64 * 1024;
 

@@ -1,20 +1,20 @@
-//! What the doctor looks at in the file system: kind, version, timing, client identifiers, owners.
+//! What the doctor checks about the file system: kind, version, timing, client identifiers, owners.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::Finding;
+use super::finding::Finding;
+use crate::directory::Directory;
 use crate::files::mount::{Mount, Nfs4};
-use crate::files::node::{Identity, others};
-use crate::server::directory::Directory;
+use crate::files::presence::{DaemonInfo, others};
 
-/// Lock files that are looked at, at most.
+/// How many lock files are looked at.
 const FILES_MAX: usize = 1000;
 
 pub(super) fn examine(directory: &Directory, findings: &mut Vec<Finding>) {
     let Directory { path, mount, timing } = directory;
-    const WHY: &str = "only where a server's leases are known, a lost lock can be noticed in time";
+    const WHY: &str = "a lost lock can be noticed in time only if the server's leases are known";
     match mount {
         Mount::Local => {
             findings.push(Finding::ok(
@@ -27,7 +27,7 @@ pub(super) fn examine(directory: &Directory, findings: &mut Vec<Finding>) {
         Mount::Unknown { kind } => findings.push(Finding::warning(
             "file system",
             WHY,
-            format!("{} is on {kind}, where nothing was measured", path.display()),
+            format!("{} is on {kind}, which nobody has tested", path.display()),
             "use NFSv4 or a local file system",
         )),
         Mount::Nfs4(nfs) => {
@@ -47,7 +47,7 @@ pub(super) fn examine(directory: &Directory, findings: &mut Vec<Finding>) {
 }
 
 fn nfs4(nfs: &Nfs4, findings: &mut Vec<Finding>) {
-    const VERSION: &str = "4.1 and 4.2 wake waiters, and make it safe to delete lock files from here";
+    const VERSION: &str = "4.1 and 4.2 wake waiters, and make it safe to delete lock files from this host";
     let version = format!("4.{}", nfs.minor);
     findings.push(if nfs.minor == 0 {
         let remedy = "mount it with vers=4.2; until then, run distrilock gc on the server";
@@ -55,10 +55,10 @@ fn nfs4(nfs: &Nfs4, findings: &mut Vec<Finding>) {
     } else {
         Finding::ok("version", VERSION, version)
     });
-    let why = "a timed out or local lock would exclude nobody";
+    let why = "a lock that timed out or is local would exclude nobody";
     findings.push(Finding::ok("mount options", why, nfs.options.join(",")));
     const RECOVER: &str =
-        "with it the kernel takes lost locks again and says nothing, although another host had them meanwhile";
+        "if it is on, the kernel silently takes lost locks again, although another host may have had them meanwhile";
     let recover = fs::read_to_string("/sys/module/nfs/parameters/recover_lost_locks").unwrap_or_default();
     findings.push(if recover.trim() == "Y" {
         let remedy = "set nfs.recover_lost_locks=N (/etc/modprobe.d: options nfs recover_lost_locks=0) and reboot";
@@ -69,25 +69,25 @@ fn nfs4(nfs: &Nfs4, findings: &mut Vec<Finding>) {
 }
 
 fn clients(directory: &Path) -> Finding {
-    const WHY: &str = "two hosts with one name for the server wipe each other's locks";
-    let own = Identity::of_this_process(directory);
+    const WHY: &str = "two hosts that the server knows by one name wipe each other's locks";
+    let own = DaemonInfo::of_this_process(directory);
     let clash = others(directory, None).into_iter().find(|other| own.clashes_with(other));
     match clash {
-        None => Finding::ok("client identifier", WHY, format!("{:?}, of no other daemon's host", own.client)),
+        None => Finding::ok("client identifier", WHY, format!("{:?}; no other daemon's host has it", own.client)),
         Some(other) => Finding::wrong(
             "client identifier",
             WHY,
-            format!("{:?}, and a daemon runs on another host (process {}) with the same one", own.client, other.pid),
-            "give the hosts different names, or set nfs4_unique_id (nfs(5)), then mount again",
+            format!("{:?}; the host of another daemon (process {}) has the same one", own.client, other.pid),
+            "give the hosts different names, or set nfs4_unique_id (nfs(5)); then mount again",
         ),
     }
 }
 
-/// Whether daemons that run as other users, as hosts number them, can use the files.
+/// Whether daemons that run as other users (by number) can use the files.
 fn owners(directory: &Path) -> Finding {
-    const WHY: &str = "a lock file made by one host's daemon has to open read-write on every host";
-    const REMEDY: &str = "give the daemons one user or group number on all hosts and the directory mode 2770, or export it with \
-                          all_squash,anonuid=,anongid= (docs/nfs.md)";
+    const WHY: &str = "every host has to be able to read and write the lock files that one host's daemon creates";
+    const REMEDY: &str = "give the daemons the same user or group number on all hosts and the directory mode 2770, or export \
+                          it with all_squash,anonuid=,anongid= (docs/nfs.md)";
     let Ok(metadata) = fs::metadata(directory) else {
         return Finding::wrong("owners", WHY, "the directory's mode cannot be read", REMEDY);
     };
@@ -109,11 +109,11 @@ fn owners(directory: &Path) -> Finding {
         return Finding::warning("owners", WHY, format!("{found}; other daemons run as other users"), REMEDY);
     }
     if mode & 0o020 != 0 && mode & 0o2002 == 0 {
-        let remedy = "set it, so that lock files get the directory's group: chmod g+s DIR";
+        let remedy = "run chmod g+s DIR, so that lock files get the directory's group";
         return Finding::warning(
             "owners",
             WHY,
-            format!("{found}: writable by the group, without the set-group-ID bit"),
+            format!("{found}: writable by the group, but without the set-group-ID bit"),
             remedy,
         );
     }

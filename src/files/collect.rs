@@ -1,5 +1,6 @@
-//! The collector: deletes lock files that nobody uses, which daemons left that were killed or whose host was cut off. It takes the
-//! same steps as a daemon that retires a name, so that it may run beside daemons and other collectors, and be killed anywhere.
+//! The collector: deletes unused lock files that daemons left behind because they were killed or
+//! their host was cut off. It takes the same steps as a daemon that retires a name, so it may run
+//! beside daemons and other collectors, and may be killed at any point.
 
 use std::fs;
 use std::io;
@@ -11,12 +12,13 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::stat::lstat;
 
+use super::daemon_folder::server_time;
 use super::fence;
-use super::node::servers_now;
-use super::os::{Files, Hand};
+use super::local::LocalExecutor;
+use super::lock_directory::Files;
 use distrilock_engine::FileOp;
-use distrilock_engine::fault::Fault;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::fault::{Fault, Operation};
+use distrilock_engine::steps::call::CallResult;
 use distrilock_protocol::name::LockName;
 
 /// What a collector did with one lock file.
@@ -24,15 +26,15 @@ use distrilock_protocol::name::LockName;
 pub enum Collected {
     /// Nobody used it, and it is gone.
     Deleted,
-    /// Nobody seems to use it; it was to be left.
+    /// Nobody seems to use it, but the collector was told to delete nothing.
     Idle,
-    /// Somebody uses it, or has used it not long ago.
+    /// Somebody uses it, or used it recently.
     Used,
 }
 
 impl Files {
-    /// Deletes the lock files that nobody locks and that have nothing in them but a fence, as every daemon's are: those which
-    /// daemons left that were killed. Tells how many went.
+    /// Deletes the lock files that nobody locks and that contain nothing but a fence, as the files
+    /// of daemons do: daemons that were killed left them. Returns how many were deleted.
     ///
     /// # Errors
     /// If the directory cannot be read.
@@ -46,8 +48,9 @@ impl Files {
         Ok(collected)
     }
 
-    /// Deletes the lock files that nobody has open and that were made at least `idle` ago, or only tells of them, on every kind of
-    /// file system.
+    /// Deletes the lock files that nobody has open and that were created at least `idle` ago, on
+    /// every kind of file system. With `dry_run` it deletes nothing. Reports what became of each
+    /// file.
     ///
     /// # Errors
     /// If the directory cannot be read or written.
@@ -55,14 +58,14 @@ impl Files {
         &self,
         idle: Duration,
         dry_run: bool,
-        mut tell: impl FnMut(&LockName, Collected),
+        mut report: impl FnMut(&LockName, Collected),
     ) -> Result<(), Fault> {
-        let now = servers_now(self.directory()).map_err(|error| self.failed("write", &error))?;
+        let now = server_time(self.directory()).map_err(|error| self.failed(Operation::Write, &error))?;
         let latest = now.saturating_sub(i64::try_from(idle.as_secs()).unwrap_or(i64::MAX));
         self.each_file(|name, metadata| {
             let old = metadata.mtime().max(metadata.ctime()) <= latest;
             let ours = self.network().is_some() || self.is_ours(name, metadata);
-            tell(
+            report(
                 name,
                 match (old && ours, dry_run) {
                     (false, _) => Collected::Used,
@@ -75,11 +78,11 @@ impl Files {
     }
 
     fn each_file(&self, mut see: impl FnMut(&LockName, &fs::Metadata)) -> Result<(), Fault> {
-        for entry in fs::read_dir(self.directory()).map_err(|error| self.failed("read", &error))? {
-            let entry = entry.map_err(|error| self.failed("read", &error))?;
+        for entry in fs::read_dir(self.directory()).map_err(|error| self.failed(Operation::Read, &error))? {
+            let entry = entry.map_err(|error| self.failed(Operation::Read, &error))?;
             let file = entry.file_name();
             let Some(name) = Self::name_of(file.as_bytes()) else { continue };
-            // What has gone meanwhile is not there any more.
+            // The file may have been deleted meanwhile.
             let Ok(metadata) = entry.metadata() else { continue };
             if metadata.is_file() {
                 see(&name, &metadata);
@@ -88,29 +91,28 @@ impl Files {
         Ok(())
     }
 
-    /// Whether nothing is in it but what daemons write.
+    /// Whether the file contains nothing but what daemons write.
     fn is_ours(&self, name: &LockName, metadata: &fs::Metadata) -> bool {
         fence::is_ours(&self.path(name.as_str()), metadata.len())
     }
 
     fn collect_one(&self, name: &LockName) -> bool {
         let file = if self.network().is_some() {
-            // The steps there open the file by themselves.
+            // The steps open the file themselves there.
             None
         } else {
-            let mut hand = Hand::new(self, name, None);
-            if hand.open(OFlag::O_RDWR) != Answer::Yes {
+            let mut executor = LocalExecutor::new(self, name, None);
+            if executor.open(OFlag::O_RDWR) != CallResult::Yes {
                 return false;
             }
-            hand.into_file()
+            executor.into_file()
         };
         drop(self.perform(name, FileOp::Retire, file));
         lstat(&*self.c_path(name)).is_err()
     }
 
-    fn failed(&self, operation: &'static str, error: &io::Error) -> Fault {
-        let errno = error.raw_os_error().unwrap_or(nix::libc::EIO);
-        Fault { operation, path: path_text(self.directory()), errno }
+    fn failed(&self, operation: Operation, error: &io::Error) -> Fault {
+        Fault::io(operation, path_text(self.directory()), error)
     }
 }
 

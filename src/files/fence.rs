@@ -1,46 +1,49 @@
-//! Fences: numbers that only rise for their name. The last one stands in the name's lock file, and is written there under the
-//! lock. A lock file can vanish: it is deleted when nobody uses it, by hand, or by a loss of power before its folder was written.
-//! So there is a mark for the whole lock directory, `.distrilock/fence`, that is on the disk before any fence is granted which is
-//! not below it, and above which a name without a fence begins. Whatever happens to a lock file then, the mark is not below what
-//! was granted, and nothing has to be done when a file is deleted.
+//! Fences: per-name numbers that only increase (fencing tokens). A name's last fence is in its lock
+//! file, written there under the lock. But a lock file can vanish: it is deleted when nobody uses
+//! it, or by hand, or by a loss of power before its directory was written.
 //!
-//! Both hold text with a checksum. What is torn is as good as nothing, since the mark is above it; the mark itself stands in
-//! its file twice, and the lower one is replaced.
+//! So the whole lock directory has a mark, `.distrilock/fence`. The fences of a name whose file has
+//! none start above the mark, and a fence that would exceed the mark is granted only once a higher
+//! mark is on the disk. Whatever happens to a lock file, the mark is therefore never below a fence
+//! that was granted, and deleting a file takes no further care.
+//!
+//! Both files hold text with a checksum. A torn text in a lock file is as good as none, since the
+//! mark is above it. The mark is in its file twice, and the lower copy is the one that is replaced.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::libc::{F_WRLCK, SEEK_SET, flock};
+use nix::fcntl::OFlag;
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::fdatasync;
 
-use super::os::OpenFile;
-use super::ranges::FENCE;
+use super::lock_file::OpenFile;
+use super::ranges::{ALL, FENCE};
+use super::{daemon_folder, ofd_lock};
 use crate::limits::FENCE_WAIT_MS_MAX;
 use distrilock_engine::Mode;
-use distrilock_engine::fault::Fault;
+use distrilock_engine::fault::{Cause, Fault, Operation};
 use distrilock_engine::fence::following;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::steps::call::CallResult;
 
-/// What every text of ours begins with.
+/// How each of our texts begins.
 const MAGIC: &str = "distrilock fence ";
 
 /// MAGIC, twenty digits, a space, eight digits of the checksum, a line feed.
 const TEXT_BYTES: usize = MAGIC.len() + 20 + 1 + 8 + 1;
 
-/// Where the second copy of the mark stands: in another sector of the disk.
+/// Where the second copy of the mark is: in another sector of the disk.
 const SECOND_COPY: u64 = 4096;
 
-/// What a lock file says.
+/// What is in a lock file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
-    /// No fence, or one that was not written to its end.
+    /// No fence, or one that was not written completely.
     Nothing,
     Fence(u64),
     /// Somebody else's text.
@@ -65,13 +68,13 @@ fn content(bytes: &[u8]) -> Content {
     {
         return Content::Fence(number);
     }
-    // Blocks that were given to a file and never written read as zeros.
+    // Blocks that were allocated to a file and never written read as zeros.
     let begun =
         bytes.len() <= TEXT_BYTES && (bytes.starts_with(MAGIC.as_bytes()) || bytes.iter().all(|byte| *byte == 0));
     if begun { Content::Nothing } else { Content::Foreign }
 }
 
-/// Whether a lock file of so many bytes has nothing in it but what daemons write.
+/// Whether a lock file of this size contains nothing but what daemons write.
 pub(super) fn is_ours(path: &Path, bytes: u64) -> bool {
     bytes == 0
         || usize::try_from(bytes).is_ok_and(|bytes| bytes <= TEXT_BYTES)
@@ -79,38 +82,44 @@ pub(super) fn is_ours(path: &Path, bytes: u64) -> bool {
 }
 
 impl OpenFile {
-    /// Takes the next fence. Beside an exclusive holder there is nobody; others keep each other out for the moment.
-    pub(super) fn take_fence(&self, mode: Mode, mark: &Mark) -> Answer {
+    /// Takes the next fence. An exclusive holder is alone; others exclude each other while they do
+    /// it.
+    pub(super) fn take_fence(&self, mode: Mode, mark: &Mark) -> CallResult {
         if mode == Mode::Exclusive {
             return self.fence(mark);
         }
         let answer = waited(|| match self.set(Some(Mode::Exclusive), FENCE) {
-            Answer::No => None,
+            CallResult::No => None,
             answer => Some(answer),
         });
         match answer {
-            Some(Answer::Yes) => {
+            Some(CallResult::Yes) => {
                 let fence = self.fence(mark);
-                // What cannot be unlocked goes with the lock; until then others wait, and are told so.
+                // If the unlock fails, the byte is unlocked together with the name. Until then
+                // others wait, and are refused with that reason.
                 self.set(None, FENCE);
                 fence
             }
             Some(answer) => answer,
-            None => self.failed("wait for the fence of", Errno::EBUSY),
+            None => self.failed_for(Cause::FenceBusy),
         }
     }
 
-    fn fence(&self, mark: &Mark) -> Answer {
+    fn failed_for(&self, cause: Cause) -> CallResult {
+        CallResult::Failed(Fault { cause, path: self.path.to_string_lossy().into() })
+    }
+
+    fn fence(&self, mark: &Mark) -> CallResult {
         let mut bytes = [0; TEXT_BYTES + 1];
         let last = match pread(self.descriptor(), &mut bytes, 0).map(|count| content(&bytes[..count])) {
             Ok(Content::Nothing) => None,
             Ok(Content::Fence(number)) => Some(number),
-            Ok(Content::Foreign) => return self.failed("read the fence of", Errno::EBADMSG),
-            Err(errno) => return self.failed("read", errno),
+            Ok(Content::Foreign) => return self.failed_for(Cause::ForeignContent),
+            Err(errno) => return self.failed(Operation::Read, errno),
         };
         let fence = match mark.next(last) {
             Ok(fence) => fence,
-            Err(fault) => return Answer::Failed(fault),
+            Err(fault) => return CallResult::Failed(fault),
         };
         let text = text(fence);
         let written = pwrite(self.descriptor(), text.as_bytes(), 0).and_then(|count| match count {
@@ -118,26 +127,26 @@ impl OpenFile {
             _ => Err(Errno::ENOSPC),
         });
         match written {
-            Ok(()) => Answer::Fence(fence),
-            Err(errno) => self.failed("write", errno),
+            Ok(()) => CallResult::Fence(fence),
+            Err(errno) => self.failed(Operation::Write, errno),
         }
     }
 }
 
-/// The mark above which names without a fence begin.
+/// The mark above which the fences of names without one start.
 #[derive(Debug)]
 pub(super) struct Mark {
-    folder: PathBuf,
-    /// It is this at least: it only rises.
+    directory: PathBuf,
+    /// A lower bound of the mark, which only increases.
     known: AtomicU64,
 }
 
 impl Mark {
     pub(super) fn new(directory: &Path) -> Self {
-        Self { folder: directory.join(".distrilock"), known: AtomicU64::new(0) }
+        Self { directory: directory.to_owned(), known: AtomicU64::new(0) }
     }
 
-    /// The fence that follows the last one of a name, once the mark is not below it.
+    /// Returns the fence that follows the last one of a name, once the mark is not below it.
     fn next(&self, last: Option<u64>) -> Result<u64, Fault> {
         let known = self.known.load(Ordering::SeqCst);
         match last {
@@ -147,56 +156,53 @@ impl Mark {
     }
 
     fn raise(&self, last: Option<u64>) -> Result<u64, Fault> {
-        let path = self.folder.join("fence");
-        let fault = |operation, errno| Fault { operation, path: path.to_string_lossy().into(), errno };
-        let failed = |operation| move |error: io::Error| (operation, error.raw_os_error().unwrap_or(Errno::EIO as i32));
+        let path = daemon_folder::path(&self.directory).join(daemon_folder::FENCE_MARK);
+        let failed = |operation| move |error: io::Error| Cause::io(operation, &error);
         let raised = || {
-            let file = self.open(&path).map_err(failed("open"))?;
-            locked(&file).map_err(|errno| ("lock", errno as i32))?;
+            let file = self.open(&path).map_err(failed(Operation::Open))?;
+            lock(&file)?;
             let copies = [0, SECOND_COPY].map(|place| read_copy(&file, place));
-            let empty = file.metadata().map_err(failed("stat"))?.len() == 0;
+            let empty = file.metadata().map_err(failed(Operation::Stat))?.len() == 0;
             let mark = match copies.iter().filter_map(|copy| *copy).max() {
                 Some(mark) => mark,
                 None if empty => 0,
-                None => return Err(("read", Errno::EBADMSG as i32)),
+                None => return Err(Cause::ForeignMark),
             };
             if empty {
-                // Whoever finds something in it may rely on its place.
-                self.keep(&file).map_err(failed("write"))?;
+                // A daemon that finds something in the file relies on it surviving a loss of power.
+                self.keep(&file).map_err(failed(Operation::Write))?;
             }
             let (fence, needed) = following(last, mark);
             if needed > mark {
                 let place = if copies[0] < copies[1] { 0 } else { SECOND_COPY };
-                file.write_all_at(text(needed).as_bytes(), place).map_err(failed("write"))?;
-                file.sync_all().map_err(failed("write"))?;
+                file.write_all_at(text(needed).as_bytes(), place).map_err(failed(Operation::Write))?;
+                file.sync_all().map_err(failed(Operation::Write))?;
             }
             self.known.fetch_max(needed.max(mark), Ordering::SeqCst);
             Ok(fence)
         };
-        raised().map_err(|(operation, errno)| fault(operation, errno))
+        raised().map_err(|cause| Fault { cause, path: path.to_string_lossy().into() })
     }
 
-    /// Opens the file of the mark, or makes it.
+    /// Opens the file of the mark, and creates it if there is none.
     fn open(&self, path: &Path) -> io::Result<File> {
         let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
         let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o664).custom_flags(flags);
+        options.read(true).write(true).custom_flags(flags);
         match options.open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             opened => return opened,
         }
-        match DirBuilder::new().mode(0o775).create(&self.folder) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-        options.create(true).open(path)
+        daemon_folder::create(&self.directory)?;
+        let mode = daemon_folder::file_mode(fs::metadata(&self.directory)?.mode());
+        options.create(true).mode(mode).open(path)
     }
 
-    /// Makes sure that the file of the mark is there after a loss of power.
+    /// Makes sure that the file of the mark is still there after a loss of power.
     fn keep(&self, file: &File) -> io::Result<()> {
         file.sync_all()?;
-        let above = self.folder.parent().expect("it lies in the lock directory");
-        [&*self.folder, above].into_iter().try_for_each(|folder| File::open(folder)?.sync_all())
+        let folder = daemon_folder::path(&self.directory);
+        [&*folder, &*self.directory].into_iter().try_for_each(|folder| File::open(folder)?.sync_all())
     }
 }
 
@@ -210,17 +216,17 @@ fn read_copy(file: &File, place: u64) -> Option<u64> {
 }
 
 /// Locks a file until it is closed.
-fn locked(file: &File) -> Result<(), Errno> {
-    let small = |number: i32| i16::try_from(number).expect("the numbers of fcntl are small");
-    let all = flock { l_type: small(F_WRLCK), l_whence: small(SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 };
-    let tried = waited(|| match fcntl(file, FcntlArg::F_OFD_SETLK(&all)) {
-        Err(Errno::EAGAIN | Errno::EACCES) => None,
-        tried => Some(tried.map(drop)),
+fn lock(file: &File) -> Result<(), Cause> {
+    let tried = waited(|| match ofd_lock::set(file, Some(Mode::Exclusive), ALL) {
+        Ok(false) => None,
+        tried => {
+            Some(tried.map(drop).map_err(|errno| Cause::System { operation: Operation::Lock, errno: errno as i32 }))
+        }
     });
-    tried.unwrap_or(Err(Errno::EBUSY))
+    tried.unwrap_or(Err(Cause::MarkBusy))
 }
 
-/// Asks each millisecond, for as long as a fence may wait.
+/// Asks once a millisecond, for as long as a fence may wait.
 fn waited<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     for _ in 0..FENCE_WAIT_MS_MAX {
         let answer = ask();
@@ -236,7 +242,8 @@ fn waited<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
 mod tests {
     use super::*;
 
-    /// A text is read as it was written; one that was torn is nothing; one of somebody else stays theirs.
+    /// A text is read as it was written, a torn one counts as nothing, and another program's is
+    /// foreign.
     #[test]
     fn texts() {
         for number in [0, 1, 91, u64::MAX] {
@@ -256,7 +263,8 @@ mod tests {
         }
     }
 
-    /// Lock files come and go, the mark is opened anew by each daemon and torn in one of its copies: fences rise.
+    /// Fences increase although lock files come and go, each daemon opens the mark again, and one
+    /// of its copies is torn.
     #[test]
     fn the_mark_stays_above() {
         let directory = tempfile::tempdir().unwrap();
@@ -279,6 +287,6 @@ mod tests {
         }
         fs::write(&path, "not ours").unwrap();
         let fault = Mark::new(directory.path()).next(None).unwrap_err();
-        assert_eq!(fault.errno, Errno::EBADMSG as i32, "{fault}");
+        assert_eq!(fault.cause, Cause::ForeignMark, "{fault}");
     }
 }

@@ -1,35 +1,39 @@
-//! Lock files on their way to the next process of the daemon. An open file's locks are those of its open file description (OFD,
-//! fcntl_locking(2)), and go where a descriptor of it goes: nobody sees the lock free meanwhile.
+//! Lock files on their way to the next process of the daemon. Their locks go along, since they
+//! belong to the open file (`ofd_lock`): nobody sees a lock free in between.
 
 use std::os::fd::OwnedFd;
 
 use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
 
-use super::os::{Files, OpenFile, identity};
+use super::file_id::FileId;
+use super::lock_directory::Files;
+use super::lock_file::OpenFile;
 use distrilock_engine::Mode;
 use distrilock_protocol::name::LockName;
 
-/// What has to be told of an open file besides its descriptor.
+/// What the next process has to know of an open file besides its descriptor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandedFile {
-    identity: (u64, u64),
+    #[serde(rename = "identity")]
+    id: FileId,
     slots: Vec<u16>,
     epoch: u64,
     lost: bool,
 }
 
 impl OpenFile {
-    /// What the next process needs of it.
+    /// Takes it apart for the next process.
     #[must_use]
     pub fn hand_over(self) -> (HandedFile, OwnedFd) {
-        let Self { descriptor, path: _, identity, locked: _, slots, epoch, lost } = self;
-        (HandedFile { identity, slots, epoch, lost }, descriptor)
+        let Self { descriptor, path: _, id, locked: _, slots, epoch, lost } = self;
+        (HandedFile { id, slots, epoch, lost }, descriptor)
     }
 }
 
 impl Files {
-    /// The same open file in the next process; `None` if the descriptor is another file's.
+    /// Puts an open file of the previous process together again. Returns `None` if the descriptor
+    /// is another file's.
     #[must_use]
     pub fn take_over(
         &self,
@@ -38,17 +42,23 @@ impl Files {
         locked: Option<Mode>,
         descriptor: OwnedFd,
     ) -> Option<OpenFile> {
-        let HandedFile { identity: told, slots, epoch, lost } = handed;
-        let is_it = fstat(&descriptor).is_ok_and(|stat| identity(&stat) == told);
+        let HandedFile { id, slots, epoch, lost } = handed;
+        let is_it = fstat(&descriptor).is_ok_and(|stat| FileId::from(&stat) == id);
         let path = self.c_path(name);
-        is_it.then_some(OpenFile { descriptor, path, identity: told, locked, slots, epoch, lost })
+        is_it.then_some(OpenFile { descriptor, path, id, locked, slots, epoch, lost })
     }
+}
 
-    /// What the lock directory is, whatever its path: locks on another one would exclude nobody.
-    ///
-    /// # Errors
-    /// Why that cannot be told.
-    pub fn place(&self) -> std::io::Result<(u64, u64)> {
-        Ok(identity(&nix::sys::stat::stat(self.directory())?))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Processes of other versions read what goes over, and write it.
+    #[test]
+    fn the_form_stays() {
+        let text = r#"{"identity":[1,2],"slots":[3],"epoch":4,"lost":false}"#;
+        let handed: HandedFile = serde_json::from_str(text).unwrap();
+        assert_eq!(handed.id, FileId::from((1, 2)));
+        assert_eq!(serde_json::to_string(&handed).unwrap(), text);
     }
 }

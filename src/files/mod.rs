@@ -1,27 +1,53 @@
-//! Lock files: the only module that knows paths, fcntl(2) and what kind of file system is under the lock directory.
+//! Lock files: the only module that knows paths, fcntl(2) and the kind of file system under the
+//! lock directory.
 //!
-//! It carries out the engine's [`FileOp`]s. How each is done, step by step, is decided without a system call, in [`local`] for a
-//! local file system and in [`nfs4`] for one that several hosts mount, so that models run the very same steps; `os` and
-//! `nfs4::hand` make the calls. [`mount`] tells which kind of file system it is, [`contact`] when its server was last heard.
-//! [`meeting`] has the sockets by which the daemons of a local directory find each other.
+//! It carries out the engine's [`FileOp`]s. [`distrilock_engine::steps`] decides, without a system
+//! call, which steps an operation takes, so that models run the very same steps. Two executors make
+//! the calls: `local` on a local file system, [`nfs4`] on one that several hosts mount. Both work
+//! on an open lock file (`lock_file`, `slots`, `fence`).
+//!
+//! [`mount`] recognises the file system, and [`lease`] keeps track of when its server was last
+//! heard. `.distrilock/` (`daemon_folder`) is where the daemons of a directory find each other: on
+//! a network file system by their [`presence`], on a local one by their [`peer_sockets`].
 
 mod collect;
-pub mod contact;
+mod daemon_folder;
 mod fence;
-mod gate;
+mod file_id;
 mod hand_over;
-pub mod meeting;
+pub mod lease;
+mod local;
+mod lock_directory;
+mod lock_file;
 pub mod mount;
 pub mod network;
 pub mod nfs4;
-pub mod node;
-mod os;
-pub mod probe;
+mod ofd_lock;
+mod open_gate;
+pub mod peer_sockets;
+pub mod presence;
 mod ranges;
 mod slots;
+pub mod trial_lock;
 
 pub use collect::Collected;
+pub use file_id::FileId;
 pub use hand_over::HandedFile;
-pub use os::{Files, OpenFile};
+pub use lock_directory::Files;
+pub use lock_file::OpenFile;
 
 use distrilock_engine::{FileOp, Outcome};
+use distrilock_protocol::name::LockName;
+use local::LocalExecutor;
+use nfs4::Nfs4Executor;
+
+impl Files {
+    /// Carries out one operation: microseconds on a local file system.
+    #[must_use]
+    pub fn perform(&self, name: &LockName, op: FileOp, file: Option<OpenFile>) -> (Option<OpenFile>, Outcome) {
+        match self.network() {
+            Some(network) => Nfs4Executor::new(self, network, name, file).perform(op),
+            None => LocalExecutor::new(self, name, file).perform(op),
+        }
+    }
+}

@@ -13,7 +13,7 @@ pub enum Mount {
     Local,
     /// NFS version 4.
     Nfs4(Nfs4),
-    /// A cluster or network file system whose locks nobody has measured for us.
+    /// A cluster or network file system whose locks nobody has tested with distrilock.
     Unknown {
         /// Its type, as in /proc/self/mountinfo.
         kind: String,
@@ -23,25 +23,28 @@ pub enum Mount {
 /// An NFSv4 mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nfs4 {
-    /// The version's second part: 0, 1 or 2.
+    /// The minor version: 0, 1 or 2.
     pub minor: u8,
     /// What is mounted, as in `server:/path`.
     pub source: String,
-    /// Where.
+    /// Where it is mounted.
     pub place: PathBuf,
-    /// Its options, as the kernel tells them.
+    /// Its options, as the kernel reports them.
     pub options: Vec<String>,
-    /// The server's lease time in seconds, if the kernel told it.
+    /// The server's lease time in seconds, if the kernel reports it.
     pub lease_seconds: Option<u64>,
 }
 
-/// Why a directory must not be used for locks; each says what to do.
+/// Why a directory must not be used for locks. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
-pub enum Unfit {
+pub enum MountError {
     #[error("cannot find out what is mounted: {0}; /proc has to be mounted")]
     Unreadable(#[from] io::Error),
-    #[error("{} lies on no mount that /proc/self/mountinfo knows; name the directory by the path that it is mounted at", .0.display())]
+    #[error(
+        "{} is on no mount listed in /proc/self/mountinfo; specify the directory by the path at which it is mounted",
+        .0.display()
+    )]
     Nowhere(PathBuf),
     #[error(
         "{source_} is mounted at {} as NFS version {version}, whose locks outlive their holders; mount it with vers=4.2",
@@ -57,39 +60,41 @@ pub enum Unfit {
     NotMounted { place: PathBuf, unit: String },
 }
 
-/// What makes an NFS mount unfit: an option, why, and what to do.
-const UNFIT_OPTIONS: [(&str, &str, &str); 6] = [
+/// Options that make an NFS mount unsafe: the option, why, and how to mount instead.
+const UNSAFE_OPTIONS: [(&str, &str, &str); 6] = [
     ("soft", "an unlock that times out counts as done, and a lock as granted", "hard"),
     ("softerr", "an unlock that times out counts as done, and a lock as granted", "hard"),
-    ("ro", "lock files cannot be made", "read-write"),
+    ("ro", "lock files cannot be created", "read-write"),
     ("nolock", "locks would stay on this host", "without nolock"),
     ("local_lock=all", "locks would stay on this host", "with local_lock=none"),
     ("local_lock=posix", "locks would stay on this host", "with local_lock=none"),
 ];
 
-/// File systems that several hosts can share, or whose inode numbers cannot be relied on, by their type in mountinfo.
+/// File systems that several hosts can share, or whose inode numbers are unreliable, by their type
+/// in mountinfo.
 const UNKNOWN: [&str; 17] = [
     "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse", "fuseblk", "gfs2", "gpfs", "lustre", "ncpfs",
     "ocfs2", "orangefs", "smb3", "virtiofs",
 ];
 
-/// Where systemd has its units, those that it makes from /etc/fstab among them (systemd.unit(5)).
+/// Where systemd keeps its units, including those that it generates from /etc/fstab
+/// (systemd.unit(5)).
 const UNIT_FOLDERS: [&str; 4] =
     ["/etc/systemd/system", "/run/systemd/system", "/run/systemd/generator", "/usr/lib/systemd/system"];
 
 impl Mount {
-    /// Looks at what is mounted under a directory, a path without symbolic links.
+    /// Recognises what is mounted under a directory, a path without symbolic links.
     ///
     /// # Errors
-    /// If locks there could not be trusted.
-    pub fn under(directory: &Path) -> Result<Self, Unfit> {
+    /// If locks there cannot be trusted.
+    pub fn under(directory: &Path) -> Result<Self, MountError> {
         let device = fs::metadata(directory)?.dev();
         let table = fs::read("/proc/self/mountinfo")?;
         let entries: Vec<Entry> = table.split(|byte| *byte == b'\n').filter_map(Entry::parse).collect();
         missing(directory, &entries, &UNIT_FOLDERS.map(PathBuf::from))?;
-        let entry = entry_of(directory, device, &entries).ok_or_else(|| Unfit::Nowhere(directory.to_owned()))?;
+        let entry = entry_of(directory, device, &entries).ok_or_else(|| MountError::Nowhere(directory.to_owned()))?;
         let stats = fs::read("/proc/self/mountstats").unwrap_or_default();
-        entry.fit(&stats)
+        entry.check(&stats)
     }
 
     /// Whether locks on both mean the same.
@@ -101,7 +106,7 @@ impl Mount {
         }
     }
 
-    /// What it is, for people.
+    /// Describes it for people.
     #[must_use]
     pub fn describe(&self) -> String {
         match self {
@@ -150,8 +155,8 @@ impl Entry {
         })
     }
 
-    /// Whether locks on it can be trusted; `stats` is /proc/self/mountstats.
-    fn fit(&self, stats: &[u8]) -> Result<Mount, Unfit> {
+    /// Whether locks on it can be trusted. `stats` is the content of /proc/self/mountstats.
+    fn check(&self, stats: &[u8]) -> Result<Mount, MountError> {
         let (source_, place) = (self.source.clone(), self.place.clone());
         if self.kind != "nfs" && self.kind != "nfs4" {
             let base = self.kind.split('.').next().unwrap_or_default();
@@ -161,11 +166,11 @@ impl Entry {
         let version = self.option("vers=").or_else(|| self.option("nfsvers=")).unwrap_or("3");
         let Some(minor) = version.strip_prefix('4').map(|rest| rest.trim_start_matches('.').parse().unwrap_or(0))
         else {
-            return Err(Unfit::OldNfs { source_, place, version: version.into() });
+            return Err(MountError::OldNfs { source_, place, version: version.into() });
         };
-        for (option, why, remedy) in UNFIT_OPTIONS {
+        for (option, why, remedy) in UNSAFE_OPTIONS {
             if self.options.iter().any(|given| given == option) {
-                return Err(Unfit::Option_ { source_, place, option: option.into(), why, remedy });
+                return Err(MountError::Option_ { source_, place, option: option.into(), why, remedy });
             }
         }
         let lease_seconds = lease_seconds(stats, &self.place);
@@ -177,41 +182,43 @@ impl Entry {
     }
 }
 
-/// The mount that a directory lies on: of those on the way to it the last one that has its device, since a later mount hides an
-/// earlier one at the same place.
+/// The mount that a directory is on: of those on the path to it, the deepest one that has its
+/// device. Of several at the same place it is the last one, which hides the others.
 fn entry_of<'a>(directory: &Path, device: u64, entries: &'a [Entry]) -> Option<&'a Entry> {
     let device = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    let on_the_way = |entry: &&Entry| directory.starts_with(&entry.place);
-    // btrfs gives each subvolume a device of its own, which mountinfo does not have.
+    let on_the_path = |entry: &&Entry| directory.starts_with(&entry.place);
+    // btrfs gives each subvolume a device of its own, which mountinfo does not list.
     let longest = |entries: &mut dyn Iterator<Item = &'a Entry>| {
         entries.enumerate().max_by_key(|(n, entry)| (entry.place.as_os_str().len(), *n)).map(|(_, entry)| entry)
     };
-    longest(&mut entries.iter().filter(on_the_way).filter(|entry| entry.device == device))
-        .or_else(|| longest(&mut entries.iter().filter(on_the_way)))
+    longest(&mut entries.iter().filter(on_the_path).filter(|entry| entry.device == device))
+        .or_else(|| longest(&mut entries.iter().filter(on_the_path)))
 }
 
-/// Whether a mount unit is one of a network file system. (Units of others, as tmp.mount, may be there and not be wanted.)
+/// Whether a mount unit is for a network file system. (Units for others, such as tmp.mount, may
+/// exist without being wanted.)
 fn mounts_from_network(unit: &Path) -> bool {
     let text = fs::read_to_string(unit).unwrap_or_default();
     let kind = text.lines().find_map(|line| line.trim().strip_prefix("Type=")).unwrap_or_default().trim();
     kind.starts_with("nfs") || UNKNOWN.contains(&kind.split('.').next().unwrap_or_default())
 }
 
-/// A place on the way to the directory has a mount unit and is no mount.
-fn missing(directory: &Path, entries: &[Entry], folders: &[PathBuf]) -> Result<(), Unfit> {
+/// Fails if a place on the path to the directory has a mount unit, but nothing is mounted there.
+fn missing(directory: &Path, entries: &[Entry], folders: &[PathBuf]) -> Result<(), MountError> {
     for place in directory.ancestors().filter(|place| place.parent().is_some()) {
         if entries.iter().any(|entry| entry.place == place) {
             continue;
         }
         let unit = unit_of(place);
         if folders.iter().any(|folder| mounts_from_network(&folder.join(&unit))) {
-            return Err(Unfit::NotMounted { place: place.to_owned(), unit });
+            return Err(MountError::NotMounted { place: place.to_owned(), unit });
         }
     }
     Ok(())
 }
 
-/// The name of the unit that mounts a path (systemd.unit(5), "String escaping for inclusion in unit names").
+/// The name of the unit that mounts a path (systemd.unit(5), "String escaping for inclusion in unit
+/// names").
 fn unit_of(place: &Path) -> String {
     use std::fmt::Write as _;
     let path = place.as_os_str().as_bytes();
@@ -228,7 +235,8 @@ fn unit_of(place: &Path) -> String {
     unit + ".mount"
 }
 
-/// The lease time of an NFSv4 mount: /proc/self/mountstats has `lease_time=` in the paragraph of each one.
+/// The lease time of an NFSv4 mount. /proc/self/mountstats has a paragraph for each mount, with
+/// `lease_time=` in it.
 fn lease_seconds(stats: &[u8], place: &Path) -> Option<u64> {
     let stats = String::from_utf8_lossy(stats);
     let head = format!(" mounted on {} with fstype nfs", place.display());
@@ -238,14 +246,14 @@ fn lease_seconds(stats: &[u8], place: &Path) -> Option<u64> {
         if line.starts_with("device ") {
             within = line.contains(&head);
         } else if within && let Some((_, rest)) = line.split_once("lease_time=") {
-            // The last one counts: a later mount hides an earlier one.
+            // A later mount hides an earlier one, so the last one counts.
             lease = rest.split(',').next().and_then(|number| number.parse().ok());
         }
     }
     lease
 }
 
-/// Spaces and the like stand in octal in mountinfo, as in `\040`.
+/// mountinfo has spaces and some other characters in octal, as in `\040`.
 fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -289,12 +297,12 @@ device files:/locks mounted on /srv/locks with fstype nfs4 statvers=1.1
         TABLE.lines().filter_map(|line| Entry::parse(line.as_bytes())).collect()
     }
 
-    fn at(directory: &str, minor: u64) -> Result<Mount, Unfit> {
+    fn at(directory: &str, minor: u64) -> Result<Mount, MountError> {
         let device = nix::sys::stat::makedev(if minor == 1 { 254 } else { 0 }, minor);
-        entry_of(Path::new(directory), device, &entries()).unwrap().fit(STATS.as_bytes())
+        entry_of(Path::new(directory), device, &entries()).unwrap().check(STATS.as_bytes())
     }
 
-    /// Each kind of file system is told from the kernel's tables, with what matters about it.
+    /// Each kind of file system is recognised by the kernel's tables, with what matters about it.
     #[test]
     fn kinds_are_recognised() {
         assert_eq!(at("/var/lib/distrilock", 1).unwrap(), Mount::Local);
@@ -305,7 +313,7 @@ device files:/locks mounted on /srv/locks with fstype nfs4 statvers=1.1
 
     /// A mount on which a lock could be granted twice is refused, and the message says what to do.
     #[test]
-    fn unfit_mounts_are_refused() {
+    fn unsafe_mounts_are_refused() {
         for (directory, minor, parts) in [
             ("/srv/a b", 41, ["soft", "mount it hard"]),
             ("/old", 42, ["version 3", "vers=4.2"]),
@@ -317,9 +325,9 @@ device files:/locks mounted on /srv/locks with fstype nfs4 statvers=1.1
         }
     }
 
-    /// A directory whose mount did not come is empty and local: its unit gives it away.
+    /// A directory whose mount is missing is empty and local, but its mount unit gives it away.
     #[test]
-    fn a_mount_that_did_not_come_is_noticed() {
+    fn a_missing_mount_is_noticed() {
         assert_eq!(unit_of(Path::new("/srv/a-b/.c")), "srv-a\\x2db-.c.mount");
         let folder = tempfile::tempdir().unwrap();
         for (unit, kind) in [("srv-gone", "nfs4"), ("srv-locks", "nfs4"), ("tmp", "tmpfs")] {

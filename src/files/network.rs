@@ -4,74 +4,80 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::OFlag;
 
-use super::contact::Contact;
-use super::gate::{Gate, gate_failed};
+use super::daemon_folder::file_mode;
+use super::lease::Lease;
 use super::mount::Mount;
-use super::os::lock;
+use super::ofd_lock;
+use super::open_gate::{OpenGate, gate_failed};
 use crate::clock::now_ms;
 use crate::limits::UNLINK_MS_MAX;
+use crate::sync::locked;
 use distrilock_engine::Mode;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::steps::call::CallResult;
 use distrilock_protocol::name::LockName;
 
 /// A network file system, as far as lock files are concerned.
 #[derive(Debug)]
 pub struct Network {
-    /// When the server was last heard; `None` where a read through a locked descriptor would prove nothing (docs/safety.md).
-    contact: Option<Contact>,
+    /// `None` where a read through a locked descriptor would prove nothing (docs/safety.md).
+    lease: Option<Lease>,
     deletes: bool,
     unlink_ms: u64,
     permissions: u32,
-    gate: Mutex<Gate>,
+    gate: Mutex<OpenGate>,
 }
 
 impl Network {
-    /// The file system that was recognised, of which `directory_mode` is the lock directory's mode; `silence_ms` is for how long
-    /// the lease is relied on after the server was last heard.
+    /// The file system `mount`. `directory_mode` is the lock directory's mode; `silence_ms` is for
+    /// how long the lease is relied on after the server was last heard.
     #[must_use]
     pub fn new(mount: &Mount, directory_mode: u32, silence_ms: Option<u64>) -> Self {
         let nfs4 = matches!(mount, Mount::Nfs4(_));
         let deletes = matches!(mount, Mount::Nfs4(nfs) if nfs.minor > 0);
         let silence_ms = silence_ms.filter(|_| nfs4);
-        // Well below what is left of the lease when silence is at its longest.
+        // Well below what is left of the lease when the tolerated silence ends.
         let unlink_ms = silence_ms.map_or(UNLINK_MS_MAX, |silence_ms| UNLINK_MS_MAX.min(silence_ms / 3));
+        let permissions = file_mode(directory_mode);
         Self {
-            contact: silence_ms.map(|silence_ms| Contact::new(now_ms(), silence_ms)),
+            lease: silence_ms.map(|silence_ms| Lease::new(now_ms(), silence_ms)),
             deletes: deletes && silence_ms.is_some(),
             unlink_ms,
-            permissions: 0o600 | (directory_mode & 0o066),
-            gate: Mutex::default(),
+            permissions,
+            gate: Mutex::new(OpenGate::new(permissions)),
         }
     }
 
     /// Locks a name's byte of the gate, or unlocks it.
-    pub(super) fn gate(&self, directory: &Path, name: &LockName, mode: Option<Mode>) -> Answer {
-        let gate = || self.gate.lock().expect("nothing panics while it is held");
-        let mut forgotten = false;
+    pub(super) fn gate(&self, directory: &Path, name: &LockName, mode: Option<Mode>) -> CallResult {
+        let mut reopened = false;
         loop {
-            let (file, place) = match gate().enter(directory, self, name, mode) {
+            let entered = locked(&self.gate).enter(directory, self.epoch(), name, mode);
+            let (file, place) = match entered {
                 Ok(Some(entered)) => entered,
-                Ok(None) => return Answer::No,
+                Ok(None) => return CallResult::No,
                 Err(error) => return gate_failed(directory, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
             };
             // Not under the mutex: the call may take as long as the server does not answer.
-            let Err(errno) = fcntl(&*file, FcntlArg::F_OFD_SETLK(&lock(mode, (place, 1)))) else { return Answer::Yes };
-            let again = !forgotten && matches!(errno, Errno::EIO | Errno::EBADF | Errno::ESTALE);
-            gate().refused(place, again);
-            match errno {
-                Errno::EAGAIN | Errno::EACCES => return Answer::No,
-                _ if again => forgotten = true,
-                errno => return gate_failed(directory, errno),
+            let set = ofd_lock::set(&*file, mode, (place, 1));
+            if set == Ok(true) {
+                return CallResult::Yes;
+            }
+            let reopen = !reopened && matches!(set, Err(Errno::EIO | Errno::EBADF | Errno::ESTALE));
+            locked(&self.gate).refused(place, reopen);
+            match set {
+                Ok(_) => return CallResult::No,
+                Err(_) if reopen => reopened = true,
+                Err(errno) => return gate_failed(directory, errno),
             }
         }
     }
 
-    /// When the server was last heard, where that can be known.
+    /// This host's lease on the server, where it can be watched.
     #[must_use]
-    pub fn contact(&self) -> Option<&Contact> {
-        self.contact.as_ref()
+    pub fn lease(&self) -> Option<&Lease> {
+        self.lease.as_ref()
     }
 
     /// Whether lock files may be deleted from this host.
@@ -79,45 +85,50 @@ impl Network {
         self.deletes
     }
 
-    /// How long after the server has last shown that it knows a lock a deletion under it may last, in milliseconds, before the
-    /// process that makes it is killed.
+    /// How long a deletion may last, in milliseconds, from the last proof that the server knows the
+    /// lock under which it deletes. Then the process that makes the deletion is killed.
     pub(super) fn unlink_ms(&self) -> u64 {
         self.unlink_ms
     }
 
-    /// The mode of a new lock file: who may write the directory may write the files, whatever the umask, since daemons on other
-    /// hosts, as other users, have to open them.
+    /// The mode of a new lock file, whatever the umask: daemons on other hosts have to open it,
+    /// possibly as other users.
     pub(super) fn permissions(&self) -> u32 {
         self.permissions
     }
 
-    /// The flag that lets reads go past the caches, where they prove something.
+    /// The flag that makes reads bypass the caches, where reads prove something.
     pub(super) fn direct(&self) -> OFlag {
         if self.proves() { OFlag::O_DIRECT } else { OFlag::empty() }
     }
 
+    /// Whether a read through a locked descriptor proves the lock.
     pub(super) fn proves(&self) -> bool {
-        self.contact.is_some()
+        self.lease.is_some()
     }
 
+    /// The lease's current [epoch](Lease::epoch).
     pub(super) fn epoch(&self) -> u64 {
-        self.contact.as_ref().map_or(0, Contact::epoch)
+        self.lease.as_ref().map_or(0, Lease::epoch)
     }
 
+    /// Whether a lock that was proven in that epoch is certainly still held now.
     pub(super) fn is_unbroken_since(&self, epoch: u64) -> bool {
-        self.contact.as_ref().is_none_or(|contact| contact.is_unbroken_since(epoch, now_ms()))
+        self.lease.as_ref().is_none_or(|lease| lease.is_unbroken_since(epoch, now_ms()))
     }
 
-    /// A read that was sent at that time has come back; tells the epoch in which it proves something.
+    /// A read that was sent at `sent_ms` has been answered. Returns the epoch in which it proves
+    /// something.
     pub(super) fn heard(&self, sent_ms: u64) -> u64 {
-        let Some(contact) = &self.contact else { return 0 };
-        contact.heard(sent_ms);
-        contact.epoch()
+        let Some(lease) = &self.lease else { return 0 };
+        lease.heard(sent_ms);
+        lease.epoch()
     }
 
+    /// A lock turned out to be gone.
     pub(super) fn broken(&self) {
-        if let Some(contact) = &self.contact {
-            contact.broken();
+        if let Some(lease) = &self.lease {
+            lease.broken();
         }
     }
 }

@@ -1,7 +1,8 @@
-//! One connection: its task reads, lets the session take message after message, and writes what there is to say.
+//! One connection: its task reads, passes message after message to the session, and writes the
+//! replies.
 //!
-//! A connection that is silent keeps next to no room: bytes are read into the thread's own, and only what is left of a message, or
-//! a short reply, has some with the connection.
+//! A silent connection takes next to no memory: bytes are read into the thread's buffer, and the
+//! connection keeps only the rest of an incomplete message, or a short reply.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -13,15 +14,14 @@ use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
-use super::burst;
 use super::hand_over::{Frozen, Parts};
 use super::stream::{Stream, farewell};
+use super::write_batch;
 use crate::limits::{HANG_UP_CHECK_MS, OUTBOX_BYTES_PAUSE, READ_BYTES_MAX, REQUESTS_PER_TURN_MAX};
-use crate::server::Core;
-use crate::server::mailbox::Mailbox;
+use crate::lock_table::LockTable;
+use crate::lock_table::mailbox::{Mailbox, OpenedMailbox};
 use crate::session::{End, Session};
 use crate::systemd::ids;
-use distrilock_engine::SessionId;
 use distrilock_protocol::{Codec, Violation};
 
 thread_local! {
@@ -35,14 +35,14 @@ struct Connection {
     stream: Stream,
     session: Session,
     mailbox: Arc<Mailbox>,
-    /// Bytes that have come and are not yet a whole message, or may not be taken yet.
+    /// Bytes that have arrived and are not a whole message yet, or may not be handled yet.
     input: Vec<u8>,
     /// Bytes that the socket has not taken yet.
     output: Vec<u8>,
     outbox_bytes_max: usize,
-    /// There is output that was not yet offered to the socket.
+    /// Some of the output has not been offered to the socket yet.
     unsent: bool,
-    /// The input may have a whole message: it was left because of its number, or because the client has to read first.
+    /// The input may have a whole message: it was its turn's last, or the client has to read first.
     held_back: bool,
     /// Runs until the first of the session's waits is over.
     timer: Option<Pin<Box<Sleep>>>,
@@ -52,37 +52,41 @@ struct Connection {
 enum Wake {
     Readable,
     Writable,
-    Mail,
+    Notices,
     Deadline,
-    /// Requests that have been read already may be served now.
+    /// Requests that were read before may be handled now.
     HeldBack,
 }
 
 /// How a connection ended.
 #[derive(Debug)]
 enum Ended {
-    /// The session said so.
+    /// The session has ended it.
     Session,
     /// The peer sent FIN.
     Finished,
     /// The socket failed: RST, or a dead peer.
     Failed(io::Error),
-    /// The next process of the daemon goes on with it.
+    /// The next process of the daemon continues it.
     HandedOver,
 }
 
-/// Serves a connection until it ends. `first` is what was read of it already.
-pub(super) async fn serve(
-    core: Arc<Core>,
-    stream: Stream,
-    peer: String,
-    codec: Codec,
-    first: Vec<u8>,
-    open: (SessionId, Arc<Mailbox>),
-) {
-    let (id, mailbox) = open;
-    let outbox_bytes_max = core.settings.outbox_bytes;
-    let session = Session::new(id, core, Arc::clone(&mailbox), codec);
+/// A connection that has become a session.
+pub(super) struct Opened {
+    pub(super) stream: Stream,
+    /// The peer, for logs.
+    pub(super) peer: String,
+    pub(super) codec: Codec,
+    /// What was read of it already.
+    pub(super) first: Vec<u8>,
+    pub(super) mailbox: OpenedMailbox,
+}
+
+/// Serves a connection until it ends. Returns it if the next process continues it.
+pub(super) async fn serve(table: Arc<LockTable>, opened: Opened) -> Option<Frozen> {
+    let Opened { stream, peer, codec, first, mailbox: OpenedMailbox { id, mailbox } } = opened;
+    let outbox_bytes_max = table.settings.outbox_bytes;
+    let session = Session::new(id, table, Arc::clone(&mailbox), codec);
     tracing::debug!(SESSION = %id, PEER = peer, "session {id} from {peer}");
     let connection = Connection {
         stream,
@@ -95,27 +99,28 @@ pub(super) async fn serve(
         held_back: false,
         timer: None,
     };
-    connection.serve(&peer).await;
+    connection.serve(&peer).await
 }
 
-/// Goes on with a connection of the process before.
-pub(super) async fn resume(core: Arc<Core>, parts: Parts) {
+/// Continues a connection of the previous process.
+pub(super) async fn resume(table: Arc<LockTable>, parts: Parts) -> Option<Frozen> {
     let Parts { accepted, peer, mut session, mailbox, input, output } = parts;
-    let stream = match Stream::new(accepted, core.settings.dead_after) {
+    let stream = match Stream::new(accepted, table.settings.dead_after) {
         Ok(stream) => stream,
         Err(error) => {
             tracing::debug!(PEER = peer, "session {} of {peer} ended: {error}", session.id());
-            return session.leave();
+            session.leave();
+            return None;
         }
     };
-    let (outbox_bytes_max, unsent) = (core.settings.outbox_bytes, !output.is_empty());
+    let (outbox_bytes_max, unsent) = (table.settings.outbox_bytes, !output.is_empty());
     let (held_back, timer) = (false, None);
     let connection = Connection { stream, session, mailbox, input, output, outbox_bytes_max, unsent, held_back, timer };
-    connection.serve(&peer).await;
+    connection.serve(&peer).await
 }
 
 impl Connection {
-    async fn serve(mut self, peer: &str) {
+    async fn serve(mut self, peer: &str) -> Option<Frozen> {
         let ended = self.run().await;
         if matches!(ended, Ended::HandedOver) {
             return self.freeze();
@@ -125,46 +130,47 @@ impl Connection {
         if matches!(ended, Ended::Session) {
             farewell(&self.stream, &self.output).await;
         }
+        None
     }
 
-    fn freeze(self) {
+    fn freeze(self) -> Option<Frozen> {
         let Self { stream, session, mailbox, input, output, .. } = self;
-        let core = Arc::clone(session.core());
-        // A socket that cannot be taken from the runtime goes with its session when this process ends.
-        match Frozen::new(stream, session, mailbox, input, output) {
-            Ok(frozen) => core.freeze(frozen),
-            Err(error) => {
-                tracing::error!(MESSAGE_ID = ids::HAND_OVER_FAILED, "a session cannot be handed over: {error}")
-            }
-        }
+        // A socket that cannot be taken from the runtime is closed with its session when this
+        // process ends.
+        let frozen = Frozen::new(stream, session, mailbox, input, output);
+        let frozen = frozen.inspect_err(|error| {
+            tracing::error!(MESSAGE_ID = ids::HAND_OVER_FAILED, "a session cannot be handed over: {error}");
+        });
+        frozen.ok()
     }
 
     async fn run(&mut self) -> Ended {
-        // What came with the handshake may be a request.
+        // What arrived with the handshake may be a request.
         self.held_back = !self.input.is_empty();
         loop {
             let wake = poll_fn(|cx| self.poll(cx)).await;
             let ended = match wake {
                 Ok(Wake::Readable) => self.read(),
                 Ok(Wake::Writable) => self.write(),
-                Ok(Wake::Mail) => self.turn(|connection, out| {
-                    connection.session.read_mail(out);
-                    connection.take_all(&[], out);
+                Ok(Wake::Notices) => self.turn(|connection, out| {
+                    connection.session.read_notices(out);
+                    connection.handle_input(&[], out);
                 }),
-                Ok(Wake::HeldBack) => self.turn(|connection, out| connection.take_all(&[], out)),
+                Ok(Wake::HeldBack) => self.turn(|connection, out| connection.handle_input(&[], out)),
                 Ok(Wake::Deadline) if self.stuck() && self.stream.hung_up() => Some(Ended::Finished),
                 Ok(Wake::Deadline) => self.turn(|connection, out| {
                     connection.timer = None;
                     connection.session.expire(Instant::now(), out);
-                    connection.take_all(&[], out);
+                    connection.handle_input(&[], out);
                 }),
                 Err(error) => Some(Ended::Failed(error)),
             };
             if let Some(ended) = ended {
                 return ended;
             }
-            // Also without anything to write: no connection goes on for ever before others have had their turn.
-            burst::end().await;
+            // Even with nothing to write: no connection continues for ever before the others have
+            // had their turn.
+            write_batch::ended().await;
             if self.unsent
                 && let Some(ended) = self.write()
             {
@@ -175,9 +181,10 @@ impl Connection {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Wake>> {
         if self.mailbox.poll(cx).is_ready() {
-            return Poll::Ready(Ok(Wake::Mail));
+            return Poll::Ready(Ok(Wake::Notices));
         }
-        // Before the socket: a client that sends without pause does not put its own deadlines off.
+        // Before the socket, so that a client that sends without pause does not delay its own
+        // deadlines.
         self.set_timer();
         if let Some(timer) = &mut self.timer
             && timer.as_mut().poll(cx).is_ready()
@@ -200,9 +207,10 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Whether the session may be given more: a client that does not read its replies has to wait with its requests.
+    /// Whether the session may receive more: the requests of a client that does not read its
+    /// replies have to wait.
     fn reads(&self) -> bool {
-        self.session.takes_more() && !self.stuck()
+        self.session.can_receive() && !self.stuck()
     }
 
     /// Whether the connection waits for its client to read.
@@ -210,8 +218,8 @@ impl Connection {
         self.output.len() >= OUTBOX_BYTES_PAUSE
     }
 
-    /// The timer is made for the earliest deadline, and again when an earlier one has come; a connection that waits for its client
-    /// looks from time to time whether the client has gone.
+    /// Sets the timer to the earliest deadline. A connection that waits for its client to read
+    /// checks from time to time whether the client is gone.
     fn set_timer(&mut self) {
         let check = self.stuck().then(|| Instant::now() + Duration::from_millis(HANG_UP_CHECK_MS));
         let deadline = match (self.session.deadline(), check) {
@@ -236,20 +244,21 @@ impl Connection {
     fn read(&mut self) -> Option<Ended> {
         READ.with_borrow_mut(|buffer| match self.stream.try_read(buffer) {
             Ok(0) => Some(Ended::Finished),
-            Ok(count) => self.turn(|connection, out| connection.take_all(&buffer[..count], out)),
+            Ok(count) => self.turn(|connection, out| connection.handle_input(&buffer[..count], out)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             Err(error) => Some(Ended::Failed(error)),
         })
     }
 
-    /// Lets `work` say something, which is written at the end of the burst.
-    fn turn(&mut self, work: impl FnOnce(&mut Self, &mut Vec<u8>)) -> Option<Ended> {
+    /// Runs one turn of the session, which may append replies. They are written at the end of the
+    /// batch.
+    fn turn(&mut self, run: impl FnOnce(&mut Self, &mut Vec<u8>)) -> Option<Ended> {
         let mut out = std::mem::take(&mut self.output);
         let before = out.len();
         if out.capacity() == 0 {
             out.reserve_exact(REPLY_BYTES);
         }
-        work(self, &mut out);
+        run(self, &mut out);
         self.unsent |= out.len() > before;
         self.output = out;
         if self.session.hands_over() {
@@ -276,37 +285,39 @@ impl Connection {
         self.session.ended().is_some().then_some(Ended::Session)
     }
 
-    /// Lets the session take every whole message of what has come before and of `bytes`, unless it has to wait.
-    fn take_all(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+    /// Passes the session every whole message of the earlier input and of `bytes`, unless it has to
+    /// wait.
+    fn handle_input(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         let kept = std::mem::take(&mut self.input);
         if kept.is_empty() {
-            let taken = self.take_from(bytes, out);
-            self.input = bytes[taken..].to_vec();
+            let handled = self.handle_messages(bytes, out);
+            self.input = bytes[handled..].to_vec();
         } else {
             let mut kept = kept;
             kept.extend_from_slice(bytes);
-            let taken = self.take_from(&kept, out);
-            if taken > 0 {
-                kept.drain(..taken);
+            let handled = self.handle_messages(&kept, out);
+            if handled > 0 {
+                kept.drain(..handled);
                 kept.shrink_to_fit();
             }
             self.input = kept;
         }
     }
 
-    fn take_from(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> usize {
-        let (mut taken, mut requests) = (0, 0);
+    /// Returns how many of the bytes were handled.
+    fn handle_messages(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> usize {
+        let (mut handled, mut requests) = (0, 0);
         self.held_back = false;
-        while self.session.takes_more() {
+        while self.session.can_receive() {
             if requests == REQUESTS_PER_TURN_MAX || out.len() >= OUTBOX_BYTES_PAUSE {
-                self.held_back = taken < bytes.len();
+                self.held_back = handled < bytes.len();
                 break;
             }
-            let Some(count) = self.session.take(&bytes[taken..], out) else { break };
-            taken += count;
+            let Some(count) = self.session.receive(&bytes[handled..], out) else { break };
+            handled += count;
             requests += 1;
         }
-        taken
+        handled
     }
 
     fn log(&self, peer: &str, ended: &Ended) {

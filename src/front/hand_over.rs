@@ -10,29 +10,29 @@ use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname
 use serde::{Deserialize, Serialize};
 
 use super::stream::{Accepted, Stream, peer_of};
-use crate::server::Core;
-use crate::server::mailbox::Mailbox;
+use crate::lock_table::LockTable;
+use crate::lock_table::mailbox::Mailbox;
 use crate::session::{HandedSession, Session};
 use distrilock_engine::SessionId;
 
-/// A connection that nobody reads any more. Its socket belongs to no runtime.
+/// A connection that is no longer served. Its socket belongs to no runtime.
 #[derive(Debug)]
 pub struct Frozen {
     /// Its session.
     pub session: Session,
     mailbox: Arc<Mailbox>,
     socket: OwnedFd,
-    /// Bytes that have come and are not yet a whole message, or were not yet taken.
+    /// Bytes that have arrived and were not handled yet.
     input: Vec<u8>,
     /// Bytes that the socket has not taken yet.
     output: Vec<u8>,
 }
 
-/// What is told of a connection besides its descriptor and its bytes.
+/// The state of a connection, besides its descriptor and its bytes.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct HandedConnection {
     session: HandedSession,
-    /// How many bytes of input and then of output it has among the bytes of all.
+    /// How many bytes of input, and then of output, it has among the bytes of all connections.
     input: usize,
     output: usize,
 }
@@ -48,11 +48,11 @@ impl Frozen {
         Ok(Self { socket: stream.into_socket()?, session, mailbox, input, output })
     }
 
-    /// Takes what has come by mail; tells whether there was any.
-    pub fn read_mail(&mut self) -> bool {
+    /// Handles the notices in the mailbox. Returns whether there were any.
+    pub fn read_notices(&mut self) -> bool {
         let any = !self.mailbox.is_empty();
         if any {
-            self.session.read_mail(&mut self.output);
+            self.session.read_notices(&mut self.output);
         }
         any
     }
@@ -63,7 +63,8 @@ impl Frozen {
         &self.socket
     }
 
-    /// What the next process needs besides the socket; the bytes are appended to those of all.
+    /// Its state and its socket for the next process. Its bytes are appended to those of the other
+    /// connections.
     #[must_use]
     pub fn hand_over(self, bytes: &mut Vec<u8>) -> (HandedConnection, OwnedFd) {
         let Self { session, mailbox: _, socket, input, output } = self;
@@ -73,15 +74,11 @@ impl Frozen {
         (handed, socket)
     }
 
-    /// Tells its client why it ends.
-    pub fn tell(&mut self, reason: &str) {
+    /// Ends it: its client learns why if that can be written at once, and its locks are released.
+    pub fn end(mut self, reason: &str) {
         self.session.end(reason, &mut self.output);
-    }
-
-    /// Ends it: what can be written at once is written, and its locks are given back.
-    pub fn end(mut self) {
         self.session.leave();
-        // The socket does not block, and who does not read hears no last word.
+        // The socket does not block: a client that does not read misses the reason.
         let _ = match is_unix(&self.socket) {
             true => UnixStream::from(self.socket).write(&self.output),
             false => TcpStream::from(self.socket).write(&self.output),
@@ -97,7 +94,7 @@ impl Frozen {
         Self { session, mailbox, socket: socket.into(), input: Vec::new(), output }
     }
 
-    /// What its client is to be sent.
+    /// What will be sent to its client.
     pub fn output(&self) -> &str {
         std::str::from_utf8(&self.output).unwrap()
     }
@@ -110,34 +107,35 @@ impl HandedConnection {
         self.session.id()
     }
 
-    /// How many bytes it has among those of all.
+    /// How many bytes it has among those of all connections.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.input.saturating_add(self.output)
     }
 
-    /// Opens the session's mailbox, so that letters for it find it.
+    /// Opens the session's mailbox, so that notices find it.
     #[must_use]
-    pub fn open(&mut self, core: &Core) -> Arc<Mailbox> {
+    pub fn open(&mut self, table: &LockTable) -> Arc<Mailbox> {
         let introduction = self.session.introduction();
-        core.mailboxes.reopen(self.session.id(), introduction)
+        table.mailboxes.reopen(self.session.id(), introduction)
     }
 
-    /// The connection as it was. Its bytes are the first of these, of which there have to be as many, and are taken away.
+    /// Makes the connection again. Its bytes are taken from the front of `bytes`, which must have
+    /// enough of them.
     #[must_use]
-    pub fn revive(self, core: &Arc<Core>, mailbox: Arc<Mailbox>, socket: OwnedFd, bytes: &mut &[u8]) -> Frozen {
+    pub fn revive(self, table: &Arc<LockTable>, mailbox: Arc<Mailbox>, socket: OwnedFd, bytes: &mut &[u8]) -> Frozen {
         let mut take = |count: usize| {
             let (taken, rest) = bytes.split_at(count);
             *bytes = rest;
             taken.to_vec()
         };
         let (input, output) = (take(self.input), take(self.output));
-        let session = Session::taken_over(self.session, Arc::clone(core), Arc::clone(&mailbox));
+        let session = Session::taken_over(self.session, Arc::clone(table), Arc::clone(&mailbox));
         Frozen { session, mailbox, socket, input, output }
     }
 }
 
-/// What a connection is made of, again.
+/// The parts of which a connection is made again.
 pub(super) struct Parts {
     pub(super) accepted: Accepted,
     pub(super) peer: String,

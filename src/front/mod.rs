@@ -1,13 +1,15 @@
-//! The side that faces the network: listeners, the upgrade to WebSocket, and one task a connection that moves bytes between its
-//! socket and its [`Session`](crate::session::Session).
+//! The sockets: listeners, the upgrade to WebSocket, and one task for each connection, which moves
+//! bytes between its socket and its [`Session`](crate::session::Session).
 
 mod accept;
-pub mod burst;
 mod connection;
 mod hand_over;
 mod stream;
+mod threads;
 mod upgrade;
+mod write_batch;
 
-pub use accept::{Front, Worker, accept, go_on};
+pub use accept::{Transport, accept, resume};
 pub use hand_over::{Frozen, HandedConnection};
 pub use stream::{Listening, Stream};
+pub use threads::SessionThreads;

@@ -25,7 +25,7 @@ pub enum Listening {
 }
 
 impl Listening {
-    /// Hands a listener to the runtime that calls.
+    /// Registers a listener with the current runtime.
     ///
     /// # Errors
     /// If the runtime cannot watch it.
@@ -42,7 +42,8 @@ impl Listening {
         }
     }
 
-    /// The next connection, and its peer for logs. It belongs to no runtime yet.
+    /// Accepts the next connection. Returns it with its peer, for logs; it belongs to no runtime
+    /// yet.
     pub(super) async fn accept(&self) -> io::Result<(Accepted, String)> {
         match self {
             Self::Tcp(listener) => {
@@ -89,13 +90,15 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Hands a connection to the runtime that calls. A peer that is silent for `dead_after`, to keep-alive probes or to data, is
-    /// given up by the kernel (tcp(7), TCP_KEEPIDLE and TCP_USER_TIMEOUT).
+    /// Registers a connection with the current runtime. The kernel gives up a peer that
+    /// acknowledges neither keep-alive probes nor data for `dead_after` (tcp(7), TCP_KEEPIDLE and
+    /// TCP_USER_TIMEOUT).
     pub(super) fn new(accepted: Accepted, dead_after: Duration) -> io::Result<Self> {
         match accepted {
             Accepted::Tcp(stream) => {
                 stream.set_nodelay(true)?;
-                // A read ends at urgent data, and would look as if there was no more (tcp(7)).
+                // A read stops at urgent data, which would look like the end of the available data
+                // (tcp(7)).
                 setsockopt(&stream, sockopt::OobInline, &true)?;
                 let seconds = u32::try_from(dead_after.as_secs()).unwrap_or(u32::MAX).max(3);
                 let millis = u32::try_from(dead_after.as_millis()).unwrap_or(u32::MAX);
@@ -110,7 +113,7 @@ impl Stream {
         }
     }
 
-    /// The socket, which the runtime watches no more.
+    /// Takes the socket back from the runtime.
     pub(super) fn into_socket(self) -> io::Result<OwnedFd> {
         Ok(match self {
             Self::Tcp(stream) => stream.into_std()?.into(),
@@ -118,8 +121,9 @@ impl Stream {
         })
     }
 
-    /// Reads what is there. After less than was asked for there is no more, and the next call would be in vain: the readiness is
-    /// taken back until the kernel tells of more (epoll(7), question 9; FIN is remembered apart).
+    /// Reads what is available. A short read means that there is no more and the next call would be
+    /// in vain, so the readiness is cleared until the kernel reports more (epoll(7), question 9;
+    /// FIN is remembered apart).
     pub(super) fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
         let no_more = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
         let count = match self {
@@ -156,7 +160,7 @@ impl Stream {
         }
     }
 
-    /// Writes what the socket takes now; tells how much that was.
+    /// Writes what the socket takes now. Returns how much that was.
     pub(super) fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
         match self.try_write(bytes) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
@@ -170,14 +174,15 @@ impl Stream {
         let _ = shutdown(self.as_fd().as_raw_fd(), Shutdown::Write);
     }
 
-    /// Whether the peer has sent FIN, or the connection is gone, though there may be bytes before that (poll(2), POLLRDHUP).
+    /// Whether the peer has sent FIN or the connection is gone. There may still be bytes to read
+    /// (poll(2), POLLRDHUP).
     pub(super) fn hung_up(&self) -> bool {
         // nix has no name for it.
         let wanted = PollFlags::from_bits_retain(POLLRDHUP);
         let mut socket = [PollFd::new(self.as_fd(), wanted)];
         let over = wanted | PollFlags::POLLHUP | PollFlags::POLLERR;
         let polled = poll(&mut socket, PollTimeout::ZERO);
-        // `None`: events that nix does not know, which is how POLLRDHUP comes back.
+        // `None` means events that nix does not know, such as POLLRDHUP.
         polled == Ok(1) && socket[0].revents().is_none_or(|events| events.intersects(over))
     }
 
@@ -189,17 +194,18 @@ impl Stream {
     }
 }
 
-/// Writes the last words and waits, for a while, until the peer has closed, too: an unread byte at close would make the kernel
-/// send RST, which can destroy them on their way. The session is over already.
-pub(super) async fn farewell(stream: &Stream, words: &[u8]) {
+/// Writes the last bytes and waits, for a while, until the peer has closed as well: an unread byte
+/// at close would make the kernel send RST, which can destroy the last bytes on their way. The
+/// session is over already.
+pub(super) async fn farewell(stream: &Stream, bytes: &[u8]) {
     let last = async {
         let mut written = 0;
-        while written < words.len() {
+        while written < bytes.len() {
             poll_fn(|cx| stream.poll_writable(cx)).await?;
-            written += stream.write_some(&words[written..])?;
+            written += stream.write_some(&bytes[written..])?;
         }
         stream.finish();
-        // On the heap: the room would be part of every connection's task from its first day.
+        // On the heap: a local array would be part of every connection's task from the start.
         let (mut scrap, mut dropped) = (vec![0; 1024], 0);
         while dropped < FAREWELL_BYTES_MAX {
             poll_fn(|cx| stream.poll_readable(cx)).await?;
@@ -212,6 +218,6 @@ pub(super) async fn farewell(stream: &Stream, words: &[u8]) {
         }
         Ok(())
     };
-    // Whether they arrived or not, this was the end.
+    // Whether they arrived or not, the connection ends here.
     let _: Result<io::Result<()>, _> = tokio::time::timeout(Duration::from_millis(FAREWELL_MS_MAX), last).await;
 }

@@ -1,4 +1,5 @@
-//! What of a session goes to the next process of the daemon, and how it goes on there.
+//! The state of a session that goes to the next process of the daemon, and how the session
+//! continues there.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,23 +7,24 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::several::Several;
+use super::multi::MultiAcquire;
 use super::{End, Kind, Pending, Session};
-use crate::server::Core;
-use crate::server::mailbox::Mailbox;
+use crate::lock_table::LockTable;
+use crate::lock_table::mailbox::Mailbox;
 use distrilock_engine::SessionId;
 use distrilock_protocol::HandedCodec;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::Introduction;
 
-/// A [`Session`] on its way.
+/// A [`Session`] on its way to the next process.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct HandedSession {
     id: SessionId,
     codec: HandedCodec,
     held: BTreeSet<LockName>,
     pending: Vec<Pending>,
-    several: Vec<Several>,
+    #[serde(rename = "several")]
+    acquires: Vec<MultiAcquire>,
     next_request: u64,
     introduction: Option<Box<Introduction>>,
 }
@@ -34,35 +36,30 @@ impl HandedSession {
         self.id
     }
 
-    /// What it has said of itself.
+    /// How it introduced itself.
     pub fn introduction(&mut self) -> Option<Box<Introduction>> {
         self.introduction.take()
     }
 }
 
 impl Session {
-    /// Whether it goes to the next process of the daemon: its connection is not to be served any more.
+    /// Whether it goes to the next process of the daemon: its connection must not be served any
+    /// more.
     #[must_use]
     pub fn hands_over(&self) -> bool {
         self.hands_over && self.end.is_none()
     }
 
-    /// What all sessions of its daemon share.
-    #[must_use]
-    pub fn core(&self) -> &Arc<Core> {
-        &self.core
-    }
-
-    /// The daemon cannot hand it over: it ends.
+    /// Ends it, since the daemon cannot hand it over.
     pub fn end(&mut self, reason: &str, out: &mut Vec<u8>) {
         self.finish(End::Stop, CloseCode::Away, reason, out);
     }
 
-    /// Whether it can go: nothing of what it asks is under way.
+    /// Whether it can be handed over: nothing that it asks is under way, except waits.
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
         let waits = |pending: &Pending| matches!(pending.kind, Kind::Try | Kind::Wait);
-        self.end.is_none() && self.bye.is_none() && self.releasing.is_empty() && self.pending.iter().all(waits)
+        self.end.is_none() && self.bye.is_none() && self.releases.is_empty() && self.pending.iter().all(waits)
     }
 
     /// Whether it holds, wants or asks about one of these names.
@@ -73,27 +70,27 @@ impl Session {
             || names.iter().any(|name| self.gathers(name) || self.is_part(name))
     }
 
-    /// What the next process needs.
+    /// Its state for the next process.
     #[must_use]
     pub fn hand_over(self) -> HandedSession {
         let introduction = self.mailbox.introduction();
-        let Self { id, codec, held, pending, several, next_request, .. } = self;
-        HandedSession { id, codec: HandedCodec::from(&codec), held, pending, several, next_request, introduction }
+        let Self { id, codec, held, pending, acquires, next_request, .. } = self;
+        HandedSession { id, codec: HandedCodec::from(&codec), held, pending, acquires, next_request, introduction }
     }
 
     /// The same session in the next process.
     #[must_use]
-    pub fn taken_over(handed: HandedSession, core: Arc<Core>, mailbox: Arc<Mailbox>) -> Self {
-        let HandedSession { id, codec, held, pending, several, next_request, introduction: _ } = handed;
+    pub fn taken_over(handed: HandedSession, table: Arc<LockTable>, mailbox: Arc<Mailbox>) -> Self {
+        let HandedSession { id, codec, held, pending, acquires, next_request, introduction: _ } = handed;
         for waiting in pending.iter().filter(|pending| pending.noted) {
-            core.wait_begins(id, &waiting.name);
+            table.waits.add(id, &waiting.name);
         }
-        let session = Self::new(id, core, mailbox, codec.into());
-        Self { held, pending, several, next_request, ..session }
+        let session = Self::new(id, table, mailbox, codec.into());
+        Self { held, pending, acquires, next_request, ..session }
     }
 }
 
-/// A deadline as a time on the clock that goes on from process to process.
+/// Deadlines, as times on a clock that all processes share.
 pub(super) mod deadline {
     use std::time::{Duration, Instant};
 
@@ -117,7 +114,7 @@ pub(super) mod deadline {
         deserializer: D,
     ) -> Result<Option<Instant>, D::Error> {
         let at_ms = Option::<u64>::deserialize(deserializer)?;
-        // A time beyond what the clock can tell is as good as no limit.
+        // A time beyond the clock's range is as good as no limit.
         let deadline = |at_ms: u64| Instant::now().checked_add(Duration::from_millis(at_ms.saturating_sub(now_ms())));
         Ok(at_ms.and_then(deadline))
     }

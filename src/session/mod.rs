@@ -1,8 +1,14 @@
-//! One session: what it holds and asks, and the rules between a client's requests and the engine. It takes decoded messages and
-//! letters, and appends replies to a buffer; it knows no socket.
+//! One session: what it holds and asks, and the rules between a client's requests and the engine.
+//! It takes decoded messages and notices, and appends replies to a buffer; it knows no socket.
+//!
+//! Every answer of the engine is a [`Notice`] in the session's mailbox, and `read_notices` is the
+//! one loop that handles them, in the order in which the engine decided. What a notice makes the
+//! session ask is answered by a later notice.
 
 mod hand_over;
-mod several;
+mod multi;
+#[cfg(test)]
+mod tests;
 mod v0;
 mod v1;
 
@@ -14,45 +20,54 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::files::OpenFile;
-use crate::server::Core;
-use crate::server::mailbox::{Letter, Mailbox};
+use crate::lock_table::mailbox::{Mailbox, Notice};
+use crate::lock_table::{LockInput, LockTable, Source};
 use distrilock_engine::{Answer, Asked, Input, RequestId, SessionId, Withdrawal};
 use distrilock_protocol::name::LockName;
-use distrilock_protocol::v1::{Event, Id, Refusal};
+use distrilock_protocol::v1::{Event, Id, Rejected};
 use distrilock_protocol::{Codec, Dialect, Form, Incoming, Violation};
 pub use hand_over::HandedSession;
-use several::{Releasing, Several};
-
-type LockInput = Input<OpenFile>;
+use multi::{MultiAcquire, MultiRelease};
 
 thread_local! {
-    /// Where a thread keeps a session's letters while it reads them: empty in between.
-    static LETTERS: RefCell<Vec<Letter>> = const { RefCell::new(Vec::new()) };
+    /// The thread's buffer for a session's notices while it handles them: empty in between.
+    static NOTICES: RefCell<Vec<Notice>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A session and what is on its way between its client and the engine.
 #[derive(Debug)]
 pub struct Session {
     id: SessionId,
-    core: Arc<Core>,
+    table: Arc<LockTable>,
     mailbox: Arc<Mailbox>,
     codec: Codec,
     held: BTreeSet<LockName>,
     /// Requests that the engine has not answered.
     pending: Vec<Pending>,
-    several: Vec<Several>,
-    releasing: Vec<Releasing>,
+    acquires: Vec<MultiAcquire>,
+    releases: Vec<MultiRelease>,
     next_request: u64,
-    /// The cycle that a wait would have closed which is about to be refused.
+    /// The cycle that the wait which is about to be refused would have closed.
     cycle: Option<String>,
     /// The last request whose wait was cancelled.
     last_cancelled: Option<RequestId>,
     end: Option<End>,
     /// The id of a bye whose releases are under way.
     bye: Option<Option<Id>>,
-    /// The next process of the daemon is to go on with it.
+    /// The next process of the daemon will continue it.
     hands_over: bool,
+    reading: Reading,
+}
+
+/// Whether the session handles its notices right now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// It does not.
+    Idle,
+    /// It handles those that it has taken out of its mailbox.
+    Taken,
+    /// It does, and has submitted something since: there may be more in the mailbox.
+    More,
 }
 
 /// A request that the engine has not answered.
@@ -61,12 +76,15 @@ struct Pending {
     request: RequestId,
     name: LockName,
     kind: Kind,
-    to: To,
-    /// When an acquire has waited for long enough.
+    to: ReplyTo,
+    /// When an acquire stops waiting.
     #[serde(with = "hand_over::deadline")]
     deadline: Option<Instant>,
-    /// Whether it is noted among those who wait for others.
+    /// Whether the wait-for graph has it.
     noted: bool,
+    /// Whether it has to be checked for a cycle, if it waits.
+    #[serde(skip)]
+    unchecked: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,16 +96,16 @@ enum Kind {
     Peek,
 }
 
-/// How the answer is written.
+/// Where the answer goes, and how it is written.
 #[derive(Debug, Serialize, Deserialize)]
-enum To {
+enum ReplyTo {
     V0(Form, u8),
     V1(Option<Id>),
-    /// To nobody: the session says goodbye, or gives back what a request for several locks had.
+    /// To nobody: the session says goodbye, or releases what a request for several locks had.
     Nobody,
-    /// It is part of a request for several locks.
+    /// To a request for several locks, of which it is a part.
     Part(RequestId),
-    /// It is part of a release of several locks.
+    /// To a release of several locks, of which it is a part.
     Released(RequestId),
 }
 
@@ -107,24 +125,23 @@ pub enum End {
 impl Session {
     /// A session that has just connected.
     #[must_use]
-    pub fn new(id: SessionId, core: Arc<Core>, mailbox: Arc<Mailbox>, codec: Codec) -> Self {
-        let (held, pending, several, releasing) = (BTreeSet::new(), Vec::new(), Vec::new(), Vec::new());
-        let (next_request, cycle, last_cancelled, end, bye) = (0, None, None, None, None);
+    pub fn new(id: SessionId, table: Arc<LockTable>, mailbox: Arc<Mailbox>, codec: Codec) -> Self {
         Self {
             id,
-            core,
+            table,
             mailbox,
             codec,
-            held,
-            pending,
-            several,
-            releasing,
-            next_request,
-            cycle,
-            last_cancelled,
-            end,
-            bye,
+            held: BTreeSet::new(),
+            pending: Vec::new(),
+            acquires: Vec::new(),
+            releases: Vec::new(),
+            next_request: 0,
+            cycle: None,
+            last_cancelled: None,
+            end: None,
+            bye: None,
             hands_over: false,
+            reading: Reading::Idle,
         }
     }
 
@@ -140,27 +157,28 @@ impl Session {
         &self.codec
     }
 
-    /// Why it ends, if it does: nothing more is to be read.
+    /// Why it ends, if it does: nothing more may be read.
     #[must_use]
     pub fn ended(&self) -> Option<&End> {
         self.end.as_ref()
     }
 
-    /// Whether its next message may be taken: requests of version 0.1 are answered one after the other.
+    /// Whether it may receive its next message: requests of version 0.1 are answered one after the
+    /// other.
     #[must_use]
-    pub fn takes_more(&self) -> bool {
-        let goes_on = self.end.is_none() && self.bye.is_none() && !self.hands_over;
-        goes_on && !self.pending.iter().any(|pending| matches!(pending.to, To::V0(..)))
+    pub fn can_receive(&self) -> bool {
+        let is_live = self.end.is_none() && self.bye.is_none() && !self.hands_over;
+        is_live && !self.pending.iter().any(|pending| matches!(pending.to, ReplyTo::V0(..)))
     }
 
-    /// When the next of its waits is over.
+    /// The earliest deadline of its waits.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.pending.iter().filter_map(|pending| pending.deadline).min()
     }
 
-    /// Takes the first message of `input`, if it is there as a whole; tells how many bytes it had.
-    pub fn take(&mut self, input: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+    /// Handles the first message of `input`, if all of it is there. Returns how many bytes it had.
+    pub fn receive(&mut self, input: &[u8], out: &mut Vec<u8>) -> Option<usize> {
         match self.codec.next(input, out) {
             Ok(None) => None,
             Ok(Some((bytes, incoming))) => {
@@ -169,7 +187,9 @@ impl Session {
                     Incoming::Closed => self.end = Some(End::Goodbye),
                     Incoming::V0(request, form) => self.request_v0(&request, form, out),
                     Incoming::V1(Ok(request)) => self.request_v1(request, out),
-                    Incoming::V1(Err(Refusal { id, error, message })) => self.refuse(id.as_ref(), error, &message, out),
+                    Incoming::V1(Err(Rejected { id, error, message })) => {
+                        self.refuse(id.as_ref(), error, &message, out)
+                    }
                 }
                 Some(bytes)
             }
@@ -180,9 +200,9 @@ impl Session {
         }
     }
 
-    /// The client does not read: what it would be told goes, and it with it.
+    /// Ends a session whose client does not read its replies.
     pub fn give_up(&mut self, bytes: usize) {
-        let bytes_max = self.core.settings.outbox_bytes;
+        let bytes_max = self.table.settings.outbox_bytes;
         self.end = Some(End::Violation(Violation::SlowReader { bytes, bytes_max }));
     }
 
@@ -192,14 +212,29 @@ impl Session {
         self.end = Some(End::Violation(violation));
     }
 
-    /// Takes what has come by mail.
-    pub fn read_mail(&mut self, out: &mut Vec<u8>) {
-        let mut letters = LETTERS.take();
-        self.mailbox.take(&mut letters);
-        for letter in letters.drain(..) {
-            self.letter(letter, out);
+    /// Handles all notices in the mailbox, and those that follow from what they make the session
+    /// ask.
+    pub fn read_notices(&mut self, out: &mut Vec<u8>) {
+        assert_eq!(
+            self.reading,
+            Reading::Idle,
+            "a notice never makes the session read the next ones before it is handled"
+        );
+        let mut notices = NOTICES.take();
+        loop {
+            self.reading = Reading::Taken;
+            self.mailbox.drain_into(&mut notices);
+            for notice in notices.drain(..) {
+                self.handle(notice, out);
+            }
+            // All answers are in: a request that is still pending waits.
+            self.check_for_cycles(out);
+            if self.reading == Reading::Taken {
+                break;
+            }
         }
-        LETTERS.set(letters);
+        self.reading = Reading::Idle;
+        NOTICES.set(notices);
     }
 
     /// Ends the waits whose time is over.
@@ -218,70 +253,51 @@ impl Session {
         }
     }
 
-    /// Gives everything back, unanswered. The session is not used after that.
+    /// Releases everything, unanswered. The session is not used after that.
     pub fn leave(&mut self) {
-        let gathered = self.drop_several();
+        let gathered = self.drop_acquires();
         for pending in self.pending.iter().filter(|pending| pending.noted) {
-            self.core.wait_ends(self.id, &pending.name);
+            self.table.waits.remove(self.id, &pending.name);
         }
         let asked = self.pending.drain(..).map(|pending| pending.name);
         let names: BTreeSet<LockName> =
             std::mem::take(&mut self.held).into_iter().chain(asked).chain(gathered).collect();
         for name in names {
             let input = Input::Leave { name: name.clone(), session: self.id };
-            self.core.submit(&name, input, (self.id, &self.mailbox));
+            self.table.submit(&name, input, Source::Session(self.id, &self.mailbox));
         }
-        self.core.mailboxes.close(self.id);
+        self.table.mailboxes.close(self.id);
     }
 
-    fn letter(&mut self, letter: Letter, out: &mut Vec<u8>) {
-        match letter {
-            Letter::Answer { name, request, answer } => {
-                if let Some(place) = self.pending.iter().position(|pending| pending.request == request) {
-                    let pending = self.pending.swap_remove(place);
-                    if pending.noted {
-                        self.core.wait_ends(self.id, &name);
-                    }
-                    self.note(&pending, &name, &answer);
-                    let granted = matches!(answer, Answer::Granted { already: false, .. });
-                    if self.bye.is_some() && self.held.contains(&name) {
-                        // It was granted while the session said goodbye.
-                        self.ask(&name, Kind::Release, To::Nobody, out, Input::Release);
-                    }
-                    match &pending.to {
-                        To::V0(form, command) => self.reply_v0(*form, *command, &name, answer, out),
-                        To::V1(id) => self.reply_v1(id.as_ref(), &name, answer, out),
-                        To::Part(number) => self.part(*number, &name, answer, out),
-                        To::Released(number) => self.released(*number, out),
-                        To::Nobody => {}
-                    }
-                    if granted && self.pending.iter().any(|pending| pending.noted) {
-                        self.look_for_cycles(None, out);
-                    }
-                }
-            }
-            Letter::Lost { name, reason } => {
+    fn handle(&mut self, notice: Notice, out: &mut Vec<u8>) {
+        match notice {
+            Notice::Answer { name, request, answer } => self.answered(&name, request, answer, out),
+            Notice::Lost { name, reason } => {
                 self.held.remove(&name);
                 let gathered = self.gathers(&name);
                 self.lost_part(&name, reason, out);
                 if gathered {
-                    // The session was never told that it holds it: the refusal says it all.
+                    // The client was never told that it holds the lock: the refusal is enough.
                 } else if self.codec.dialect() == Dialect::JsonV1 {
-                    self.codec.send_v1(&Event::Lost { lock: name.as_str(), reason }, out);
+                    self.codec.send_v1(&Event::Lost { lock: name.as_str().into(), reason: Some(reason.into()) }, out);
                 } else {
                     self.finish(End::LockLost, CloseCode::Error, &format!("the lock {name} is lost: {reason}"), out);
                 }
             }
-            // Version 0.1 has no word for it.
-            Letter::Doubt { name, valid_ms } if self.codec.dialect() == Dialect::JsonV1 => {
-                let lock = name.as_str();
-                let event = valid_ms.map_or(Event::Held { lock }, |valid_ms| Event::Suspect { lock, valid_ms });
+            // Version 0.1 has no message for it.
+            Notice::Doubt { name, valid_ms } if self.codec.dialect() == Dialect::JsonV1 => {
+                let lock = name.as_str().into();
+                let event = match valid_ms {
+                    Some(valid_ms) => Event::Suspect { lock, valid_ms },
+                    None => Event::Held { lock },
+                };
                 self.codec.send_v1(&event, out);
             }
-            Letter::Doubt { .. } => {}
-            Letter::HandOver => self.hands_over = true,
-            // Who waits has been told by the engine; the session's locks go when it leaves.
-            Letter::Stop => self.finish(End::Stop, CloseCode::Away, "the daemon stops", out),
+            Notice::Doubt { .. } => {}
+            Notice::HandOver => self.hands_over = true,
+            // The engine has refused the waiting requests; the session's locks are released when it
+            // leaves.
+            Notice::Stop => self.finish(End::Stop, CloseCode::Away, "the daemon stops", out),
         }
         if self.pending.is_empty() {
             // An idle session keeps room for one request.
@@ -290,10 +306,36 @@ impl Session {
         }
     }
 
+    /// The engine has answered a request.
+    fn answered(&mut self, name: &LockName, request: RequestId, answer: Answer, out: &mut Vec<u8>) {
+        let Some(place) = self.pending.iter().position(|pending| pending.request == request) else { return };
+        let pending = self.pending.swap_remove(place);
+        if pending.noted {
+            self.table.waits.remove(self.id, name);
+        }
+        self.note(&pending, name, &answer);
+        if let Answer::Granted { already: false, .. } = answer {
+            // The session holds more than before, for which others may wait while its requests
+            // wait.
+            self.pending.iter_mut().for_each(|pending| pending.unchecked |= pending.noted);
+        }
+        if self.bye.is_some() && self.held.contains(name) {
+            // It was granted while the session said goodbye.
+            self.ask(name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
+        }
+        match &pending.to {
+            ReplyTo::V0(form, command) => self.reply_v0(*form, *command, name, answer, out),
+            ReplyTo::V1(id) => self.reply_v1(id.as_ref(), name, answer, out),
+            ReplyTo::Part(number) => self.part(*number, name, answer, out),
+            ReplyTo::Released(number) => self.released(*number, out),
+            ReplyTo::Nobody => {}
+        }
+    }
+
     /// Keeps the session's own list of what it holds.
     fn note(&mut self, pending: &Pending, name: &LockName, answer: &Answer) {
         match (pending.kind, answer) {
-            (Kind::Try | Kind::Wait, Answer::Granted { .. }) if matches!(pending.to, To::Part(_)) => {}
+            (Kind::Try | Kind::Wait, Answer::Granted { .. }) if matches!(pending.to, ReplyTo::Part(_)) => {}
             (Kind::Try | Kind::Wait, Answer::Granted { already: false, .. }) => drop(self.held.insert(name.clone())),
             (Kind::Release, _) | (_, Answer::Lost(_)) => drop(self.held.remove(name)),
             (_, Answer::Cancelled) => self.last_cancelled = Some(pending.request),
@@ -302,23 +344,53 @@ impl Session {
     }
 
     fn submit(&mut self, name: &LockName, input: LockInput, out: &mut Vec<u8>) {
-        self.core.submit(name, input, (self.id, &self.mailbox));
-        // Read all of it: what others have posted before comes first, in the engine's order.
-        self.read_mail(out);
+        self.table.submit(name, input, Source::Session(self.id, &self.mailbox));
+        match self.reading {
+            // All notices are read: those that others have posted before come first, in the
+            // engine's order.
+            Reading::Idle => self.read_notices(out),
+            Reading::Taken | Reading::More => self.reading = Reading::More,
+        }
+    }
+
+    /// Refuses waits that close a cycle: those that are new, and all of them once the session holds
+    /// more than before.
+    fn check_for_cycles(&mut self, out: &mut Vec<u8>) {
+        while let Some(pending) = self.pending.iter_mut().find(|pending| pending.unchecked) {
+            (pending.unchecked, pending.noted) = (false, true);
+            let asked = Asked { name: pending.name.clone(), session: self.id, request: pending.request };
+            if !self.holds_any() {
+                self.table.waits.add(self.id, &asked.name);
+                continue;
+            }
+            self.cycle = self.table.note_wait(self.id, &asked.name);
+            if self.cycle.is_some() {
+                // The refusal reports this cycle before the next one is found.
+                return self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Deadlock }, out);
+            }
+        }
     }
 
     /// Asks the engine, and remembers how to answer.
-    fn ask(&mut self, name: &LockName, kind: Kind, to: To, out: &mut Vec<u8>, input: impl FnOnce(Asked) -> LockInput) {
+    fn ask(
+        &mut self,
+        name: &LockName,
+        kind: Kind,
+        to: ReplyTo,
+        out: &mut Vec<u8>,
+        input: impl FnOnce(Asked) -> LockInput,
+    ) {
         let asked = self.pend(name, kind, to, None);
         self.submit(name, input(asked), out);
     }
 
-    fn pend(&mut self, name: &LockName, kind: Kind, to: To, deadline: Option<Instant>) -> Asked {
+    fn pend(&mut self, name: &LockName, kind: Kind, to: ReplyTo, deadline: Option<Instant>) -> Asked {
         let request = self.number();
         if self.pending.capacity() == 0 {
             self.pending.reserve_exact(1);
         }
-        self.pending.push(Pending { request, name: name.clone(), kind, to, deadline, noted: false });
+        let (noted, unchecked) = (false, kind == Kind::Wait);
+        self.pending.push(Pending { request, name: name.clone(), kind, to, deadline, noted, unchecked });
         Asked { name: name.clone(), session: self.id, request }
     }
 

@@ -1,10 +1,11 @@
-//! Requests of version 0.1 and their replies, word for word as the original's (docs/protocol.md, chapter 8).
+//! Requests of version 0.1 and their replies, word for word like the original's (docs/protocol.md,
+//! chapter 8).
 
-use super::{Kind, Session, To};
-use distrilock_engine::fault::Fault;
+use super::{Kind, ReplyTo, Session};
+use distrilock_engine::fault::{Fault, Operation};
 use distrilock_engine::{Answer, Input, Mode};
 use distrilock_protocol::Form;
-use distrilock_protocol::name::{BadName, LockName};
+use distrilock_protocol::name::{LockName, NameError};
 use distrilock_protocol::v0::{self, Outcome, Reply, Request};
 
 impl Session {
@@ -15,27 +16,27 @@ impl Session {
         let command = request.command;
         let known = (v0::PEEK..=v0::VERIFY).contains(&command);
         let name = match LockName::parse(&request.name) {
-            Err(BadName::Empty | BadName::Byte { .. }) => {
+            Err(NameError::Empty | NameError::Byte { .. }) => {
                 return self.answer_v0(form, command, &request.name, Outcome::BadRequest, v0::INVALID_NAME, out);
             }
             _ if !known => {
                 return self.answer_v0(form, command, &request.name, Outcome::BadRequest, v0::UNKNOWN_COMMAND, out);
             }
-            Err(BadName::TooLong { .. }) => return self.too_long(form, command, &request.name, out),
+            Err(NameError::TooLong { .. }) => return self.too_long(form, command, &request.name, out),
             Ok(name) => name,
         };
-        let to = To::V0(form, command);
+        let to = ReplyTo::V0(form, command);
         match command {
             v0::ACQUIRE if self.full(usize::from(!self.held.contains(&name))) => {
                 let reason =
-                    format!("this session has {} locks, as many as it may", self.core.settings.locks_per_session);
+                    format!("this session has {} locks, as many as it may", self.table.settings.locks_per_session);
                 self.answer_v0(form, command, &request.name, Outcome::Failed, &reason, out);
             }
             // The session waits for this name with a request of version 1.
             v0::ACQUIRE if self.waits_for(&name) => {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, v0::OTHER_SESSION, out);
             }
-            // The same, and it has this one already.
+            // The same, and that request has already gathered it.
             v0::RELEASE | v0::VERIFY if self.gathers(&name) => {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, v0::NOT_FOUND, out);
             }
@@ -44,20 +45,20 @@ impl Session {
                 want: Mode::Exclusive.into(),
                 wait: false,
             }),
-            // The original deletes the file, and tells if somebody has done so before.
+            // The original deletes the file, and reports if somebody has already done so.
             v0::RELEASE => self.ask(&name, Kind::Release, to, out, Input::ReleaseAndLook),
             v0::VERIFY => self.ask(&name, Kind::Verify, to, out, Input::Verify),
             _ => self.ask(&name, Kind::Peek, to, out, Input::Peek),
         }
     }
 
-    /// The original finds out when it opens the file; who does not open one finds nothing.
+    /// The original notices when it opens the file. Commands that open none find no lock.
     fn too_long(&mut self, form: Form, command: u8, name: &[u8], out: &mut Vec<u8>) {
         if matches!(command, v0::RELEASE | v0::VERIFY) {
             return self.answer_v0(form, command, name, Outcome::Failed, v0::NOT_FOUND, out);
         }
-        let path = self.core.lock_path(&String::from_utf8_lossy(name)).into();
-        let fault = Fault { operation: "open", path, errno: nix::libc::ENAMETOOLONG };
+        let path = self.table.storage.lock_path(&String::from_utf8_lossy(name));
+        let fault = Fault::system(Operation::Open, path, nix::libc::ENAMETOOLONG);
         self.answer_v0(form, command, name, Outcome::InternalError, &fault.to_string(), out);
     }
 
@@ -80,8 +81,10 @@ impl Session {
                 let reply = Reply { command, name, outcome: Outcome::Success, reason: "", is_locked };
                 return self.codec.reply_v0(form, &reply, out);
             }
-            // The original leaves the path out where fcntl fails, which has a descriptor only.
-            Answer::Storage(fault) if fault.operation == "lock" => (Outcome::InternalError, fault.reason().into()),
+            // The original omits the path where fcntl fails, which has only a descriptor.
+            Answer::Storage(fault) if fault.operation() == Operation::Lock => {
+                (Outcome::InternalError, fault.reason().into())
+            }
             Answer::Storage(fault) => (Outcome::InternalError, fault.to_string().into()),
             // The session ends with this; version 0.1 has no waits that could be cancelled.
             Answer::Closing | Answer::Cancelled | Answer::TimedOut | Answer::Deadlock => {
@@ -92,8 +95,8 @@ impl Session {
     }
 
     fn removed(&self, name: &LockName) -> std::borrow::Cow<'static, str> {
-        let path = self.core.lock_path(name.as_str()).into();
-        Fault { operation: "remove", path, errno: nix::libc::ENOENT }.to_string().into()
+        let path = self.table.storage.lock_path(name.as_str());
+        Fault::system(Operation::Remove, path, nix::libc::ENOENT).to_string().into()
     }
 
     fn answer_v0(&mut self, form: Form, command: u8, name: &[u8], outcome: Outcome, reason: &str, out: &mut Vec<u8>) {

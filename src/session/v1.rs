@@ -4,40 +4,41 @@ use std::time::{Duration, Instant};
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::{End, Kind, LockInput, Pending, Session, To};
+use super::{End, Kind, Pending, ReplyTo, Session};
 use crate::clock::now_ms;
 use crate::limits::LIST_BYTES_ENOUGH;
-use distrilock_engine::{Answer, Asked, Input, Mode, RequestId, View, ViewedSession, Want, Withdrawal};
+use distrilock_engine::{Answer, Claim, Extent, Input, Mode, View, Want, Withdrawal};
 use distrilock_protocol::limits::LIST_LOCKS_MAX;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{
-    Error, Id, Introduction, Listed, Listing, Look, Op, Reply, Request, Seen, VERSION, Wait, Welcome, slots, word,
+    Cancelled, Done, ErrorWord, Grant, Id, Introduction, Listed, Listing, ModeWord, Op, Peeked, Pong, Refusal, Reply,
+    Request, SessionInfo, VERSION, Wait, Welcome,
 };
 
 impl Session {
     pub(super) fn request_v1(&mut self, request: Request, out: &mut Vec<u8>) {
         let Request { id, op } = request;
         if let Some(used) = id.as_ref().filter(|id| self.place_of(id).is_some()) {
-            let message = "a request with this id is still waiting for its answer; give each one its own";
-            return self.refuse(Some(used), Error::BadRequest, message, out);
+            let message = "a request with this id is still unanswered; give each request its own id";
+            return self.refuse(Some(used), ErrorWord::BadRequest, message, out);
         }
         match op {
             Op::Hello(introduction) => self.hello(id.as_ref(), introduction, out),
             Op::Acquire { lock, want, wait } => self.acquire(id, &lock, want, wait, out),
             Op::AcquireAll { wants, wait } => self.acquire_all(id, wants, wait, out),
             Op::ReleaseAll(locks) => self.release_all(id, locks, out),
-            // A request for several locks has it: the session does not.
+            // A request for several locks has gathered it: the session does not hold it yet.
             Op::Release(lock) | Op::Verify(lock) if self.gathers(&lock) => {
                 self.reply_v1(id.as_ref(), &lock, Answer::NotHeld { by_another: false }, out);
             }
-            Op::Release(lock) => self.ask(&lock, Kind::Release, To::V1(id), out, Input::Release),
-            Op::Verify(lock) => self.ask(&lock, Kind::Verify, To::V1(id), out, Input::Verify),
-            Op::Peek(lock) => self.ask(&lock, Kind::Peek, To::V1(id), out, Input::Peek),
+            Op::Release(lock) => self.ask(&lock, Kind::Release, ReplyTo::V1(id), out, Input::Release),
+            Op::Verify(lock) => self.ask(&lock, Kind::Verify, ReplyTo::V1(id), out, Input::Verify),
+            Op::Peek(lock) => self.ask(&lock, Kind::Peek, ReplyTo::V1(id), out, Input::Peek),
             Op::Cancel(request) => self.cancel(id.as_ref(), &request, out),
             Op::List(after) => self.list(id.as_ref(), after.as_ref(), out),
             Op::Ping => {
-                let valid_ms = self.core.valid_ms();
-                self.codec.send_v1(&Reply { id: id.as_ref(), ok: true, valid_ms, ..Reply::default() }, out);
+                let valid_ms = self.table.storage.valid_ms();
+                self.codec.send_v1(&Reply::yes(id.as_ref(), Pong { valid_ms }), out);
             }
             Op::Bye => self.bye(id, out),
         }
@@ -45,13 +46,15 @@ impl Session {
 
     fn hello(&mut self, id: Option<&Id>, introduction: Box<Introduction>, out: &mut Vec<u8>) {
         self.mailbox.introduce(introduction);
-        let session = self.id.to_string();
-        let dead_after_ms = u64::try_from(self.core.settings.dead_after.as_millis()).unwrap_or(u64::MAX);
-        let (node, directory) = (&*self.core.node, self.core.storage());
-        let stop_ms = self.core.stop_ms();
-        let reply =
-            Welcome { id, ok: true, version: VERSION, session: &session, node, directory, dead_after_ms, stop_ms };
-        self.codec.send_v1(&reply, out);
+        let welcome = Welcome {
+            version: VERSION,
+            session: self.id.to_string(),
+            node: self.table.node.to_string(),
+            directory: self.table.storage.kind().to_owned(),
+            dead_after_ms: u64::try_from(self.table.settings.dead_after.as_millis()).unwrap_or(u64::MAX),
+            stop_ms: self.table.storage.stop_ms(),
+        };
+        self.codec.send_v1(&Reply::yes(id, welcome), out);
     }
 
     fn acquire(&mut self, id: Option<Id>, lock: &LockName, want: Want, wait: Wait, out: &mut Vec<u8>) {
@@ -60,64 +63,41 @@ impl Session {
             return self.refuse(id.as_ref(), error, &message, out);
         }
         let kind = if wait == Wait::No { Kind::Try } else { Kind::Wait };
-        let asked = self.pend(lock, kind, To::V1(id), deadline(wait));
-        self.submit_acquire(Input::Acquire { asked: asked.clone(), want, wait: kind == Kind::Wait }, &asked, out);
+        let asked = self.pend(lock, kind, ReplyTo::V1(id), deadline(wait));
+        self.submit(lock, Input::Acquire { asked, want, wait: kind == Kind::Wait }, out);
     }
 
-    pub(super) fn submit_acquire(&mut self, input: LockInput, asked: &Asked, out: &mut Vec<u8>) {
-        self.submit(&asked.name, input, out);
-        self.look_for_cycles(Some(asked.request), out);
-    }
-
-    /// A request may have begun to wait, or the session may hold more than before while others of its requests wait.
-    pub(super) fn look_for_cycles(&mut self, new: Option<RequestId>, out: &mut Vec<u8>) {
-        let waits = |it: &&Pending| it.kind == Kind::Wait && new.is_none_or(|new| it.request == new);
-        let waiting: Vec<Asked> = self.pending.iter().filter(waits).map(|pending| self.asked(pending)).collect();
-        for asked in waiting {
-            let Some(pending) = self.pending.iter_mut().find(|pending| pending.request == asked.request) else {
-                continue;
-            };
-            pending.noted = true;
-            if !self.holds_any() {
-                self.core.wait_begins(self.id, &asked.name);
-                continue;
-            }
-            self.cycle = self.core.cycle(self.id, &asked.name);
-            if self.cycle.is_some() {
-                self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Deadlock }, out);
-            }
-        }
-    }
-
-    pub(super) fn refusal_of_acquire(&self, lock: &LockName, new: usize, wait: Wait) -> Option<(Error, String)> {
-        let settings = &self.core.settings;
+    pub(super) fn refusal_of_acquire(&self, lock: &LockName, new: usize, wait: Wait) -> Option<(ErrorWord, String)> {
+        let settings = &self.table.settings;
         let waits = self.pending.iter().filter(|pending| pending.kind == Kind::Wait).count();
         if self.full(new) {
             let message = format!(
-                "this session holds or is acquiring {} locks, as many as it may (--locks-per-session)",
+                "this session cannot hold or acquire more than {} locks at once (--locks-per-session)",
                 settings.locks_per_session
             );
-            Some((Error::Limit, message))
+            Some((ErrorWord::Limit, message))
         } else if wait != Wait::No && waits >= settings.waits_per_session {
-            let message = format!("{waits} requests of this session wait, as many as may (--waits-per-session)");
-            Some((Error::Limit, message))
+            let message =
+                format!("{waits} requests of this session are waiting, which is the limit (--waits-per-session)");
+            Some((ErrorWord::Limit, message))
         } else if self.waits_for(lock) {
             let message = format!("a request of this session already waits for the lock {lock}");
-            Some((Error::BadRequest, message))
+            Some((ErrorWord::BadRequest, message))
         } else {
             None
         }
     }
 
-    /// Whether the session would hold and acquire more locks than it may with so many new ones.
+    /// Whether the session would exceed its limit of locks with `new` more.
     pub(super) fn full(&self, new: usize) -> bool {
-        let alone =
-            |pending: &&Pending| matches!(pending.kind, Kind::Try | Kind::Wait) && !matches!(pending.to, To::Part(_));
+        let alone = |pending: &&Pending| {
+            matches!(pending.kind, Kind::Try | Kind::Wait) && !matches!(pending.to, ReplyTo::Part(_))
+        };
         let acquiring = self.pending.iter().filter(alone).count() + self.parts();
-        new > 0 && self.held.len() + acquiring + new > self.core.settings.locks_per_session
+        new > 0 && self.held.len() + acquiring + new > self.table.settings.locks_per_session
     }
 
-    /// Whether a request of the session is acquiring a lock.
+    /// Whether a request of the session is acquiring the lock.
     pub(super) fn waits_for(&self, lock: &LockName) -> bool {
         let acquires = |kind| matches!(kind, Kind::Try | Kind::Wait);
         self.is_part(lock) || self.pending.iter().any(|pending| acquires(pending.kind) && pending.name == *lock)
@@ -125,8 +105,8 @@ impl Session {
 
     fn place_of(&self, id: &Id) -> Option<usize> {
         self.pending.iter().position(|pending| match &pending.to {
-            To::V1(used) => used.as_ref() == Some(id),
-            To::Part(number) => self.id_of_several(*number) == Some(id),
+            ReplyTo::V1(used) => used.as_ref() == Some(id),
+            ReplyTo::Part(number) => self.id_of_acquire(*number) == Some(id),
             _ => false,
         })
     }
@@ -138,9 +118,10 @@ impl Session {
         if let Some(asked) = asked {
             self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
         }
-        // A request that the engine granted a moment before has been answered, too, but not like this.
-        let cancelled = Some(number.is_some() && self.last_cancelled == number);
-        self.codec.send_v1(&Reply { id, ok: true, cancelled, ..Reply::default() }, out);
+        // A request that the engine granted a moment before has been answered as well, but it was
+        // not cancelled.
+        let cancelled = number.is_some() && self.last_cancelled == number;
+        self.codec.send_v1(&Reply::yes(id, Cancelled { cancelled }), out);
     }
 
     fn bye(&mut self, id: Option<Id>, out: &mut Vec<u8>) {
@@ -150,50 +131,50 @@ impl Session {
             self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
         }
         for name in self.held.clone() {
-            self.ask(&name, Kind::Release, To::Nobody, out, Input::Release);
+            self.ask(&name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
         }
-        // What the engine grants or answers from now on finds this (`letter`).
+        // `answered` releases whatever the engine grants from now on.
         self.bye = Some(id);
         for name in self.held.clone() {
-            self.ask(&name, Kind::Release, To::Nobody, out, Input::Release);
+            self.ask(&name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
         }
         self.say_bye(out);
     }
 
-    /// The last reply, once everything is released.
+    /// Sends the last reply once everything is released.
     pub(super) fn say_bye(&mut self, out: &mut Vec<u8>) {
         if self.pending.is_empty()
             && self.end.is_none()
             && let Some(id) = self.bye.take()
         {
-            self.codec.send_v1(&Reply { id: id.as_ref(), ok: true, ..Reply::default() }, out);
+            self.codec.send_v1(&Reply::yes(id.as_ref(), Done {}), out);
             self.finish(End::Goodbye, CloseCode::Normal, "bye", out);
         }
     }
 
     fn list(&mut self, id: Option<&Id>, after: Option<&LockName>, out: &mut Vec<u8>) {
-        let names = self.core.names(after, LIST_LOCKS_MAX + 1);
+        let names = self.table.shards.names(after, LIST_LOCKS_MAX + 1);
         let (mut locks, mut bytes) = (Vec::new(), 0);
         let mut rest = names.iter();
         while locks.len() < LIST_LOCKS_MAX && bytes < LIST_BYTES_ENOUGH {
             let Some(name) = rest.next() else { break };
             // A lock that was released meanwhile is not listed.
-            if let Some(view) = self.core.view(name) {
+            if let Some(view) = self.table.shards.view(name) {
                 let listed = self.listed(name, &view);
                 bytes += listed.bytes();
                 locks.push(listed);
             }
         }
         let more = rest.next().is_some();
-        self.codec.send_v1(&Listing { id, ok: true, locks, more }, out);
+        self.codec.send_v1(&Reply::yes(id, Listing { locks, more }), out);
     }
 
     fn listed(&self, name: &LockName, view: &View) -> Listed {
-        let seen = |sessions: &[ViewedSession]| sessions.iter().map(|session| self.seen(session)).collect::<Vec<_>>();
+        let seen = |sessions: &[Claim]| sessions.iter().map(|session| self.seen(session)).collect::<Vec<_>>();
         let (holders, waiters) = (seen(&view.holders), seen(&view.waiters));
         Listed {
             lock: name.to_string(),
-            mode: view.holders.first().map(|holder| word(holder.mode)),
+            mode: view.holders.first().map(|holder| ModeWord::from(holder.mode())),
             holders_total: (view.holders_total > holders.len()).then_some(view.holders_total),
             waiters_total: (view.waiters_total > waiters.len()).then_some(view.waiters_total),
             holders,
@@ -202,18 +183,20 @@ impl Session {
         }
     }
 
-    fn seen(&self, session: &ViewedSession) -> Seen {
-        let introduction = self.core.mailboxes.introduction(session.session);
+    fn seen(&self, session: &Claim) -> SessionInfo {
+        let introduction = self.table.mailboxes.introduction(session.session);
         let since_ms = now_ms().saturating_sub(session.since_ms);
-        let slots = if let Mode::Slots(of) = session.mode { Some(of) } else { None };
-        let waits = slots.is_some() && session.slots.is_empty();
-        Seen {
+        let (slots, take) = match session.extent {
+            Extent::Slots { of, take } => (Some(of), session.slots.is_empty().then_some(take)),
+            Extent::Shared | Extent::Exclusive => (None, None),
+        };
+        SessionInfo {
             session: session.session.to_string(),
             introduction,
-            mode: word(session.mode),
+            mode: session.mode().into(),
             slots,
             taken: session.slots.clone(),
-            take: waits.then_some(session.take),
+            take,
             fence: session.fence,
             since_ms,
         }
@@ -221,22 +204,16 @@ impl Session {
 
     pub(super) fn reply_v1(&mut self, id: Option<&Id>, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
         match answer {
-            Answer::Granted { mode, already, slots: has, fence } => {
-                let mode = (mode == Mode::Shared).then(|| word(mode));
-                let already = already.then_some(true);
-                let (lock, (slot, taken)) = (Some(name.as_str()), slots(&has));
-                let valid_ms = self.core.valid_ms();
-                let reply =
-                    Reply { id, ok: true, lock, mode, already, slot, taken, fence, valid_ms, ..Reply::default() };
-                self.codec.send_v1(&reply, out);
+            Answer::Granted { mode, already, slots, fence } => {
+                let mode = (mode == Mode::Shared).then_some(ModeWord::Shared);
+                let (already, valid_ms) = (already.then_some(true), self.table.storage.valid_ms());
+                let grant = Grant { mode, already, fence, valid_ms, ..Grant::of(name) }.with_slots(&slots);
+                self.codec.send_v1(&Reply::yes(id, grant), out);
             }
-            Answer::Released { .. } | Answer::Real => {
-                let lock = Some(name.as_str());
-                self.codec.send_v1(&Reply { id, ok: true, lock, ..Reply::default() }, out);
-            }
-            Answer::RealWith { slots: has, fence } => {
-                let (lock, (slot, taken)) = (Some(name.as_str()), slots(&has));
-                self.codec.send_v1(&Reply { id, ok: true, lock, slot, taken, fence, ..Reply::default() }, out);
+            Answer::Released { .. } | Answer::Real => self.codec.send_v1(&Reply::yes(id, Grant::of(name)), out),
+            Answer::RealWith { slots, fence } => {
+                let grant = Grant { fence, ..Grant::of(name) }.with_slots(&slots);
+                self.codec.send_v1(&Reply::yes(id, grant), out);
             }
             Answer::Peeked(view) => self.look(id, name, &view, out),
             answer => {
@@ -246,8 +223,8 @@ impl Session {
         }
     }
 
-    /// The word and the sentence of a refusal.
-    pub(super) fn refusal(&self, name: &LockName, answer: &Answer) -> (Error, String) {
+    /// The error word and the message of a refusal.
+    pub(super) fn refusal(&self, name: &LockName, answer: &Answer) -> (ErrorWord, String) {
         match answer {
             Answer::Granted { .. }
             | Answer::Released { .. }
@@ -256,29 +233,29 @@ impl Session {
             | Answer::Peeked(_) => {
                 unreachable!("{answer:?} is no refusal")
             }
-            Answer::BusyHere(holder) => (Error::Busy, self.busy(holder.as_ref())),
-            Answer::BusyElsewhere => (Error::Busy, "held through another daemon or by another process".into()),
+            Answer::BusyHere(holder) => (ErrorWord::Busy, self.busy(holder.as_ref())),
+            Answer::BusyElsewhere => (ErrorWord::Busy, "held through another daemon or by another process".into()),
             Answer::Mismatch => (
-                Error::Mismatch,
+                ErrorWord::Mismatch,
                 "this session holds the lock in another mode, or other slots of it; release it first".into(),
             ),
-            Answer::Disagrees { held, asked } => (Error::Mismatch, disagreement(*held, *asked)),
+            Answer::Disagrees { held, asked } => (ErrorWord::Mismatch, disagreement(*held, *asked)),
             Answer::Deadlock => {
                 let cycle = self.cycle.as_deref().unwrap_or("it would wait for itself");
-                (Error::Deadlock, cycle.into())
+                (ErrorWord::Deadlock, cycle.into())
             }
-            Answer::Cancelled => (Error::Cancelled, "the wait was cancelled".into()),
-            Answer::TimedOut => (Error::Timeout, "the lock did not become free in time".into()),
-            Answer::Closing => (Error::Closing, "the daemon stops; connect again".into()),
-            Answer::NotHeld { .. } => (Error::NotHeld, format!("this session does not hold the lock {name}")),
-            Answer::Lost(reason) => (Error::Lost, format!("the lock {name} is lost: {reason}")),
-            Answer::Storage(fault) => (Error::Storage, format!("{fault}: {}", fault.remedy())),
+            Answer::Cancelled => (ErrorWord::Cancelled, "the wait was cancelled".into()),
+            Answer::TimedOut => (ErrorWord::Timeout, "the lock did not become free in time".into()),
+            Answer::Closing => (ErrorWord::Closing, "the daemon stops; connect again".into()),
+            Answer::NotHeld { .. } => (ErrorWord::NotHeld, format!("this session does not hold the lock {name}")),
+            Answer::Lost(reason) => (ErrorWord::Lost, format!("the lock {name} is lost: {reason}")),
+            Answer::Storage(fault) => (ErrorWord::Storage, format!("{fault}: {}", fault.remedy())),
         }
     }
 
-    fn busy(&self, holder: Option<&ViewedSession>) -> String {
+    fn busy(&self, holder: Option<&Claim>) -> String {
         let Some(holder) = holder else { return "others wait for the lock".into() };
-        let Seen { session, introduction, since_ms, .. } = self.seen(holder);
+        let SessionInfo { session, introduction, since_ms, .. } = self.seen(holder);
         match introduction.name {
             Some(name) => format!("held by {name} (session {session}) for {since_ms} ms"),
             None => format!("held by session {session} for {since_ms} ms"),
@@ -286,25 +263,28 @@ impl Session {
     }
 
     fn look(&mut self, id: Option<&Id>, name: &LockName, view: &View, out: &mut Vec<u8>) {
-        let holders: Vec<Seen> = view.holders.iter().map(|holder| self.seen(holder)).collect();
-        let holders_total = (view.holders_total > holders.len()).then_some(view.holders_total);
-        let locked = view.contender || view.holders_total > 0;
-        let (lock, waiters, contender) = (name.as_str(), view.waiters_total, view.contender);
-        let look = Look { id, ok: true, lock, locked, holders, holders_total, waiters, contender };
-        self.codec.send_v1(&look, out);
+        let holders: Vec<SessionInfo> = view.holders.iter().map(|holder| self.seen(holder)).collect();
+        let peeked = Peeked {
+            lock: name.to_string(),
+            locked: view.contender || view.holders_total > 0,
+            holders_total: (view.holders_total > holders.len()).then_some(view.holders_total),
+            holders,
+            waiters: view.waiters_total,
+            contender: view.contender,
+        };
+        self.codec.send_v1(&Reply::yes(id, peeked), out);
     }
 
-    pub(super) fn refuse(&mut self, id: Option<&Id>, error: Error, message: &str, out: &mut Vec<u8>) {
-        let (error, message) = (Some(error), Some(message));
-        self.codec.send_v1(&Reply { id, ok: false, error, message, ..Reply::default() }, out);
+    pub(super) fn refuse(&mut self, id: Option<&Id>, error: ErrorWord, message: &str, out: &mut Vec<u8>) {
+        self.codec.send_v1(&Reply::no(id, Refusal::new(error, message)), out);
     }
 }
 
-/// When a request has waited for long enough.
+/// When a request stops waiting.
 pub(super) fn deadline(wait: Wait) -> Option<Instant> {
     match wait {
         Wait::No | Wait::NoLimit => None,
-        // A time beyond what the clock can tell is as good as no limit.
+        // A time beyond the clock's range is as good as no limit.
         Wait::Millis(millis) => Instant::now().checked_add(Duration::from_millis(millis)),
     }
 }
@@ -313,10 +293,10 @@ pub(super) fn deadline(wait: Wait) -> Option<Instant> {
 fn disagreement(held: Mode, asked: Mode) -> String {
     let wanted = match asked {
         Mode::Slots(of) => format!("as one with {of} slots"),
-        mode => format!("in {} mode", word(mode)),
+        mode => format!("in {} mode", ModeWord::from(mode)),
     };
     match held {
         Mode::Slots(of) => format!("the lock is held with {of} slots, and this request wants it {wanted}"),
-        mode => format!("the lock is held in {} mode, and this request wants it {wanted}", word(mode)),
+        mode => format!("the lock is held in {} mode, and this request wants it {wanted}", ModeWord::from(mode)),
     }
 }

@@ -1,12 +1,14 @@
-//! What is asked of a daemon, and what becomes of its answers, against one that follows a script: slots, several names, fences, events.
+//! The requests that reach a daemon, and what the command does with the replies, against a scripted
+//! daemon: slots, several names, fences, events.
 
 use serde_json::json;
 
-use super::support::{Scripted, command, ended};
+use super::support::{command, ended};
+use distrilock_testing::Scripted;
 
 const SHOW: &str = "echo \"$DISTRILOCK_LOCK|$DISTRILOCK_SLOT|$DISTRILOCK_FENCE|$DISTRILOCK_TOKEN|$DISTRILOCK_SESSION\"";
 
-/// A slot and a fence are asked for as the protocol has it, and reach CMD.
+/// The request for a slot and a fence follows the protocol, and both reach CMD.
 #[test]
 fn a_slot_with_a_fence() {
     let daemon = Scripted::start(|request| json!({"ok": true, "lock": request["lock"], "slot": 2, "fence": 91}));
@@ -32,7 +34,7 @@ fn several_names() {
     assert_eq!(released["locks"], json!(["b", "a", "cpu"]), "{released}");
 }
 
-/// The hello says who we are and what we run; not what, if that may be secret.
+/// The hello says who we are and what we run, unless `--no-argv` keeps that secret.
 #[test]
 fn the_hello() {
     let daemon = Scripted::start(|request| json!({"ok": true, "lock": request["lock"]}));
@@ -46,7 +48,7 @@ fn the_hello() {
     assert!(hello[1].get("command").is_none(), "{}", hello[1]);
 }
 
-/// What others say of themselves does not command our terminal.
+/// What others say about themselves cannot control our terminal.
 #[test]
 fn nothing_reaches_the_terminal() {
     let evil = "\u{1b}[2J\u{202e}evil\n";
@@ -71,7 +73,7 @@ fn nothing_reaches_the_terminal() {
     }
 }
 
-/// A lock that the daemon says is lost.
+/// The daemon says that the lock is lost.
 #[test]
 fn the_daemon_says_lost() {
     let daemon = Scripted::start(|request| json!({"ok": true, "lock": request["lock"]}))

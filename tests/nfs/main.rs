@@ -32,8 +32,8 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
+use distrilock::directory::Directory;
 use distrilock::files::nfs4;
-use distrilock::server::directory::Directory;
 use distrilock::settings::Settings;
 use hosts::{Server, Version};
 use report::Report;
@@ -84,7 +84,7 @@ fn chosen(version: Version, words: &[String]) -> Vec<&'static Scenario> {
 
 fn main() -> ExitCode {
     // As a collector, this program is started by itself for each deletion.
-    if let Some(status) = nfs4::take_over() {
+    if let Some(status) = nfs4::run_as_unlink_helper() {
         return status;
     }
     let words: Vec<String> = env::args().skip(1).filter(|word| !word.starts_with('-')).collect();

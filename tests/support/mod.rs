@@ -7,7 +7,6 @@
 mod clients;
 mod command;
 mod daemon;
-mod scripted;
 mod signals;
 
 use std::fs::{self, File};
@@ -21,7 +20,6 @@ use nix::libc::{SEEK_SET, flock};
 pub(crate) use clients::{GOB_REPLY_TYPES, GOB_REQUEST_TYPE, Gob, V1, Ws, connect, frame, gob_request, http, reset};
 pub(crate) use command::{DISTRILOCK, Ended, Running, Tree, command, ended, number_of};
 pub(crate) use daemon::{BINARY, Daemon, Setup};
-pub(crate) use scripted::Scripted;
 pub(crate) use signals::default_for_children;
 
 /// How long a test waits for what must happen. It is generous, since a loaded machine must not fail

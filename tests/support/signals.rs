@@ -26,14 +26,20 @@ pub(crate) fn default_for_children() {
         let status = fs::read_to_string("/proc/self/status").expect("there is a /proc");
         let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("proc_pid_status(5) has it");
         let ignored = u64::from_str_radix(ignored.trim(), 16).expect("it is hexadecimal");
-        let runtime = Builder::new_current_thread().enable_io().build().expect("a runtime");
-        let _entered = runtime.enter();
-        for number in (1..=STANDARD_MAX).filter(|number| ignored & (1 << (number - 1)) != 0) {
-            if !LEFT_ALONE.contains(&number) {
-                // tokio keeps the handler when this and the runtime have gone. It refuses SIGSEGV
-                // and its like, which nobody ignores.
-                let _ = signal(SignalKind::from_raw(number));
-            }
-        }
+        // In a thread of its own: a test's runtime does not let another one end on its threads.
+        let caught = std::thread::spawn(move || catch(ignored));
+        caught.join().expect("the signals are caught");
     });
+}
+
+fn catch(ignored: u64) {
+    let runtime = Builder::new_current_thread().enable_io().build().expect("a runtime");
+    let _entered = runtime.enter();
+    for number in (1..=STANDARD_MAX).filter(|number| ignored & (1 << (number - 1)) != 0) {
+        if !LEFT_ALONE.contains(&number) {
+            // tokio keeps the handler when this and the runtime have gone. It refuses SIGSEGV and
+            // its like, which nobody ignores.
+            let _ = signal(SignalKind::from_raw(number));
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Connecting: one server after the other, until one answers the hello.
+//! Connecting: one server after another, until one answers the hello.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -6,75 +6,41 @@ use std::time::Duration;
 
 use nix::unistd::{Uid, User};
 
-use super::boot::Alarm;
-use super::drive::drive;
-use super::error::{Attempt, ConnectError, Disconnected, Failure, RequestError};
-use super::link::Link;
-use super::message::{Hello, Request};
-use super::shared::{Handle, Shared};
-use super::timing::{HEARTBEAT_MIN, SILENCE_MIN, Timing};
-use super::{About, Client, Server, Welcome};
+use crate::address::Server;
+use crate::boottime::Alarm;
+use crate::client::{About, Client};
+use crate::driver::drive;
+use crate::error::{AttemptError, ConnectError, DisconnectedError, RequestError, ServerError};
+use crate::link::Link;
+use crate::shared::{Handle, Shared};
+use crate::timing::{HEARTBEAT_MIN, SILENCE_MIN, Timing};
 use distrilock_protocol::limits::{
     FRAME_BYTES_MAX, HELLO_COMMAND_BYTES_MAX, HELLO_HOST_BYTES_MAX, HELLO_USER_BYTES_MAX,
 };
-use distrilock_protocol::v1::VERSION;
+use distrilock_protocol::v1::{Introduction, RequestObject, Welcome};
 
 /// How long one server has to answer.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
-/// What others see of a session in [`Client::peek`] and [`Client::list`]: nothing unless it is said here; see
-/// [`Client::hello`] for an example.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Introduction {
-    /// Its name, such as `backup@db1`: at most 128 bytes.
-    pub name: Option<String>,
-    /// What it does: at most 256 bytes.
-    pub note: Option<String>,
-    /// Its host: at most 64 bytes.
-    pub host: Option<String>,
-    /// Its process.
-    pub pid: Option<u32>,
-    /// Its command: at most 256 bytes.
-    pub command: Option<String>,
-    /// Its user: at most 64 bytes.
-    pub user: Option<String>,
-}
-
-impl Introduction {
-    /// This process: its host, its id, its command line and its user, as far as the system tells, shortened to what a daemon takes.
-    ///
-    /// ```
-    /// use distrilock_client::Introduction;
-    ///
-    /// let introduction = Introduction::of_this_process();
-    /// assert_eq!(introduction.pid, Some(std::process::id()));
-    /// assert!(introduction.command.is_some());
-    /// ```
-    #[must_use]
-    pub fn of_this_process() -> Self {
-        let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-        let host = nix::unistd::gethostname().ok().map(|host| host.to_string_lossy().into_owned());
-        let user = User::from_uid(Uid::effective()).ok().flatten().map(|user| user.name);
-        Self {
-            host: host.map(|host| fitting(&host, HELLO_HOST_BYTES_MAX)),
-            pid: Some(std::process::id()),
-            command: Some(fitting(&words.join(" "), HELLO_COMMAND_BYTES_MAX)),
-            user: user.map(|user| fitting(&user, HELLO_USER_BYTES_MAX)),
-            ..Self::default()
-        }
-    }
-
-    pub(super) fn request(&self) -> Request<'_> {
-        let hello = Hello {
-            version: VERSION,
-            name: self.name.as_deref(),
-            note: self.note.as_deref(),
-            host: self.host.as_deref(),
-            pid: self.pid,
-            command: self.command.as_deref(),
-            user: self.user.as_deref(),
-        };
-        Request { op: "hello", hello: Some(hello), ..Request::default() }
+/// What this process says of itself: its host, its id, its command line and its user, as far as the
+/// system knows them, each shortened to what a daemon takes.
+///
+/// ```
+/// let introduction = distrilock_client::introduction_of_this_process();
+/// assert_eq!(introduction.pid, Some(std::process::id()));
+/// assert!(introduction.command.is_some());
+/// ```
+#[must_use]
+pub fn introduction_of_this_process() -> Introduction {
+    let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let host = nix::unistd::gethostname().ok().map(|host| host.to_string_lossy().into_owned());
+    let user = User::from_uid(Uid::effective()).ok().flatten().map(|user| user.name);
+    Introduction {
+        host: host.map(|host| fitting(&host, HELLO_HOST_BYTES_MAX)),
+        pid: Some(std::process::id()),
+        command: Some(fitting(&words.join(" "), HELLO_COMMAND_BYTES_MAX)),
+        user: user.map(|user| fitting(&user, HELLO_USER_BYTES_MAX)),
+        ..Introduction::default()
     }
 }
 
@@ -110,8 +76,36 @@ impl Default for Builder {
     }
 }
 
+impl Client {
+    /// Connects to the first of the servers that answers, with the default settings. It has to run
+    /// in a tokio runtime with I/O and time enabled.
+    ///
+    /// # Errors
+    /// Each server that was tried, and why it does not serve this client.
+    ///
+    /// See [`Client`] for an example.
+    pub async fn connect(servers: &[Server]) -> Result<Self, ConnectError> {
+        Self::builder().connect(servers).await
+    }
+
+    /// Connects with other settings: with an introduction, or other times.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::builder().name("backup@db1").note("nightly").connect(&servers).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+}
+
 impl Builder {
-    /// All that others see of the session.
+    /// Everything that others see of the session.
     ///
     /// ```
     /// use distrilock_client::{Client, Introduction};
@@ -164,15 +158,15 @@ impl Builder {
         self
     }
 
-    /// How long each server has to answer, from the first packet to the reply to the hello; 10 s by default; see [`Builder`]
-    /// for an example.
+    /// How long each server has to answer, from the first packet to the reply to the hello: 10 s by
+    /// default. See [`Builder`] for an example.
     pub fn connect_within(mut self, time: Duration) -> Self {
         self.connect_within = time;
         self
     }
 
-    /// How often the daemon is asked for a sign of life while something is held or waited for; 5 s by default, and at most a
-    /// quarter of [`silence_max`](Self::silence_max), at least 10 ms.
+    /// How often a heartbeat is sent while a lock is held or waited for: 5 s by default, at most a
+    /// quarter of [`silence_max`](Self::silence_max), and at least 10 ms.
     ///
     /// ```
     /// use std::time::Duration;
@@ -185,16 +179,19 @@ impl Builder {
         self
     }
 
-    /// After how long without an answer, counted from when the last answered request was sent, the locks count as lost and the
-    /// connection is closed; 20 s by default, at least 100 ms. It is shortened so that, together with [`stop_within`](Self::stop_within), it ends
-    /// before the daemon gives the client up (`dead_after_ms`); see [`heartbeat`](Self::heartbeat) for an example.
+    /// The longest silence the client tolerates, counted from when the last answered request was
+    /// sent: 20 s by default, at least 100 ms. After that, the locks count as lost and the
+    /// connection is closed. It is shortened if necessary, so that this time and
+    /// [`stop_within`](Self::stop_within) together end before the daemon gives the client up
+    /// (`dead_after_ms`). See [`heartbeat`](Self::heartbeat) for an example.
     pub fn silence_max(mut self, time: Duration) -> Self {
         self.timing.silence_max = time.max(SILENCE_MIN);
         self
     }
 
-    /// How long this program needs to stop its work once it is told that a lock is lost; 10 s by default; see [`Builder`] for an
-    /// example. If the daemon gives a silent client up sooner, it does not connect: [`Failure::NoTime`].
+    /// How long this program needs to stop its work once it learns that a lock is lost: 10 s by
+    /// default. If the daemon gives a silent client up sooner than that, connecting fails with
+    /// [`ServerError::NoTime`]. See [`Builder`] for an example.
     pub fn stop_within(mut self, time: Duration) -> Self {
         self.timing.stop_within = time;
         self
@@ -203,7 +200,7 @@ impl Builder {
     /// Connects to the first of the servers that answers; see [`Builder`] for an example.
     ///
     /// # Errors
-    /// Names each server that was tried, and why it does not serve.
+    /// Each server that was tried, and why it does not serve this client.
     ///
     /// # Cancel safety
     /// Dropping the future closes what it has opened.
@@ -213,22 +210,22 @@ impl Builder {
         Ok(client)
     }
 
-    /// Connects, and leaves it to the caller to have the connection driven.
-    pub(super) async fn open(
+    /// Connects, and leaves driving the connection to the caller.
+    pub(crate) async fn open(
         self,
         servers: &[Server],
     ) -> Result<(Client, impl Future<Output = ()> + use<>), ConnectError> {
-        let bytes = serde_json::to_vec(&self.introduction.request()).map_or(usize::MAX, |text| text.len());
-        if bytes >= FRAME_BYTES_MAX {
+        let bytes = RequestObject::hello(&self.introduction).line(1).len();
+        if bytes > FRAME_BYTES_MAX {
             return Err(ConnectError::TooLong { bytes });
         }
         let mut attempts = Vec::new();
         for server in servers {
             let alarm = Alarm::new()?;
             let opened = tokio::time::timeout(self.connect_within, self.open_one(server, alarm)).await;
-            match opened.unwrap_or(Err(Failure::TimedOut { after: self.connect_within })) {
+            match opened.unwrap_or(Err(ServerError::TimedOut { after: self.connect_within })) {
                 Ok(opened) => return Ok(opened),
-                Err(failure) => attempts.push(Attempt { server: server.clone(), failure }),
+                Err(failure) => attempts.push(AttemptError { server: server.clone(), failure }),
             }
         }
         Err(if attempts.is_empty() { ConnectError::NoServer } else { ConnectError::Unreachable(attempts) })
@@ -238,42 +235,43 @@ impl Builder {
         &self,
         server: &Server,
         alarm: Alarm,
-    ) -> Result<(Client, impl Future<Output = ()> + use<>), Failure> {
+    ) -> Result<(Client, impl Future<Output = ()> + use<>), ServerError> {
         let link = Link::open(server).await?;
         let shared = Arc::new(Shared::new(self.timing));
-        let handle = Arc::new(Handle(Arc::clone(&shared), link.descriptor().map_err(Failure::Io)?));
+        let connection = link.descriptor().map_err(ServerError::Io)?;
+        let handle = Arc::new(Handle { shared: Arc::clone(&shared), connection });
         let mut driver = Box::pin(drive(Arc::clone(&shared), link, alarm));
-        let hello = shared.with(|session, now| session.ask(now, self.introduction.request()));
-        // The answer comes first: the driver that brings it may end with it.
+        let hello = shared.with(|session, now| session.ask(now, &RequestObject::hello(&self.introduction)));
+        // The answer is polled first: the driver that brings it may end with it.
         let answer = tokio::select! {
             biased;
             answer = hello => answer,
             () = &mut driver => {
                 let why = shared.with(|session, _| session.ended().cloned());
-                return Err(ended(why.unwrap_or(Disconnected::Dropped)));
+                return Err(ended(why.unwrap_or(DisconnectedError::Dropped)));
             }
         };
-        let answer = answer.map_err(|_| Failure::Ended(Disconnected::Dropped))?;
-        let text = answer.map_err(|no| match RequestError::from(no) {
-            RequestError::Refused { word, message } => Failure::Refused { word, message },
+        let answer = answer.map_err(|_| ServerError::Ended(DisconnectedError::Dropped))?;
+        let text = answer.map_err(|error| match error {
+            RequestError::Refused { word, message } => ServerError::Refused { word, message },
             RequestError::Disconnected(why) => ended(why),
-            other => Failure::Stranger { what: other.to_string() },
+            other => ServerError::Stranger { what: other.to_string() },
         })?;
         let welcome: Welcome = serde_json::from_slice(&text)
-            .map_err(|error| Failure::Stranger { what: format!("its reply to hello: {error}") })?;
+            .map_err(|error| ServerError::Stranger { what: format!("its reply to hello: {error}") })?;
         let dead_after = Duration::from_millis(welcome.dead_after_ms);
         let stop_within = self.timing.stop_within;
         let timing = self
             .timing
             .fit(dead_after, welcome.stop_ms.map(Duration::from_millis))
-            .ok_or(Failure::NoTime { dead_after, stop_within })?;
+            .ok_or(ServerError::NoTime { dead_after, stop_within })?;
         shared.with(|session, _| session.set_timing(timing));
-        let about = Arc::new(About { server: server.clone(), welcome });
-        Ok((Client { handle, about }, driver))
+        let client = Client::new(handle, About { server: server.clone(), welcome });
+        Ok((client, driver))
     }
 }
 
-/// As much of a text as a daemon takes, without the control characters that it refuses.
+/// As much of a text as a daemon accepts, without the control characters that it refuses.
 fn fitting(text: &str, bytes_max: usize) -> String {
     let mut fitting = text.replace(char::is_control, " ");
     let end = (0..=bytes_max).rev().find(|end| fitting.is_char_boundary(*end)).unwrap_or_default();
@@ -281,12 +279,12 @@ fn fitting(text: &str, bytes_max: usize) -> String {
     fitting
 }
 
-/// Why a connection ended before the first reply: whoever answers otherwise than a daemon is none.
-fn ended(why: Disconnected) -> Failure {
+/// Why a connection ended before the first reply. A server that sends garbage is not a daemon.
+fn ended(why: DisconnectedError) -> ServerError {
     match why {
-        Disconnected::Garbage { what } => Failure::Stranger { what },
-        Disconnected::Told { word, message } => Failure::Refused { word, message },
-        why => Failure::Ended(why),
+        DisconnectedError::Garbage { what } => ServerError::Stranger { what },
+        DisconnectedError::Told { word, message } => ServerError::Refused { word, message },
+        why => ServerError::Ended(why),
     }
 }
 

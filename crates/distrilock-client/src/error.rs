@@ -1,13 +1,14 @@
-//! What can go wrong for a client, as types. Sentences name the cause and, where there is one, the remedy.
+//! The errors of a client. Messages name the cause and, if there is one, the remedy.
 
 use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use super::Server;
-use distrilock_protocol::name::{BadName, LockName};
+use crate::address::Server;
+use distrilock_protocol::name::{LockName, NameError};
+use distrilock_protocol::v1::{ErrorWord, Refusal};
 
-/// Why no daemon was reached.
+/// Why no daemon could be reached.
 ///
 /// ```
 /// use distrilock_client::{Client, ConnectError};
@@ -22,24 +23,24 @@ use distrilock_protocol::name::{BadName, LockName};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// None of the servers serves this client.
+    /// None of the servers that were tried serves this client.
     #[error("{}", attempts(.0))]
-    Unreachable(Vec<Attempt>),
+    Unreachable(Vec<AttemptError>),
     /// There was no server to try.
     #[error("no server was named; name one, as in tcp://HOST:PORT")]
     NoServer,
-    /// What is to be told of this client is longer than a request may be.
+    /// The hello is longer than a request may be.
     #[error("what the hello says is too long: {bytes} bytes")]
     TooLong {
-        /// How long it would be.
+        /// Its length.
         bytes: usize,
     },
-    /// The host does not give the client what it needs.
+    /// The system refused something that the client needs.
     #[error("cannot start the client: {0}")]
     System(#[from] io::Error),
 }
 
-fn attempts(attempts: &[Attempt]) -> String {
+fn attempts(attempts: &[AttemptError]) -> String {
     let lines: Vec<String> = attempts.iter().map(ToString::to_string).collect();
     lines.join("\n")
 }
@@ -47,82 +48,86 @@ fn attempts(attempts: &[Attempt]) -> String {
 /// A server that was tried, and why it does not serve this client.
 ///
 /// ```
-/// use distrilock_client::{Client, ConnectError, Failure};
+/// use distrilock_client::{Client, ConnectError, ServerError};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// let nobody = "unix:/nonexistent/distrilock.sock".parse().expect("a server");
 /// let Err(ConnectError::Unreachable(attempts)) = Client::connect(&[nobody]).await else { panic!("nobody is there") };
 /// assert_eq!(attempts[0].server.to_string(), "unix:/nonexistent/distrilock.sock");
-/// assert!(matches!(attempts[0].failure, Failure::Io(_)));
+/// assert!(matches!(attempts[0].failure, ServerError::Io(_)));
 /// # }
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{server}: {failure}{}", remedy(server, failure))]
-pub struct Attempt {
-    /// Which.
+pub struct AttemptError {
+    /// The server.
     pub server: Server,
-    /// Why.
-    pub failure: Failure,
+    /// Why it does not serve this client.
+    pub failure: ServerError,
 }
 
-/// Why a server does not serve this client; see [`Attempt`] for an example.
+/// Why a server does not serve this client; see [`AttemptError`] for an example.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Failure {
+pub enum ServerError {
     /// The system could not connect.
     #[error("{0}")]
     Io(io::Error),
-    /// Nothing came of it in time.
+    /// There was no answer in time.
     #[error("no answer within {} ms", .after.as_millis())]
     TimedOut {
-        /// How long that was.
+        /// How long the client waited.
         after: Duration,
     },
-    /// What listens there is no distrilock daemon, or not of this protocol.
+    /// This program cannot speak WebSocket.
+    #[error("this program is built without WebSocket (the feature `websocket` of distrilock-client)")]
+    NoWebSocket,
+    /// What listens there is not a distrilock daemon, or does not speak this protocol.
     #[error("what listens there does not speak the protocol of distrilock: {what}")]
     Stranger {
-        /// How one can tell.
+        /// What it sent.
         what: String,
     },
     /// The daemon refuses.
     #[error("the daemon refuses: {message} ({word})")]
     Refused {
         /// The word for programs (docs/protocol.md, chapter 5).
-        word: String,
+        word: ErrorWord,
         /// The sentence for people.
         message: String,
     },
     /// The connection ended before the daemon's first reply.
     #[error("{0}")]
-    Ended(Disconnected),
-    /// The daemon gives up a silent client sooner than this client can promise to have stopped its work.
+    Ended(DisconnectedError),
+    /// The daemon gives a silent client up before this client can be certain to have stopped its
+    /// work.
     #[error(
         "the daemon gives up a silent client after {} ms, and this one needs {} ms to stop its work (`stop_within`); that \
          leaves no time to notice; raise --dead-after of the daemon, or lower the stop time",
         .dead_after.as_millis(), .stop_within.as_millis()
     )]
     NoTime {
-        /// The daemon's time.
+        /// The daemon's limit.
         dead_after: Duration,
-        /// This client's time to stop.
+        /// How long this client takes to stop.
         stop_within: Duration,
     },
 }
 
-fn remedy(server: &Server, failure: &Failure) -> &'static str {
+fn remedy(server: &Server, failure: &ServerError) -> &'static str {
     use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
     let error = match failure {
-        Failure::Io(error) => error.kind(),
-        Failure::TimedOut { .. } => return "; look at that daemon (systemctl status distrilock) and at the network",
-        Failure::Stranger { .. } => {
-            return "; mend the address: distrilockd has port 40800 for tcp:// and 40801 for ws://";
+        ServerError::Io(error) => error.kind(),
+        ServerError::TimedOut { .. } => return "; look at that daemon (systemctl status distrilock) and at the network",
+        ServerError::Stranger { .. } => {
+            return "; check the address: distrilockd has port 40800 for tcp:// and 40801 for ws://";
         }
         _ => return "",
     };
     match (error, matches!(server, Server::Unix(_))) {
         (ConnectionRefused | NotFound, true) => "; start the daemon: systemctl start distrilock.socket",
         (ConnectionRefused, false) => {
-            "; nothing listens there: start the daemon on that host (systemctl start distrilock.socket), or mend the address"
+            "; nothing listens there: start the daemon on that host (systemctl start distrilock.socket), or check the address"
         }
         (PermissionDenied, _) => "; use TCP, as in tcp://127.0.0.1:40800, or join the socket's group",
         _ => "",
@@ -132,19 +137,19 @@ fn remedy(server: &Server, failure: &Failure) -> &'static str {
 /// Why a connection ended. A new one is a new session, and holds nothing.
 ///
 /// ```
-/// use distrilock_client::{Client, Disconnected, RequestError};
+/// use distrilock_client::{Client, DisconnectedError, RequestError};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let daemon = distrilock_testing::Daemon::start();
 /// # let servers = daemon.servers();
 /// let client = Client::connect(&servers).await?;
 /// client.bye().await?;
-/// assert!(matches!(client.ping().await, Err(RequestError::Disconnected(Disconnected::Bye))));
+/// assert!(matches!(client.ping().await, Err(RequestError::Disconnected(DisconnectedError::Bye))));
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Disconnected {
+pub enum DisconnectedError {
     /// The daemon closed the connection.
     #[error("the daemon closed the connection")]
     Closed,
@@ -152,43 +157,43 @@ pub enum Disconnected {
     #[error("the daemon closed the connection: {message} ({word})")]
     Told {
         /// The word for programs.
-        word: String,
+        word: ErrorWord,
         /// The sentence for people.
         message: String,
     },
     /// The system ended the connection.
     #[error("the connection broke: {message}")]
     Broken {
-        /// Which kind of error it was.
+        /// The kind of error.
         kind: io::ErrorKind,
-        /// The system's own words.
+        /// The system's message.
         message: String,
     },
-    /// No heartbeat was answered in time: the daemon is dead, stopped, or cut off.
+    /// No heartbeat was answered in time: the daemon is dead, stopped, or unreachable.
     #[error("the daemon answered nothing for {} ms", .silence.as_millis())]
     Silent {
-        /// How long it had to be silent.
+        /// How long it was silent.
         silence: Duration,
     },
-    /// What came is not of the protocol.
+    /// The daemon sent something that is not part of the protocol.
     #[error("what the daemon sent is not of the protocol: {what}")]
     Garbage {
         /// What is wrong with it.
         what: String,
     },
-    /// This client said [`bye`](super::Client::bye).
+    /// This client said [`bye`](crate::Client::bye).
     #[error("this client said bye")]
     Bye,
-    /// The last [`Client`](super::Client) and [`Held`](super::Held) of the connection were dropped, or the runtime that drove it
-    /// ended.
+    /// The last [`Client`](crate::Client) and [`Held`](crate::Held) of the connection were dropped,
+    /// or the runtime that drove it has ended.
     #[error("the connection is not driven any more")]
     Dropped,
 }
 
-/// Why a lock is not held any more, though nobody released it. Stop the work that it guards.
+/// Why a lock is no longer held, although nobody released it. Stop the work that it guards.
 ///
 /// ```
-/// use distrilock_client::{Client, Disconnected, Lost};
+/// use distrilock_client::{Client, DisconnectedError, LostError};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let daemon = distrilock_testing::Daemon::start();
@@ -196,29 +201,29 @@ pub enum Disconnected {
 /// let client = Client::connect(&servers).await?;
 /// let held = client.lock("nightly").acquire().await?;
 /// client.bye().await?;
-/// assert_eq!(held.lost().await, Lost::Disconnected(Disconnected::Bye));
+/// assert_eq!(held.lost().await, LostError::Disconnected(DisconnectedError::Bye));
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Lost {
+pub enum LostError {
     /// The daemon says so.
     #[error("the lock {lock} is lost: {reason}")]
     Told {
-        /// Which.
+        /// The lock.
         lock: LockName,
-        /// The daemon's sentence.
+        /// The daemon's explanation.
         reason: String,
     },
-    /// The connection ended, and the session's locks with it.
+    /// The connection has ended, and with it all locks of the session.
     #[error("all locks of the connection are lost: {0}")]
-    Disconnected(Disconnected),
+    Disconnected(DisconnectedError),
     /// The daemon could not prove in time that the storage still keeps the lock.
     #[error("the storage did not confirm the lock in time")]
     Unproven,
 }
 
-/// Why a request other than an acquire came to nothing.
+/// Why a request other than an acquire failed.
 ///
 /// ```
 /// use distrilock_client::{Client, RequestError};
@@ -234,33 +239,40 @@ pub enum Lost {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// The name is no lock name.
+    /// The name is not a lock name.
     #[error(transparent)]
-    BadName(#[from] BadName),
+    BadName(#[from] NameError),
     /// The daemon refuses.
     #[error("{message} ({word})")]
     Refused {
-        /// The word for programs (docs/protocol.md, chapter 5). A newer daemon may have more of them.
-        word: String,
+        /// The word for programs (docs/protocol.md, chapter 5). A newer daemon may have more of
+        /// them.
+        word: ErrorWord,
         /// The sentence for people.
         message: String,
     },
     /// The lock is lost.
     #[error(transparent)]
-    Lost(#[from] Lost),
-    /// The request is longer than one may be.
+    Lost(#[from] LostError),
+    /// The request is longer than a request may be.
     #[error("the request has {bytes} bytes, more than a daemon takes")]
     TooLong {
-        /// How long it would be.
+        /// Its length.
         bytes: usize,
     },
     /// The connection has ended.
     #[error("{0}; connect again")]
-    Disconnected(#[from] Disconnected),
+    Disconnected(#[from] DisconnectedError),
 }
 
-/// Why a lock was not acquired. Where the daemon refused, `message` is its sentence for people, and `lock` says about which of
-/// several names.
+impl From<Refused> for RequestError {
+    fn from(Refused { word, message, .. }: Refused) -> Self {
+        Self::Refused { word, message }
+    }
+}
+
+/// Why a lock was not acquired. If the daemon refused, `message` is its sentence for people, and
+/// `lock` is the one of several names that it is about.
 ///
 /// ```
 /// use distrilock_client::{AcquireError, Client};
@@ -278,7 +290,7 @@ pub enum RequestError {
 /// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
-#[expect(missing_docs, reason = "the fields of the refusals are told above")]
+#[expect(missing_docs, reason = "the fields are described above")]
 pub enum AcquireError {
     /// Somebody else holds it, or others wait for it.
     #[error("{message}")]
@@ -292,13 +304,13 @@ pub enum AcquireError {
     /// The mode or the number of slots is not that of the other holders.
     #[error("{message}")]
     Mismatch { message: String, lock: Option<LockName> },
-    /// To wait would close a circle of sessions that wait for each other.
+    /// Waiting would close a cycle of sessions that wait for each other.
     #[error("{message}")]
     Deadlock { message: String, lock: Option<LockName> },
-    /// A limit of the daemon.
+    /// The request exceeds a limit of the daemon.
     #[error("{message}")]
     Limit { message: String, lock: Option<LockName> },
-    /// The request is none: an older daemon, or a mistake.
+    /// The request is not valid for this daemon: the daemon is older, or the request is a mistake.
     #[error("{message}")]
     BadRequest { message: String, lock: Option<LockName> },
     /// The lock directory failed.
@@ -307,46 +319,48 @@ pub enum AcquireError {
     /// The daemon does not allow it.
     #[error("{message}")]
     Denied { message: String, lock: Option<LockName> },
-    /// The daemon stops.
+    /// The daemon is stopping.
     #[error("{message}")]
     Closing { message: String, lock: Option<LockName> },
-    /// Refused with a word that this version does not know.
+    /// Refused with a word that this version does not expect.
     #[error("{message} ({word})")]
-    Unexpected { word: String, message: String, lock: Option<LockName> },
-    /// The name is no lock name.
+    Unexpected { word: ErrorWord, message: String, lock: Option<LockName> },
+    /// The name is not a lock name.
     #[error(transparent)]
-    BadName(#[from] BadName),
-    /// This client holds the lock already, or is acquiring it. A session holds a lock once: who wants tasks of one program to
-    /// exclude each other through the daemon gives each a client of its own.
+    BadName(#[from] NameError),
+    /// This client holds the lock already, or is acquiring it. A session holds a lock at most once.
+    /// For tasks of one program to exclude each other through the daemon, give each its own client.
     #[error("this client holds the lock {lock} already, or is acquiring it; connect another client for another holder")]
     AlreadyHeld { lock: LockName },
-    /// It was granted, and lost before it could be handed over.
+    /// It was granted, but lost before the caller got it.
     #[error(transparent)]
-    Lost(Lost),
+    Lost(LostError),
     /// The connection has ended.
     #[error("{0}; connect again")]
-    Disconnected(Disconnected),
+    Disconnected(DisconnectedError),
 }
 
 impl AcquireError {
-    /// Makes an error of a daemon's refusal.
-    pub(super) fn refused(word: String, message: String, lock: Option<LockName>) -> Self {
-        match word.as_str() {
-            "busy" => Self::Busy { message, lock },
-            "timeout" => Self::Timeout { message, lock },
-            "cancelled" => Self::Cancelled { message, lock },
-            "mismatch" => Self::Mismatch { message, lock },
-            "deadlock" => Self::Deadlock { message, lock },
-            "limit" => Self::Limit { message, lock },
-            "bad_request" | "bad_name" | "unknown_op" => Self::BadRequest { message, lock },
-            "storage" => Self::Storage { message, lock },
-            "denied" => Self::Denied { message, lock },
-            "closing" => Self::Closing { message, lock },
-            _ => Self::Unexpected { word, message, lock },
+    /// Which error a daemon's refusal is.
+    pub(crate) fn refused(Refused { word, message, lock }: Refused) -> Self {
+        match word {
+            ErrorWord::Busy => Self::Busy { message, lock },
+            ErrorWord::Timeout => Self::Timeout { message, lock },
+            ErrorWord::Cancelled => Self::Cancelled { message, lock },
+            ErrorWord::Mismatch => Self::Mismatch { message, lock },
+            ErrorWord::Deadlock => Self::Deadlock { message, lock },
+            ErrorWord::Limit => Self::Limit { message, lock },
+            ErrorWord::BadRequest | ErrorWord::BadName | ErrorWord::UnknownOp => Self::BadRequest { message, lock },
+            ErrorWord::Storage => Self::Storage { message, lock },
+            ErrorWord::Denied => Self::Denied { message, lock },
+            ErrorWord::Closing => Self::Closing { message, lock },
+            word @ (ErrorWord::NotHeld | ErrorWord::Lost | ErrorWord::Other(_)) => {
+                Self::Unexpected { word, message, lock }
+            }
         }
     }
 
-    /// About which of the names the daemon refused, if it says.
+    /// The one of several names that the error is about, if the daemon says.
     ///
     /// ```
     /// use distrilock_client::AcquireError;
@@ -368,26 +382,49 @@ impl AcquireError {
             | Self::Denied { lock, .. }
             | Self::Closing { lock, .. }
             | Self::Unexpected { lock, .. } => lock.as_ref(),
-            Self::AlreadyHeld { lock } | Self::Lost(Lost::Told { lock, .. }) => Some(lock),
+            Self::AlreadyHeld { lock } | Self::Lost(LostError::Told { lock, .. }) => Some(lock),
             Self::BadName(_) | Self::Lost(_) | Self::Disconnected(_) => None,
         }
     }
 }
 
-/// A text of a peer, fit to be shown: shortened, and without control characters.
-pub(super) fn shown(text: &str) -> String {
+/// A daemon's refusal, fit to be shown.
+#[derive(Clone, Debug)]
+pub(crate) struct Refused {
+    pub(crate) word: ErrorWord,
+    pub(crate) message: String,
+    pub(crate) lock: Option<LockName>,
+}
+
+impl From<Refusal<'_>> for Refused {
+    fn from(refusal: Refusal<'_>) -> Self {
+        let word = match refusal.error {
+            ErrorWord::Other(word) => ErrorWord::Other(shown(&word).into()),
+            known => known,
+        };
+        let message = match &*refusal.message {
+            "" => format!("the daemon refuses: {word}"),
+            message => shown(message),
+        };
+        let lock = refusal.lock.and_then(|lock| LockName::parse(lock.as_bytes()).ok());
+        Self { word, message, lock }
+    }
+}
+
+/// A peer's text, made fit to be shown: shortened, and without control characters.
+pub(crate) fn shown(text: &str) -> String {
     const CHARS_MAX: usize = 1000;
     text.chars().take(CHARS_MAX).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
-impl From<io::Error> for Disconnected {
+impl From<io::Error> for DisconnectedError {
     fn from(error: io::Error) -> Self {
         Self::Broken { kind: error.kind(), message: error.to_string() }
     }
 }
 
-/// Bytes of a peer, for a message about them.
-pub(super) struct Excerpt<'a>(pub(super) &'a [u8]);
+/// A peer's bytes, for a message about them.
+pub(crate) struct Excerpt<'a>(pub(crate) &'a [u8]);
 
 impl fmt::Display for Excerpt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

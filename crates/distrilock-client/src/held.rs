@@ -1,44 +1,24 @@
-//! Locks that are held.
+//! Held locks.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::Client;
-use super::boot::BootTime;
-use super::error::{AcquireError, Disconnected, Lost, RequestError};
-use super::message::HeldLock;
-use super::session::{NoAnswer, Standing};
-use super::shared::Shared;
+use crate::boottime::BootTime;
+use crate::error::{AcquireError, DisconnectedError, LostError, RequestError};
+use crate::grant::{GrantGuard, HeldLock};
+use crate::session::Standing;
+use crate::shared::Handle;
 use distrilock_protocol::name::LockName;
 
-/// A grant that releases itself when it is dropped.
-#[derive(Debug)]
-pub(super) struct Grant {
-    shared: Arc<Shared>,
-    key: u64,
-    locks: Vec<HeldLock>,
-}
-
-impl Grant {
-    pub(super) fn new(shared: Arc<Shared>, key: u64, locks: Vec<HeldLock>) -> Self {
-        Self { shared, key, locks }
-    }
-}
-
-impl Drop for Grant {
-    fn drop(&mut self) {
-        self.shared.with(|session, now| session.release(now, self.key, None));
-    }
-}
-
-/// One or several locks that were acquired together. Dropping it releases them, in the background.
+/// One or more locks that were acquired together. Dropping it releases them in the background.
 ///
-/// Whether they are still held does not depend on the daemon's word alone: [`is_lost`](Self::is_lost) and
-/// [`valid_until`](Self::valid_until) count on this host's own clock, so that work which stops when they say so has stopped
-/// before anybody else can get the lock, also if the daemon or the network has died without a word. The connection has to be
-/// driven meanwhile: a runtime whose threads are all blocked sends no heartbeats.
+/// Whether they are still held does not depend on the daemon's word alone:
+/// [`is_lost`](Self::is_lost) and [`valid_until`](Self::valid_until) use this host's own clock.
+/// Work that stops when they say so has stopped before anybody else can get the lock, even if the
+/// daemon or the network dies silently. The connection has to be driven meanwhile: a runtime whose
+/// threads are all blocked sends no heartbeats.
 ///
 /// ```
 /// use distrilock_client::Client;
@@ -59,29 +39,29 @@ impl Drop for Grant {
 #[derive(Debug)]
 pub struct Held {
     standing: watch::Receiver<Standing>,
-    /// Dropped before the client, whose last handle closes the connection.
-    grant: Grant,
-    _client: Client,
+    /// Dropped before the handle, the last one of which closes the connection.
+    grant: GrantGuard,
+    handle: Arc<Handle>,
 }
 
 impl Held {
-    pub(super) fn new(grant: Grant, client: Client) -> Result<Self, AcquireError> {
-        let standing = grant.shared.with(|session, _| session.watch(grant.key));
-        let dropped = AcquireError::Disconnected(Disconnected::Dropped);
+    pub(crate) fn new(grant: GrantGuard, handle: Arc<Handle>) -> Result<Self, AcquireError> {
+        let standing = handle.shared.with(|session, _| session.watch(grant.key));
+        let dropped = AcquireError::Disconnected(DisconnectedError::Dropped);
         let standing = standing.ok_or(dropped)?;
         if let Standing::Lost(lost) = &*standing.borrow() {
             return Err(AcquireError::Lost(lost.clone()));
         }
-        Ok(Self { standing, grant, _client: client })
+        Ok(Self { standing, grant, handle })
     }
 
-    /// What is held, in the order in which it was asked for; see [`HeldLock`] for an example.
+    /// What is held, in the order requested. See [`HeldLock`] for an example.
     #[must_use]
     pub fn locks(&self) -> &[HeldLock] {
         &self.grant.locks
     }
 
-    /// The names, in the order in which they were asked for.
+    /// The names, in the order requested.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -98,7 +78,8 @@ impl Held {
         self.locks().iter().map(|lock| &lock.name)
     }
 
-    /// The first slot of the first lock, if slots were asked for; see [`Acquire::slots`](super::Acquire::slots).
+    /// The first slot of the first lock, if slots were asked for; see
+    /// [`Acquire::slots`](crate::Acquire::slots).
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -112,23 +93,25 @@ impl Held {
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn slot(&self) -> Option<u32> {
+    pub fn slot(&self) -> Option<u16> {
         self.slots().first().copied()
     }
 
-    /// All slots of the first lock; see [`Acquire::slots`](super::Acquire::slots) for an example.
+    /// All slots of the first lock; see [`Acquire::slots`](crate::Acquire::slots) for an example.
     #[must_use]
-    pub fn slots(&self) -> &[u32] {
+    pub fn slots(&self) -> &[u16] {
         self.locks().first().map_or(&[], |lock| &lock.slots)
     }
 
-    /// The fence of the first lock, if one was asked for; see [`Acquire::fence`](super::Acquire::fence) for an example.
+    /// The fence of the first lock, if one was asked for; see
+    /// [`Acquire::fence`](crate::Acquire::fence) for an example.
     #[must_use]
     pub fn fence(&self) -> Option<u64> {
         self.locks().first().and_then(|lock| lock.fence)
     }
 
-    /// Whether any of the locks is lost, by the daemon's word or by this host's clock. Once lost, for ever lost.
+    /// Whether any of the locks is lost, by the daemon's word or by this host's clock. A lost lock
+    /// stays lost.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -148,15 +131,16 @@ impl Held {
         matches!(self.standing(), Standing::Lost(_))
     }
 
-    /// How the locks stand now; see [`Standing`] for an example.
+    /// The present standing of the locks. See [`Standing`] for an example.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        // What is over ends in here.
-        self.grant.shared.with(|_, _| ());
+        // This ends what is over.
+        self.handle.shared.with(|_, _| ());
         self.standing.borrow().clone()
     }
 
-    /// Waits until the locks stand otherwise than `from`, and tells how: held, suspect, or lost.
+    /// Waits until the standing of the locks is no longer `from`, and returns it: held, suspect, or
+    /// lost.
     ///
     /// # Cancel safety
     /// Nothing is missed when the future is dropped.
@@ -182,13 +166,13 @@ impl Held {
         now.unwrap_or_else(|_| self.standing())
     }
 
-    /// Waits until any of the locks is lost, and tells why. Stop the work that they guard.
+    /// Waits until any of the locks is lost, and returns the reason. Stop the work that they guard.
     ///
     /// # Cancel safety
     /// Nothing is missed when the future is dropped.
     ///
     /// See [`Held`] for an example.
-    pub async fn lost(&self) -> Lost {
+    pub async fn lost(&self) -> LostError {
         let mut standing = self.standing.clone();
         let lost = standing.wait_for(|standing| matches!(standing, Standing::Lost(_))).await.map(|now| now.clone());
         match lost {
@@ -215,8 +199,8 @@ impl Held {
         matches!(self.standing(), Standing::Suspect(_))
     }
 
-    /// Until when the locks are surely held if nothing more is heard: each answered heartbeat makes it later. None if they are
-    /// lost.
+    /// Until when the locks are certain to be held if nothing more is heard. Each answered
+    /// heartbeat makes it later. None if they are lost.
     ///
     /// ```
     /// use distrilock_client::{BootTime, Client};
@@ -231,10 +215,11 @@ impl Held {
     /// ```
     #[must_use]
     pub fn valid_until(&self) -> Option<BootTime> {
-        self.grant.shared.with(|session, _| session.valid_until(self.grant.key))
+        self.handle.shared.with(|session, _| session.valid_until(self.grant.key))
     }
 
-    /// For how long the locks are surely held if nothing more is heard; zero if they are lost.
+    /// For how long the locks are certain to be held if nothing more is heard. Zero if they are
+    /// lost.
     ///
     /// ```
     /// use std::time::Duration;
@@ -256,7 +241,7 @@ impl Held {
     /// Asks the daemon, which asks the storage, whether all the locks are still real.
     ///
     /// # Errors
-    /// [`RequestError::Lost`] if they are not; others if it cannot be told.
+    /// [`RequestError::Lost`] if they are not; other errors if the daemon cannot say.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -270,41 +255,32 @@ impl Held {
     /// # Ok(()) }
     /// ```
     pub async fn verify(&self) -> Result<(), RequestError> {
-        let answers = self.grant.shared.with(|session, now| session.verify(now, self.grant.key))?;
+        let answers = self.handle.shared.with(|session, now| session.verify(now, self.grant.key))?;
         for answer in answers {
-            answer.await.map_err(|_| Disconnected::Dropped)?.map_err(RequestError::from)?;
+            answer.await.map_err(|_| DisconnectedError::Dropped)??;
         }
-        // It may have been lost behind an answer that said yes.
+        // They may have been lost after an answer that said yes.
         match self.standing() {
             Standing::Lost(lost) => Err(lost.into()),
             Standing::Held | Standing::Suspect(_) => Ok(()),
         }
     }
 
-    /// Releases the locks, and waits until the daemon has done it.
+    /// Releases the locks, and waits until the daemon has done so.
     ///
     /// # Errors
-    /// [`RequestError::Lost`] if they were lost before; others if it cannot be told. In any case they are not held any more.
+    /// [`RequestError::Lost`] if they were lost before; other errors if the daemon cannot say. In
+    /// any case, they are no longer held.
     ///
     /// # Cancel safety
-    /// The release is on its way when the future is first polled; dropping it only gives up the answer.
+    /// The first poll of the future sends the release. Dropping the future after that only gives up
+    /// the answer.
     ///
     /// See [`Held`] for an example.
     pub async fn release(self) -> Result<(), RequestError> {
         let (to, answer) = oneshot::channel();
-        self.grant.shared.with(|session, now| session.release(now, self.grant.key, Some(to)));
-        answer.await.map_err(|_| Disconnected::Dropped)?.map_err(RequestError::from)?;
+        self.handle.shared.with(|session, now| session.release(now, self.grant.key, Some(to)));
+        answer.await.map_err(|_| DisconnectedError::Dropped)??;
         Ok(())
-    }
-}
-
-impl From<NoAnswer> for RequestError {
-    fn from(no: NoAnswer) -> Self {
-        match no {
-            NoAnswer::Refused(refusal) => Self::Refused { word: refusal.word, message: refusal.message },
-            NoAnswer::Lost(lost) => Self::Lost(lost),
-            NoAnswer::TooLong(bytes) => Self::TooLong { bytes },
-            NoAnswer::Disconnected(why) => Self::Disconnected(why),
-        }
     }
 }

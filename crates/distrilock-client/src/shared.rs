@@ -1,37 +1,39 @@
-//! What a client's handles and the task that drives its connection share: the session in a mutex, and who waits for it.
+//! What a client's handles and the task that drives its connection share: the session in a mutex,
+//! and what wakes its users.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::boot::BootTime;
-use super::error::Disconnected;
-use super::held::Grant;
-use super::session::{Effect, Session};
-use super::timing::Timing;
+use crate::boottime::BootTime;
+use crate::error::DisconnectedError;
+use crate::grant::{GrantGuard, Release};
+use crate::session::{ClientSession, Effect};
+use crate::timing::Timing;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Shared {
-    session: Mutex<Session>,
+pub(crate) struct Shared {
+    session: Mutex<ClientSession>,
     /// There is something to send, or the session has ended.
-    pub(super) wake: Notify,
-    /// A name has become free to be asked for, or the session has ended.
-    pub(super) freed: Notify,
+    pub(crate) wake: Notify,
+    /// A name can be asked for again, or the session has ended.
+    pub(crate) freed: Notify,
 }
 
 impl Shared {
-    pub(super) fn new(timing: Timing) -> Self {
-        let session = Mutex::new(Session::new(timing, BootTime::now()));
+    pub(crate) fn new(timing: Timing) -> Self {
+        let session = Mutex::new(ClientSession::new(timing, BootTime::now()));
         Self { session, wake: Notify::new(), freed: Notify::new() }
     }
 
-    /// Looks at the session or changes it: first what is over ends, last its effects are carried out, with nothing locked.
-    pub(super) fn with<T>(self: &Arc<Self>, act: impl FnOnce(&mut Session, BootTime) -> T) -> T {
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Looks at the session or changes it. What is over ends first. The effects are carried out
+    /// last, with nothing locked.
+    pub(crate) fn with<T>(self: &Arc<Self>, act: impl FnOnce(&mut ClientSession, BootTime) -> T) -> T {
+        let mut session = locked(&self.session);
         let was_ended = session.ended().is_some();
-        // Read while the session is locked: its moments never go back.
+        // The clock is read while the session is locked: its moments never go back.
         let now = BootTime::now();
         session.check(now);
         let result = act(&mut session, now);
@@ -45,27 +47,47 @@ impl Shared {
         result
     }
 
-    /// Whoever has gone away does not take what is sent; a grant that is not taken releases itself.
+    /// A receiver that has gone away does not take what is sent. A grant that is not taken releases
+    /// itself.
     fn carry_out(self: &Arc<Self>, effect: Effect) {
         match effect {
-            Effect::Granted { to, key, locks } => drop(to.send(Ok(Grant::new(Arc::clone(self), key, locks)))),
+            Effect::Granted { to, key, locks } => {
+                let releaser: Arc<Self> = Arc::clone(self);
+                drop(to.send(Ok(GrantGuard::new(releaser, key, locks))));
+            }
             Effect::NotGranted { to, error } => drop(to.send(Err(error))),
-            Effect::Answered { to, answer } => drop(to.send(answer)),
+            Effect::Replied { to, reply } => drop(to.send(reply)),
             Effect::Freed => self.freed.notify_waiters(),
         }
     }
 }
 
-/// What keeps a connection open: every [`Client`](super::Client) and [`Held`](super::Held) has a share. The last one ends it.
+impl Release for Shared {
+    fn release(self: Arc<Self>, key: u64) {
+        self.with(|session, now| session.release(now, key, None));
+    }
+}
+
+/// What keeps a connection open: every [`Client`](crate::Client) and [`Held`](crate::Held) has a
+/// share. Dropping the last one ends it.
 ///
-/// The descriptor is a copy of the driver's. When the session has ended by this client's own clock, the driver closes its one, but
-/// the program may still be busy to stop its work: the daemon must not see the connection end, and hand the locks on, before
-/// the program has let go of them.
+/// The descriptor duplicates the driver's. When the session has ended by this client's own clock,
+/// the driver closes its own descriptor, but the program may still be stopping its work. The daemon
+/// must not see the connection end, and grant the locks to others, before the program has let go of
+/// them.
 #[derive(Debug)]
-pub(super) struct Handle(pub(super) Arc<Shared>, pub(super) OwnedFd);
+pub(crate) struct Handle {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) connection: OwnedFd,
+}
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.0.with(|session, _| session.end(&Disconnected::Dropped));
+        self.shared.with(|session, _| session.end(&DisconnectedError::Dropped));
     }
+}
+
+/// Locks a mutex, poisoned or not: a session is whole between any two of its methods.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

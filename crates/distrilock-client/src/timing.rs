@@ -1,27 +1,29 @@
-//! How long a client trusts its locks without hearing from the daemon.
+//! How long a client relies on its locks without hearing from the daemon.
 
 use std::time::Duration;
 
-/// By how much the rates of two hosts' clocks may differ: one in so many.
+/// By how much the rates of two hosts' clocks may differ: one part in this many.
 const CLOCK_RATE: u32 = 1000;
 
-/// Less silence than this cannot be told from a busy machine.
-pub(super) const SILENCE_MIN: Duration = Duration::from_millis(100);
+/// A shorter silence cannot be told from a busy machine.
+pub(crate) const SILENCE_MIN: Duration = Duration::from_millis(100);
 
-/// More heartbeats than this cost more than they tell.
-pub(super) const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
+/// More frequent heartbeats cost more than they are worth.
+pub(crate) const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 
 /// The times of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Timing {
-    /// After how long without an answer, counted from when the answered request was sent, the locks are given up.
-    pub(super) silence_max: Duration,
+pub(crate) struct Timing {
+    /// The longest silence the client tolerates, counted from when the last answered request was
+    /// sent. Then it gives its locks up.
+    pub(crate) silence_max: Duration,
     /// How long the program needs to stop its work after that.
-    pub(super) stop_within: Duration,
+    pub(crate) stop_within: Duration,
     /// How often a heartbeat is sent.
-    pub(super) heartbeat: Duration,
-    /// By how much the program stops more slowly than the daemon reckons with: its locks count as held for so much less.
-    pub(super) slower: Duration,
+    pub(crate) heartbeat: Duration,
+    /// How much longer the program takes to stop than the daemon assumes. Its locks count as held
+    /// for that much less.
+    pub(crate) slower: Duration,
 }
 
 impl Default for Timing {
@@ -32,11 +34,12 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// Fits the times to a daemon that gives a silent client up after `dead_after`: with rho for what the rates of clocks may
-    /// differ by, (silence_max + stop_within)(1 + rho) < dead_after (1 - rho). At least three heartbeats fit into the silence.
-    /// `stop` is what the daemon reckons with for stopping, where a file server may give locks away.
-    /// None if there is no time to notice anything.
-    pub(super) fn fit(self, dead_after: Duration, stop: Option<Duration>) -> Option<Self> {
+    /// Fits the times to a daemon that gives a silent client up after `dead_after`. With rho for
+    /// the difference in clock rates, (silence_max + stop_within)(1 + rho) < dead_after (1 - rho).
+    /// At least three heartbeats fit into the silence. `stop` is how long the daemon assumes that a
+    /// program takes to stop, where a file server may give locks away. None if there is no time
+    /// left to notice anything.
+    pub(crate) fn fit(self, dead_after: Duration, stop: Option<Duration>) -> Option<Self> {
         let usable = dead_after.saturating_mul(CLOCK_RATE - 1) / (CLOCK_RATE + 1);
         let silence_max = usable.checked_sub(self.stop_within + Duration::from_millis(1))?.min(self.silence_max);
         let heartbeat = self.heartbeat.min(silence_max / 4);
@@ -44,8 +47,8 @@ impl Timing {
         (silence_max >= SILENCE_MIN).then_some(Self { silence_max, heartbeat, slower, ..self })
     }
 
-    /// For how long a lock counts as held of which the daemon says that it is for so many milliseconds.
-    pub(super) fn valid(&self, valid_ms: u64) -> Duration {
+    /// For how long a lock counts as held, if the daemon says that it is for `valid_ms`.
+    pub(crate) fn valid(&self, valid_ms: u64) -> Duration {
         Duration::from_millis(valid_ms).saturating_sub(self.slower)
     }
 }
@@ -54,7 +57,8 @@ impl Timing {
 mod tests {
     use super::*;
 
-    /// The inequality holds for every daemon, the defaults need no fitting, and where nothing fits it is said.
+    /// The inequality holds for every daemon, the defaults need no fitting, and None is returned
+    /// where nothing fits.
     #[test]
     fn the_silence_fits_the_daemon() {
         let second = Duration::from_secs(1);
@@ -74,9 +78,10 @@ mod tests {
         }
     }
 
-    /// A program that needs longer to stop than the daemon reckons with gives its locks up earlier by the difference.
+    /// A program that takes longer to stop than the daemon assumes gives its locks up earlier by
+    /// the difference.
     #[test]
-    fn who_stops_slowly_stops_earlier() {
+    fn a_slow_program_stops_earlier() {
         let second = Duration::from_secs(1);
         let timing = |stop| Timing::default().fit(45 * second, stop).unwrap();
         assert_eq!(timing(None).valid(20_000), 20 * second);

@@ -1,12 +1,13 @@
-//! Lock names. A [`LockName`] can only be built valid, so that whatever holds one may put it into a path, a log line or a
-//! reply without another look.
+//! Lock names. A [`LockName`] is valid by construction, so it can go into a path, a log line or a
+//! reply without another check.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The longest lock name in bytes: `NAME.lck` has to fit into a file name of 255 bytes (NAME_MAX of limits.h).
+/// The longest lock name in bytes: `NAME.lck` has to fit into a file name of 255 bytes (NAME_MAX in
+/// limits.h).
 pub const NAME_BYTES_MAX: usize = 251;
 
 /// The name of a lock: 1 to 251 bytes of `[A-Za-z0-9._-]`. Cheap to clone.
@@ -15,25 +16,25 @@ pub struct LockName(Arc<str>);
 
 /// Why bytes are not a lock name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadName {
-    /// No byte at all.
+pub enum NameError {
+    /// It is empty.
     #[error("a lock name must not be empty")]
     Empty,
-    /// A byte that no lock name has; the position counts from 0.
+    /// It has a byte that lock names cannot have. The position counts from 0.
     #[error(
         "a lock name consists of A-Z a-z 0-9 . _ - only; byte {position} is {}",
         Shown(*byte)
     )]
     Byte {
-        /// Where it stands.
+        /// Where it is.
         position: usize,
-        /// What stands there.
+        /// The byte.
         byte: u8,
     },
-    /// More bytes than a file name can take.
+    /// It has more bytes than a file name can hold.
     #[error("a lock name has at most {NAME_BYTES_MAX} bytes; this one has {bytes}")]
     TooLong {
-        /// The length of the name that was asked for.
+        /// The length of the name.
         bytes: usize,
     },
 }
@@ -50,20 +51,20 @@ impl fmt::Display for Shown {
 }
 
 impl LockName {
-    /// Takes the bytes of a name as they came from a peer.
+    /// Checks the bytes of a name as a peer sent them.
     ///
     /// # Errors
-    /// Tells the first rule that the bytes break; characters come before the length.
-    pub fn parse(bytes: &[u8]) -> Result<Self, BadName> {
+    /// The first rule that the bytes break; characters come before the length.
+    pub fn parse(bytes: &[u8]) -> Result<Self, NameError> {
         if bytes.is_empty() {
-            return Err(BadName::Empty);
+            return Err(NameError::Empty);
         }
         let stranger = |byte: &u8| !matches!(byte, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
         if let Some(position) = bytes.iter().position(stranger) {
-            return Err(BadName::Byte { position, byte: bytes[position] });
+            return Err(NameError::Byte { position, byte: bytes[position] });
         }
         if bytes.len() > NAME_BYTES_MAX {
-            return Err(BadName::TooLong { bytes: bytes.len() });
+            return Err(NameError::TooLong { bytes: bytes.len() });
         }
         let text = std::str::from_utf8(bytes).expect("the bytes of a lock name are ASCII");
         Ok(Self(text.into()))
@@ -111,18 +112,19 @@ impl std::borrow::Borrow<str> for LockName {
 mod tests {
     use super::*;
 
-    /// The original's pattern is `[A-Za-z0-9._-]+` in full: dots alone are fine, a trailing newline is not.
+    /// The original's pattern is `[A-Za-z0-9._-]+` in full: dots alone are fine, a trailing newline
+    /// is not.
     #[test]
     fn the_original_pattern_holds() {
         for good in ["a", ".", "..", "-", "A.b_c-9", &"x".repeat(251)] {
             assert_eq!(LockName::parse(good.as_bytes()).unwrap().as_str(), good);
         }
-        assert_eq!(LockName::parse(b""), Err(BadName::Empty));
-        assert_eq!(LockName::parse(&[b'x'; 252]), Err(BadName::TooLong { bytes: 252 }));
+        assert_eq!(LockName::parse(b""), Err(NameError::Empty));
+        assert_eq!(LockName::parse(&[b'x'; 252]), Err(NameError::TooLong { bytes: 252 }));
         for (bad, position, byte) in
             [(&b"a/b"[..], 1, b'/'), (b"a\n", 1, b'\n'), (b"\0", 0, 0), (b"a b", 1, b' '), (b"\xc3\xa4", 0, 0xc3)]
         {
-            assert_eq!(LockName::parse(bad), Err(BadName::Byte { position, byte }));
+            assert_eq!(LockName::parse(bad), Err(NameError::Byte { position, byte }));
         }
         assert_eq!(
             LockName::parse(b"a\n").unwrap_err().to_string(),

@@ -1,4 +1,5 @@
-//! CMD as a job: how it is started, what reaches it, and who has the terminal while it runs, stops and ends.
+//! CMD as a job: how it is started, which signals reach it, and who has the terminal while it runs,
+//! stops and ends.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -8,110 +9,122 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use super::start::Start;
-use super::terminal::Terminal;
-use super::{VARIABLES, tree};
-use crate::command::OWN_PROGRAM;
-use crate::command::options::Run;
+use super::exec_shim::ExecShim;
+use super::process_tree;
+use super::terminal::{Placement, Terminal};
+use crate::command::environment::LockEnvironment;
+use crate::command::exec::OWN_PROGRAM;
 
-/// The process that the user's shell knows, and its process group.
+/// The job that the user's shell knows: the launcher, and the process group that it is in.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Front {
-    pub(super) pid: Pid,
+pub(super) struct UserJob {
+    pub(super) launcher: Pid,
     pub(super) group: Pid,
 }
 
-/// CMD. Its process group has its own number.
+/// What to run, and how.
+pub(super) struct JobSpec<'a> {
+    /// CMD and its arguments.
+    pub(super) words: &'a [OsString],
+    /// The signals that were blocked when `distrilock run` started.
+    pub(super) mask: &'a SigSet,
+    pub(super) environment: LockEnvironment,
+    /// `None` leaves CMD our stdin.
+    pub(super) stdin: Option<Stdio>,
+}
+
+/// CMD. It leads its own process group.
 pub(super) struct Job {
     pub(super) pid: Pid,
-    front: Front,
+    user_job: UserJob,
     terminal: Option<Terminal>,
-    /// Whether CMD has the terminal, or had it when it stopped.
-    has_terminal: bool,
+    /// Where CMD is, or was when it stopped.
+    placement: Placement,
 }
 
 impl Job {
-    /// Starts CMD in a process group of its own. It gets the terminal at once if it is alone with it, as far as one can tell: in
-    /// a pipeline it gets it when it asks for it (`stopped`), since the others may want to read from it.
-    pub(super) fn start(
-        options: &Run,
-        words: &[OsString],
-        front: Front,
-        mask: &SigSet,
-        variables: &[(&'static str, String)],
-    ) -> io::Result<Self> {
+    /// Starts CMD in its own process group. It gets the terminal at once if, as far as one can
+    /// tell, nothing else uses it. In a pipeline, where other commands may want to read from the
+    /// terminal, CMD gets it when it asks for it ([`Job::stopped`]).
+    pub(super) fn start(user_job: UserJob, spec: JobSpec<'_>) -> io::Result<Self> {
         let terminal = Terminal::open();
-        let job_is_in_front = terminal.as_ref().is_some_and(|terminal| terminal.belongs_to(front.group));
-        let foreground = job_is_in_front && io::stdin().is_terminal() && io::stdout().is_terminal();
-        let start = Start { foreground, mask, command: words };
+        let user_job_has_it = terminal.as_ref().is_some_and(|terminal| terminal.belongs_to(user_job.group));
+        let placement = match user_job_has_it && io::stdin().is_terminal() && io::stdout().is_terminal() {
+            true => Placement::Foreground,
+            false => Placement::Background,
+        };
+        let shim = ExecShim { placement, mask: spec.mask, words: spec.words };
         let mut command = Command::new(OWN_PROGRAM);
-        command.arg0("distrilock").args(start.arguments()).process_group(0);
-        for name in VARIABLES {
-            command.env_remove(name);
-        }
-        command.envs(variables.iter().map(|(name, value)| (name, value)));
-        if options.no_stdin {
-            command.stdin(Stdio::null());
+        command.arg0("distrilock").args(shim.arguments()).process_group(0);
+        spec.environment.apply(&mut command);
+        if let Some(stdin) = spec.stdin {
+            command.stdin(stdin);
         }
         let pid = Pid::from_raw(i32::try_from(command.spawn()?.id()).expect("process numbers are below 2^22"));
-        Ok(Self { pid, front, terminal, has_terminal: foreground })
+        Ok(Self { pid, user_job, terminal, placement })
     }
 
-    /// Passes a signal on to all processes of CMD's group, as a terminal or `kill %1` does.
+    /// Sends a signal to all processes of CMD's group, as a terminal or `kill %1` does.
     pub(super) fn signal(&self, signal: Signal) {
-        // Nobody may be left in it.
+        // The group may be empty.
         let _ = killpg(self.pid, signal);
     }
 
-    /// Asks everything that CMD started to end, what is stopped as well.
+    /// Asks everything that CMD started to end, including stopped processes.
     pub(super) fn terminate(&self, signal: Signal) {
-        tree::signal(self.pid, signal);
-        tree::signal(self.pid, Signal::SIGCONT);
+        process_tree::signal(self.pid, signal);
+        process_tree::signal(self.pid, Signal::SIGCONT);
     }
 
-    /// CMD has stopped. If it wants the terminal, and the user's job has it, it gets it; else the user's job stops, too.
+    /// CMD has stopped. If it wants the terminal and the user's job has it, CMD gets it and
+    /// continues; otherwise the user's job stops, too.
     pub(super) fn stopped(&mut self, signal: Signal) {
-        let belongs_to = |group| self.terminal.as_ref().is_some_and(|terminal| terminal.belongs_to(group));
-        if matches!(signal, Signal::SIGTTIN | Signal::SIGTTOU) && belongs_to(self.front.group) {
-            self.has_terminal = true;
-            return self.go_on();
+        if matches!(signal, Signal::SIGTTIN | Signal::SIGTTOU) && self.terminal_of(self.user_job.group).is_some() {
+            self.placement = Placement::Foreground;
+            return self.resume();
         }
-        self.has_terminal = belongs_to(self.pid);
-        if self.has_terminal {
-            // Ctrl-Z reached CMD's group alone. Without us, it would have reached this one.
+        if self.terminal_of(self.pid).is_some() {
+            self.placement = Placement::Foreground;
+            // Ctrl-Z reached CMD's group alone. Without us, it would have reached the group of the
+            // user's job.
             self.give_back_terminal();
-            let _ = killpg(self.front.group, Signal::SIGTSTP);
+            let _ = killpg(self.user_job.group, Signal::SIGTSTP);
         } else {
-            let _ = kill(self.front.pid, Signal::SIGTSTP);
+            self.placement = Placement::Background;
+            let _ = kill(self.user_job.launcher, Signal::SIGTSTP);
         }
     }
 
-    /// The user's job goes on, and so does CMD, with the terminal if it had it and the job has it again.
-    pub(super) fn go_on(&self) {
-        if let Some(terminal) = &self.terminal
-            && self.has_terminal
-            && terminal.belongs_to(self.front.group)
+    /// The user's job continues, and so does CMD. CMD gets the terminal if it had it before and the
+    /// user's job has it now.
+    pub(super) fn resume(&self) {
+        if self.placement == Placement::Foreground
+            && let Some(terminal) = self.terminal_of(self.user_job.group)
         {
             terminal.give_to(self.pid);
         }
         self.signal(Signal::SIGCONT);
     }
 
+    /// The terminal, if this process group has it.
+    fn terminal_of(&self, group: Pid) -> Option<&Terminal> {
+        self.terminal.as_ref().filter(|terminal| terminal.belongs_to(group))
+    }
+
     fn give_back_terminal(&self) {
-        if let Some(terminal) = &self.terminal
-            && terminal.belongs_to(self.pid)
-        {
-            terminal.give_to(self.front.group);
+        if let Some(terminal) = self.terminal_of(self.pid) {
+            terminal.give_to(self.user_job.group);
         }
     }
 
-    /// CMD has ended: the terminal is the user's again. If a key ended it, that signal goes to the group in which CMD would have
-    /// been without us, as to the shell script that the key is to end.
+    /// CMD has ended, so the terminal is the user's again. If a key ended CMD, the signal also goes
+    /// to the group in which CMD would have been without us, for example to the shell script that
+    /// the key is meant to end. Returns whether it was a key.
     pub(super) fn ended(&self, by: Option<Signal>) -> bool {
         self.give_back_terminal();
-        let by_key = self.has_terminal && matches!(by, Some(Signal::SIGINT | Signal::SIGQUIT));
+        let by_key = self.placement == Placement::Foreground && matches!(by, Some(Signal::SIGINT | Signal::SIGQUIT));
         if by_key {
-            let _ = killpg(self.front.group, by);
+            let _ = killpg(self.user_job.group, by);
         }
         by_key
     }

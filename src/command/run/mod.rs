@@ -1,80 +1,75 @@
-//! `distrilock run`: a command under a lock, in four processes one below the other.
+//! `distrilock run`: a command under a lock, in three processes, each the parent of the next.
 //!
 //! ```text
-//! front    what the user started: passes signals on, stops and ends as CMD does
-//!  guard   holds the connection and so the lock; a subreaper; ends CMD's tree when the lock is lost or the front dies
-//!   start  becomes CMD, in a process group of its own
+//!  the user's shell
+//!      |  starts the launcher, and sees it stop, continue and end as CMD does
+//!      v
+//!  launcher    in the user's process group; holds nothing
+//!      |         down: the signals that it gets
+//!      |         up: SIGTSTP when CMD has stopped; a report of 3 bytes in a pipe
+//!      |         if one of the two dies, the other kills CMD's tree
+//!      v
+//!  guard       in its own process group; holds the connection and so the lock; a subreaper
+//!      |         down: signals to CMD's group
+//!      |         up: SIGCHLD when CMD has stopped or ended; questions of `distrilock verify`
+//!      |         if the guard dies, the kernel kills CMD, too
+//!      v
+//!  exec shim   in CMD's process group; takes the terminal, unblocks signals, becomes CMD
+//!      |
+//!      v
+//!  CMD's tree  all that CMD starts, whatever its process group, session or parent
 //! ```
 //!
-//! docs/decisions/0015 says why.
+//! - `launcher`, `guard` and `exec_shim` are the three processes. `launcher_link` is the guard's
+//!   side of what joins it to the launcher; `report` is what goes through the pipe.
+//! - The guard acquires the lock (`guarded_lock`); its `supervisor` attends to CMD, as a `job` of
+//!   the `terminal` and as a `process_tree`.
+//! - `no_fork` is `-F`: one process, which becomes CMD.
+//!
+//! docs/decisions/0015 has the reasons. It calls the launcher the front, and the exec shim the
+//! start.
 
-mod answer;
-mod front;
+mod exec_shim;
 mod guard;
+mod guarded_lock;
 mod job;
-mod plain;
+mod launcher;
+mod launcher_link;
+mod no_fork;
+mod process_tree;
+mod random;
 mod report;
-mod signals;
-mod start;
+mod supervisor;
 mod terminal;
-mod tree;
-mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use super::options::Run;
-use super::values::is_one_of;
-use super::{say, session, status};
+use super::options::RunOptions;
+use super::values::host_matches;
+use super::{connect, output, status};
 use distrilock_client::Server;
 
-pub(super) use answer::{Answer, GUARD as GUARD_SOCKET};
-pub(super) use guard::{WORD as GUARD, main as guard};
-pub(super) use plain::DESCRIPTOR;
-pub(super) use signals::is_ignored;
-pub(super) use start::{WORD as START, main as start, not_run};
+pub(super) use exec_shim::{WORD as EXEC_SHIM_WORD, main as exec_shim_main};
+pub(super) use guard::{WORD as GUARD_WORD, main as guard_main};
 
-/// Runs CMD under a lock. `arguments` are those of the whole command, which the guard reads again.
-pub(super) fn main(options: &Run, servers: &[Server], arguments: &[OsString]) -> ExitCode {
-    let checked = options.asking.check(&options.names).and_then(|()| options.words());
+/// Runs CMD under a lock. `arguments` are those of the whole command; the guard parses them again.
+pub(super) fn main(options: &RunOptions, servers: &[Server], arguments: &[OsString]) -> ExitCode {
+    let checked = options.acquire.check().and_then(|()| options.words());
     let words = match checked {
         Ok(words) => words,
-        Err(contradiction) => {
-            say::error(&format!("{contradiction}; see distrilock run --help"));
+        Err(error) => {
+            output::message(&format!("{error}; see distrilock run --help"));
             return ExitCode::from(status::USAGE);
         }
     };
-    let host = session::host();
-    if !options.only_on.is_empty() && !is_one_of(&host, &options.only_on) {
-        if options.asking.verbose {
-            say::error(&format!("{host} is none of the hosts of --only-on"));
+    let host = connect::host();
+    if !options.only_on.is_empty() && !host_matches(&host, &options.only_on) {
+        if options.acquire.verbose {
+            output::message(&format!("doing nothing: this host, {host}, is not in the list of --only-on"));
         }
         return ExitCode::from(status::DONE);
     }
-    let ended = if options.no_fork { plain::main(options, &words, servers) } else { front::main(arguments) };
-    ended.unwrap_or_else(|trouble| ExitCode::from(trouble.tell(options.busy_status())))
-}
-
-/// The variables that CMD finds, set by us or left by an outer `distrilock run`.
-const VARIABLES: [&str; 8] = [
-    "DISTRILOCK_LOCK",
-    "DISTRILOCK_SLOT",
-    "DISTRILOCK_FENCE",
-    "DISTRILOCK_TOKEN",
-    "DISTRILOCK_SESSION",
-    "DISTRILOCK_HELD",
-    answer::GUARD,
-    DESCRIPTOR,
-];
-
-/// What CMD is told of the lock. Several locks stand in the order in which they were asked for, separated by commas, and so do
-/// the slots of one; a lock without a slot, or without a fence, has none there.
-fn variables(session: &str, held: &distrilock_client::Held) -> Vec<(&'static str, String)> {
-    let join = |parts: Vec<String>| if parts.is_empty() { None } else { Some(parts.join(",")) };
-    let locks = held.locks();
-    let lock = join(locks.iter().map(|lock| lock.name.to_string()).collect());
-    let slot = join(locks.iter().flat_map(|lock| lock.slots.iter().map(ToString::to_string)).collect());
-    let fence = join(locks.iter().filter_map(|lock| Some(lock.fence?.to_string())).collect());
-    let values = [lock, slot, fence.clone(), fence, Some(session.to_owned()), Some("1".to_owned())];
-    VARIABLES.into_iter().zip(values).filter_map(|(name, value)| Some((name, value?))).collect()
+    let ended = if options.no_fork { no_fork::main(options, &words, servers) } else { launcher::main(arguments) };
+    ended.unwrap_or_else(|error| ExitCode::from(output::report(&error, options.busy_status())))
 }

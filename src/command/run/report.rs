@@ -1,43 +1,45 @@
-//! What the guard tells the front at the end: how it has to end.
+//! What the guard reports to the launcher at the end.
 
 use nix::sys::signal::Signal;
 
+use super::process_tree::Ending;
 use crate::command::status;
 
-/// A report: how to end, and whether the guard stays behind, to keep the lock.
+/// How the launcher has to end, and what becomes of the guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Report {
-    pub(super) end: End,
-    pub(super) guard_stays: bool,
+    pub(super) ending: Ending,
+    pub(super) guard: GuardAfterwards,
 }
 
-/// How `distrilock run` ends.
+/// What the guard does after its report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// With this exit status.
-    Status(u8),
-    /// By this signal.
-    Signal(Signal),
+pub(super) enum GuardAfterwards {
+    /// It ends.
+    Ends,
+    /// It stays in the background and keeps the lock.
+    Stays,
 }
 
 impl Report {
+    /// The length of a report in the pipe.
     pub(super) const BYTES: usize = 3;
 
     pub(super) fn to_bytes(self) -> [u8; Self::BYTES] {
-        let stays = u8::from(self.guard_stays);
-        match self.end {
-            End::Status(status) => [b'e', status, stays],
-            End::Signal(signal) => [b's', u8::try_from(signal as i32).expect("signals are below 32"), stays],
+        let stays = u8::from(self.guard == GuardAfterwards::Stays);
+        match self.ending {
+            Ending::Status(status) => [b'e', status, stays],
+            Ending::Signal(signal) => [b's', u8::try_from(signal as i32).expect("signals are below 32"), stays],
         }
     }
 
-    pub(super) fn of_bytes([kind, number, stays]: [u8; Self::BYTES]) -> Self {
-        let end = match Signal::try_from(i32::from(number)) {
-            Ok(signal) if kind == b's' => End::Signal(signal),
-            Err(_) if kind == b's' => End::Status(status::SYSTEM),
-            _ => End::Status(number),
+    pub(super) fn from_bytes([kind, number, stays]: [u8; Self::BYTES]) -> Self {
+        let ending = match Signal::try_from(i32::from(number)) {
+            Ok(signal) if kind == b's' => Ending::Signal(signal),
+            Err(_) if kind == b's' => Ending::Status(status::SYSTEM),
+            _ => Ending::Status(number),
         };
-        Self { end, guard_stays: stays != 0 }
+        Self { ending, guard: if stays == 0 { GuardAfterwards::Ends } else { GuardAfterwards::Stays } }
     }
 }
 
@@ -45,13 +47,13 @@ impl Report {
 mod tests {
     use super::*;
 
-    /// A report comes through the pipe as it was.
+    /// A report survives the pipe unchanged.
     #[test]
     fn through_the_pipe() {
-        for end in [End::Status(0), End::Status(255), End::Signal(Signal::SIGINT)] {
-            for guard_stays in [false, true] {
-                let report = Report { end, guard_stays };
-                assert_eq!(Report::of_bytes(report.to_bytes()), report);
+        for ending in [Ending::Status(0), Ending::Status(255), Ending::Signal(Signal::SIGINT)] {
+            for guard in [GuardAfterwards::Ends, GuardAfterwards::Stays] {
+                let report = Report { ending, guard };
+                assert_eq!(Report::from_bytes(report.to_bytes()), report);
             }
         }
     }

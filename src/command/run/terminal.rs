@@ -1,8 +1,16 @@
-//! The controlling terminal and which process group has it: what reads from it, and what Ctrl-C and Ctrl-Z reach.
+//! The controlling terminal, and which process group has it: that group reads from it and gets
+//! Ctrl-C and Ctrl-Z.
 
 use std::fs::File;
 
 use nix::unistd::{Pid, tcgetpgrp, tcsetpgrp};
+
+/// Whether a job has the terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Placement {
+    Foreground,
+    Background,
+}
 
 /// The controlling terminal.
 pub(super) struct Terminal(File);
@@ -18,9 +26,10 @@ impl Terminal {
         tcgetpgrp(&self.0) == Ok(group)
     }
 
-    /// Gives the terminal to a process group. Whoever calls has SIGTTOU blocked, else it would stop (tcsetpgrp(3)).
+    /// Gives the terminal to a process group. The caller must have blocked SIGTTOU, which would
+    /// stop it (tcsetpgrp(3)).
     pub(super) fn give_to(&self, group: Pid) {
-        // The group can have ended just now: then the next process that cares takes the terminal.
+        // The group may just have ended. Then the next process that cares takes the terminal.
         let _ = tcsetpgrp(&self.0, group);
     }
 }

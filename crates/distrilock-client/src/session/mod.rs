@@ -1,11 +1,13 @@
-//! A session as its client knows it: what was asked, what is held, and until when. It decides, without a socket and without a
-//! clock: time is an argument, bytes go into an outbox, and answers leave as effects, to be carried out once nothing is locked.
+//! A session as its client knows it: what was requested, what is held, and until when. It decides
+//! without a socket and without a clock: time is an argument, bytes go into an outbox, and results
+//! leave as effects, which are carried out once nothing is locked.
 //!
-//! The deadline (docs/decisions/0013): the daemon gives a silent client up, and hands its locks on. So the client counts from when
-//! the last request that was answered was *sent*, which the daemon cannot have received earlier, and stops sooner than that.
+//! The deadline (docs/decisions/0013): the daemon gives a silent client up, and grants its locks to
+//! others. So the client counts from when the last answered request was *sent*, since the daemon
+//! cannot have received it earlier, and stops before the daemon gives it up.
 
+mod held;
 mod receive;
-mod record;
 #[cfg(test)]
 mod tests;
 
@@ -13,52 +15,45 @@ use std::collections::HashMap;
 
 use tokio::sync::{oneshot, watch};
 
-use super::acquire::Asked;
-use super::boot::BootTime;
-use super::error::{AcquireError, Disconnected, Lost};
-use super::message::{self, HeldLock, Refusal, Request};
-use super::timing::Timing;
+use crate::boottime::BootTime;
+use crate::error::{AcquireError, DisconnectedError, LostError, RequestError};
+use crate::grant::{GrantGuard, HeldLock};
+use crate::timing::Timing;
+use crate::wanted::Asked;
 use distrilock_protocol::limits::FRAME_BYTES_MAX;
 use distrilock_protocol::name::LockName;
-use record::Held;
-pub use record::Standing;
+use distrilock_protocol::v1::{Id, Op, RequestObject};
+use held::HeldGrant;
+pub use held::Standing;
 
-/// A daemon's answer to a request other than an acquire: the reply's bytes, or a refusal.
-pub(super) type Answer = Result<Vec<u8>, NoAnswer>;
+/// How a request other than an acquire ends: with the bytes of the reply, or an error.
+pub(crate) type ReplyResult = Result<Vec<u8>, RequestError>;
 
-/// Why there is no reply that says yes.
-#[derive(Clone, Debug)]
-pub(super) enum NoAnswer {
-    Refused(Refusal),
-    Lost(Lost),
-    TooLong(usize),
-    Disconnected(Disconnected),
-}
+/// Where a grant goes.
+pub(crate) type GrantSender = oneshot::Sender<Result<GrantGuard, AcquireError>>;
 
-/// The locks of a grant that is to be handed over. Whoever carries the effect out makes it one that releases itself.
-pub(super) type Offer = oneshot::Sender<Result<super::held::Grant, AcquireError>>;
-
-/// What is to be done once the session is not locked: what is sent may be dropped at once, and come back as a release.
+/// What has to be done once the session is not locked: what is sent may be dropped at once, and
+/// come back as a release.
 #[derive(Debug)]
-pub(super) enum Effect {
+pub(crate) enum Effect {
     Granted {
-        to: Offer,
+        to: GrantSender,
         key: u64,
         locks: Vec<HeldLock>,
     },
     NotGranted {
-        to: Offer,
+        to: GrantSender,
         error: AcquireError,
     },
-    Answered {
-        to: oneshot::Sender<Answer>,
-        answer: Answer,
+    Replied {
+        to: oneshot::Sender<ReplyResult>,
+        reply: ReplyResult,
     },
-    /// A name may be asked for again.
+    /// A name can be requested again.
     Freed,
 }
 
-/// A request that is not answered yet.
+/// A request that has not been answered yet.
 #[derive(Debug)]
 struct Pending {
     sent: BootTime,
@@ -69,75 +64,75 @@ struct Pending {
 enum Kind {
     /// A heartbeat.
     Ping,
-    /// Its answer is of no use.
+    /// Its answer is not needed.
     Cancel,
     Acquire {
         names: Vec<LockName>,
         waits: bool,
-        to: Offer,
+        to: GrantSender,
     },
-    /// A heartbeat that stands between a grant and its handing over: see `granted`.
+    /// A heartbeat between a grant and its delivery: see `granted`.
     Confirm {
         key: u64,
         locks: Vec<HeldLock>,
-        to: Offer,
+        to: GrantSender,
     },
     Verify {
         key: u64,
-        to: oneshot::Sender<Answer>,
+        to: oneshot::Sender<ReplyResult>,
     },
     Release {
         names: Vec<LockName>,
-        to: Option<oneshot::Sender<Answer>>,
+        to: Option<oneshot::Sender<ReplyResult>>,
     },
     Bye {
-        to: oneshot::Sender<Answer>,
+        to: oneshot::Sender<ReplyResult>,
     },
     Ask {
-        to: oneshot::Sender<Answer>,
+        to: oneshot::Sender<ReplyResult>,
     },
 }
 
 /// What a session does with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Use {
-    /// It is acquired, or held.
+    /// It is being acquired, or held.
     Taken,
-    /// It is given back, or its acquire was abandoned: soon it may be asked for again.
+    /// It is being released, or its acquire was abandoned. It can be requested again soon.
     Leaving,
 }
 
-/// Why a name cannot be asked for.
+/// Why an acquire cannot start now.
 #[derive(Debug)]
-pub(super) enum NotNow {
-    /// It is on its way out: wait for [`Effect::Freed`].
+pub(crate) enum StartError {
+    /// A name is still being released: wait for [`Effect::Freed`].
     Leaving,
     Refused(AcquireError),
 }
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(crate) struct ClientSession {
     timing: Timing,
     last: u64,
     pending: HashMap<u64, Pending>,
-    held: HashMap<u64, Held>,
+    held: HashMap<u64, HeldGrant>,
     names: HashMap<LockName, Use>,
-    /// Lines that are to be sent.
-    pub(super) outbox: Vec<u8>,
-    /// When the last request that was answered was sent; or when the session ceased to be idle.
+    /// Lines to be sent.
+    pub(crate) outbox: Vec<u8>,
+    /// When the last answered request was sent, or when the session stopped being idle.
     proof: BootTime,
-    /// Whether a heartbeat is unanswered.
+    /// Whether a heartbeat waits for its answer.
     pinging: bool,
     next_ping: BootTime,
-    /// Whether bye is on its way: what is granted meanwhile is released by the daemon.
+    /// Whether bye has been sent. The daemon releases what it grants after that.
     leaving: bool,
-    ended: Option<Disconnected>,
-    pub(super) effects: Vec<Effect>,
+    ended: Option<DisconnectedError>,
+    pub(crate) effects: Vec<Effect>,
 }
 
-impl Session {
-    pub(super) fn new(timing: Timing, now: BootTime) -> Self {
+impl ClientSession {
+    pub(crate) fn new(timing: Timing, now: BootTime) -> Self {
         Self {
             timing,
             last: 0,
@@ -154,18 +149,18 @@ impl Session {
         }
     }
 
-    pub(super) fn ended(&self) -> Option<&Disconnected> {
+    pub(crate) fn ended(&self) -> Option<&DisconnectedError> {
         self.ended.as_ref()
     }
 
-    /// The daemon has said how long it bears with silence.
-    pub(super) fn set_timing(&mut self, timing: Timing) {
+    /// Sets the times, once the daemon has said how long it tolerates silence.
+    pub(crate) fn set_timing(&mut self, timing: Timing) {
         self.timing = timing;
     }
 
-    /// Why nothing new can be asked, if nothing can.
-    fn unusable(&self) -> Option<Disconnected> {
-        self.ended.clone().or_else(|| self.leaving.then_some(Disconnected::Bye))
+    /// Why nothing new can be requested; None if something can.
+    fn unusable(&self) -> Option<DisconnectedError> {
+        self.ended.clone().or_else(|| self.leaving.then_some(DisconnectedError::Bye))
     }
 
     fn is_busy(&self) -> bool {
@@ -177,30 +172,31 @@ impl Session {
     }
 
     /// When `tick` has something to do.
-    pub(super) fn next_tick(&self) -> Option<BootTime> {
+    pub(crate) fn next_tick(&self) -> Option<BootTime> {
         if !self.is_busy() || self.ended.is_some() {
             return None;
         }
         let ping = (!self.pinging).then_some(self.next_ping);
-        let standing = self.held.values().filter(|held| !held.is_lost()).filter_map(Held::until);
+        let standing = self.held.values().filter(|held| !held.is_lost()).filter_map(HeldGrant::until);
         standing.chain(ping).chain([self.deadline()]).min()
     }
 
-    /// Ends what is over. Everything that looks at the session or changes it calls this first, so that nothing is called held
-    /// after its deadline, whether or not the task that drives the connection has had its turn.
-    pub(super) fn check(&mut self, now: BootTime) {
+    /// Ends what is over. Everything that looks at the session or changes it calls this first. So
+    /// nothing counts as held after its deadline, even if the task that drives the connection has
+    /// not run.
+    pub(crate) fn check(&mut self, now: BootTime) {
         if self.ended.is_none() && self.is_busy() && now >= self.deadline() {
-            self.end(&Disconnected::Silent { silence: self.timing.silence_max });
+            self.end(&DisconnectedError::Silent { silence: self.timing.silence_max });
         }
         for held in self.held.values() {
             if held.until().is_some_and(|until| now >= until) {
-                held.lose(Lost::Unproven);
+                held.lose(LostError::Unproven);
             }
         }
     }
 
-    /// Sends the heartbeat that is due. Idle sessions need none: they have nothing to lose.
-    pub(super) fn tick(&mut self, now: BootTime) {
+    /// Sends the heartbeat that is due. An idle session needs none: it has nothing to lose.
+    pub(crate) fn tick(&mut self, now: BootTime) {
         if self.ended.is_none() && self.is_busy() && !self.pinging && now >= self.next_ping {
             self.ping(now, Kind::Ping);
             self.pinging = true;
@@ -209,28 +205,28 @@ impl Session {
     }
 
     fn ping(&mut self, now: BootTime, kind: Kind) {
-        self.send(now, Request { op: "ping", ..Request::default() }, kind);
+        self.send(now, &RequestObject::from(&Op::Ping), kind);
     }
 
-    /// Ends the session: its locks are lost, and its requests come to nothing.
-    pub(super) fn end(&mut self, why: &Disconnected) {
+    /// Ends the session: its locks are lost, and its requests fail.
+    pub(crate) fn end(&mut self, why: &DisconnectedError) {
         if self.ended.is_some() {
             return;
         }
         self.ended = Some(why.clone());
-        self.held.values().for_each(|held| held.lose(Lost::Disconnected(why.clone())));
+        self.held.values().for_each(|held| held.lose(LostError::Disconnected(why.clone())));
         for (_, Pending { kind, .. }) in std::mem::take(&mut self.pending) {
             match kind {
                 Kind::Ping | Kind::Cancel => {}
                 Kind::Acquire { to, .. } | Kind::Confirm { to, .. } => {
                     self.effects.push(Effect::NotGranted { to, error: AcquireError::Disconnected(why.clone()) });
                 }
-                Kind::Bye { to } if matches!(why, Disconnected::Closed | Disconnected::Bye) => {
-                    // What bye asks for has come about.
-                    self.effects.push(Effect::Answered { to, answer: Ok(Vec::new()) });
+                Kind::Bye { to } if matches!(why, DisconnectedError::Closed | DisconnectedError::Bye) => {
+                    // What bye asks for has happened.
+                    self.effects.push(Effect::Replied { to, reply: Ok(Vec::new()) });
                 }
                 Kind::Verify { to, .. } | Kind::Release { to: Some(to), .. } | Kind::Bye { to } | Kind::Ask { to } => {
-                    self.effects.push(Effect::Answered { to, answer: Err(NoAnswer::Disconnected(why.clone())) });
+                    self.effects.push(Effect::Replied { to, reply: Err(RequestError::Disconnected(why.clone())) });
                 }
                 Kind::Release { to: None, .. } => {}
             }
@@ -240,70 +236,70 @@ impl Session {
         self.effects.push(Effect::Freed);
     }
 
-    /// Writes a request; a caller that lets others choose its length has measured it before.
-    fn send(&mut self, now: BootTime, request: Request<'_>, kind: Kind) -> u64 {
+    /// Writes a request. The caller has checked its length.
+    fn send(&mut self, now: BootTime, request: &RequestObject<'_>, kind: Kind) -> u64 {
         if !self.is_busy() {
-            // Nothing was at stake, so that no heartbeat was sent; from now on there is.
+            // Nothing was at stake, so no heartbeat was sent. From now on, something is.
             self.proof = now;
             self.next_ping = now + self.timing.heartbeat;
         }
         self.last += 1;
         let id = self.last;
-        self.outbox.extend_from_slice(&line(&Request { id, ..request }));
+        self.outbox.extend_from_slice(&request.line(id));
         self.pending.insert(id, Pending { sent: now, kind });
         id
     }
 
-    /// Asks something of which the session keeps no account.
-    pub(super) fn ask(&mut self, now: BootTime, request: Request<'_>) -> oneshot::Receiver<Answer> {
+    /// Asks something that the session keeps no account of.
+    pub(crate) fn ask(&mut self, now: BootTime, request: &RequestObject<'_>) -> oneshot::Receiver<ReplyResult> {
         let (to, answer) = oneshot::channel();
-        let bytes = line(&request).len() + ID_BYTES_MAX;
+        let bytes = request.line(u64::MAX).len();
         match self.unusable() {
-            Some(why) => self.answer(to, Err(NoAnswer::Disconnected(why))),
-            None if bytes > FRAME_BYTES_MAX => self.answer(to, Err(NoAnswer::TooLong(bytes))),
+            Some(why) => self.reply_to(to, Err(RequestError::Disconnected(why))),
+            None if bytes > FRAME_BYTES_MAX => self.reply_to(to, Err(RequestError::TooLong { bytes })),
             None => drop(self.send(now, request, Kind::Ask { to })),
         }
         answer
     }
 
-    fn answer(&mut self, to: oneshot::Sender<Answer>, answer: Answer) {
-        self.effects.push(Effect::Answered { to, answer });
+    fn reply_to(&mut self, to: oneshot::Sender<ReplyResult>, reply: ReplyResult) {
+        self.effects.push(Effect::Replied { to, reply });
     }
 
     /// Sends an acquire; its answer comes through `to`.
     ///
     /// # Errors
-    /// If the session has ended or has one of the names already.
-    pub(super) fn acquire(&mut self, now: BootTime, asked: &Asked, to: Offer) -> Result<u64, NotNow> {
+    /// If the session has ended or already uses one of the names.
+    pub(crate) fn acquire(&mut self, now: BootTime, asked: &Asked, to: GrantSender) -> Result<u64, StartError> {
         if let Some(why) = self.unusable() {
-            return Err(NotNow::Refused(AcquireError::Disconnected(why)));
+            return Err(StartError::Refused(AcquireError::Disconnected(why)));
         }
         let names = asked.names();
         let taken = names.iter().find(|name| self.names.get(*name) == Some(&Use::Taken));
         if let Some(lock) = taken {
-            return Err(NotNow::Refused(AcquireError::AlreadyHeld { lock: lock.clone() }));
+            return Err(StartError::Refused(AcquireError::AlreadyHeld { lock: lock.clone() }));
         }
         if names.iter().any(|name| self.names.contains_key(name)) {
-            return Err(NotNow::Leaving);
+            return Err(StartError::Leaving);
         }
         self.names.extend(names.iter().map(|name| (name.clone(), Use::Taken)));
         let kind = Kind::Acquire { names, waits: asked.waits(), to };
-        Ok(self.send(now, asked.request(), kind))
+        Ok(self.send(now, &asked.request(), kind))
     }
 
-    /// Nobody waits for the answer of an acquire any more. A grant that is on its way finds nobody to take it, and is released.
-    pub(super) fn abandon(&mut self, now: BootTime, id: u64) {
+    /// Abandons an acquire. A grant that is on its way has no receiver any more, and is released.
+    pub(crate) fn abandon(&mut self, now: BootTime, id: u64) {
         let Some(Pending { kind: Kind::Acquire { names, waits, .. }, .. }) = self.pending.get(&id) else { return };
         for name in names {
             self.names.insert(name.clone(), Use::Leaving);
         }
         if *waits {
-            self.send(now, Request { op: "cancel", request: Some(id), ..Request::default() }, Kind::Cancel);
+            self.send(now, &RequestObject::from(&Op::Cancel(Id::Number(id))), Kind::Cancel);
         }
     }
 
-    /// Gives up what was granted under `key`: nobody holds it from now on. Without `to` nobody waits for the answer.
-    pub(super) fn release(&mut self, now: BootTime, key: u64, to: Option<oneshot::Sender<Answer>>) {
+    /// Releases what was granted under `key`. Without `to`, nobody waits for the answer.
+    pub(crate) fn release(&mut self, now: BootTime, key: u64, to: Option<oneshot::Sender<ReplyResult>>) {
         let Some(held) = self.held.get(&key) else { return };
         let lost = match &*held.standing.borrow() {
             Standing::Lost(lost) => Some(lost.clone()),
@@ -312,7 +308,7 @@ impl Session {
         let names = held.names.clone();
         let to = match (to, lost) {
             (Some(to), Some(lost)) => {
-                self.answer(to, Err(NoAnswer::Lost(lost)));
+                self.reply_to(to, Err(RequestError::Lost(lost)));
                 None
             }
             (to, _) => to,
@@ -320,79 +316,68 @@ impl Session {
         if self.ended.is_none() && !names.is_empty() {
             self.send_release(now, &names, to);
         } else if let Some(to) = to {
-            self.answer(to, Ok(Vec::new()));
+            self.reply_to(to, Ok(Vec::new()));
         }
         self.held.remove(&key);
     }
 
-    fn send_release(&mut self, now: BootTime, names: &[LockName], to: Option<oneshot::Sender<Answer>>) {
+    fn send_release(&mut self, now: BootTime, names: &[LockName], to: Option<oneshot::Sender<ReplyResult>>) {
         self.names.extend(names.iter().map(|name| (name.clone(), Use::Leaving)));
-        let texts: Vec<&str> = names.iter().map(LockName::as_str).collect();
-        let mut request = Request { op: "release", ..Request::default() };
-        if let [lock] = texts[..] {
-            request.lock = Some(lock);
-        } else {
-            request.locks = Some(texts.into_iter().map(message::Entry::Name).collect());
-        }
-        let outgoing = line(&request);
-        debug_assert!(outgoing.len() < FRAME_BYTES_MAX, "a release names no more locks than an acquire did");
-        self.send(now, request, Kind::Release { names: names.to_vec(), to });
+        let op = match names {
+            [lock] => Op::Release(lock.clone()),
+            locks => Op::ReleaseAll(locks.to_vec()),
+        };
+        let request = RequestObject::from(&op);
+        debug_assert!(request.line(0).len() < FRAME_BYTES_MAX, "a release names no more locks than an acquire did");
+        self.send(now, &request, Kind::Release { names: names.to_vec(), to });
     }
 
-    /// Asks whether all that was granted under `key` is still real, name by name; each answer comes through its own receiver.
-    pub(super) fn verify(&mut self, now: BootTime, key: u64) -> Result<Vec<oneshot::Receiver<Answer>>, Lost> {
+    /// Asks whether everything that was granted under `key` is still real, name by name. Each
+    /// answer comes through its own receiver.
+    pub(crate) fn verify(&mut self, now: BootTime, key: u64) -> Result<Vec<oneshot::Receiver<ReplyResult>>, LostError> {
         let names = match self.held.get(&key) {
             Some(held) if !held.is_lost() => held.names.clone(),
             _ => return Err(self.lost(key)),
         };
         let ask = |name: &LockName| {
             let (to, answer) = oneshot::channel();
-            let request = Request { op: "verify", lock: Some(name.as_str()), ..Request::default() };
-            self.send(now, request, Kind::Verify { key, to });
+            self.send(now, &RequestObject::from(&Op::Verify(name.clone())), Kind::Verify { key, to });
             answer
         };
         Ok(names.iter().map(ask).collect())
     }
 
-    fn lost(&self, key: u64) -> Lost {
+    fn lost(&self, key: u64) -> LostError {
         let standing = self.held.get(&key).map(|held| held.standing.borrow().clone());
         match (standing, &self.ended) {
             (Some(Standing::Lost(lost)), _) => lost,
-            (_, Some(why)) => Lost::Disconnected(why.clone()),
-            _ => Lost::Disconnected(Disconnected::Dropped),
+            (_, Some(why)) => LostError::Disconnected(why.clone()),
+            _ => LostError::Disconnected(DisconnectedError::Dropped),
         }
     }
 
-    /// Says goodbye: everything is as good as released once this is on its way, so that nothing is called held any more.
-    pub(super) fn bye(&mut self, now: BootTime) -> oneshot::Receiver<Answer> {
+    /// Says goodbye. Everything is as good as released once this is sent, so nothing counts as held
+    /// any more.
+    pub(crate) fn bye(&mut self, now: BootTime) -> oneshot::Receiver<ReplyResult> {
         let (to, answer) = oneshot::channel();
         if let Some(why) = self.unusable() {
-            self.answer(to, Err(NoAnswer::Disconnected(why)));
+            self.reply_to(to, Err(RequestError::Disconnected(why)));
         } else {
             self.leaving = true;
-            self.held.values().for_each(|held| held.lose(Lost::Disconnected(Disconnected::Bye)));
-            self.send(now, Request { op: "bye", ..Request::default() }, Kind::Bye { to });
+            self.held.values().for_each(|held| held.lose(LostError::Disconnected(DisconnectedError::Bye)));
+            self.send(now, &RequestObject::from(&Op::Bye), Kind::Bye { to });
         }
         answer
     }
 
     /// Watches what was granted under `key`.
-    pub(super) fn watch(&self, key: u64) -> Option<watch::Receiver<Standing>> {
+    pub(crate) fn watch(&self, key: u64) -> Option<watch::Receiver<Standing>> {
         self.held.get(&key).map(|held| held.standing.subscribe())
     }
 
-    /// Until when what was granted under `key` is surely held, if nothing more is heard.
-    pub(super) fn valid_until(&self, key: u64) -> Option<BootTime> {
+    /// Until when what was granted under `key` is certain to be held, if nothing more is heard.
+    pub(crate) fn valid_until(&self, key: u64) -> Option<BootTime> {
         let held = self.held.get(&key).filter(|held| !held.is_lost())?;
         Some(held.until().map_or(self.deadline(), |until| until.min(self.deadline())))
     }
-}
-
-/// Room for the digits of an id.
-const ID_BYTES_MAX: usize = 20;
-
-fn line(request: &Request<'_>) -> Vec<u8> {
-    let mut line = serde_json::to_vec(request).expect("texts and numbers can always be written as JSON");
-    line.push(b'\n');
-    line
 }

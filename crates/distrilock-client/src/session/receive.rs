@@ -1,111 +1,122 @@
-//! What comes from the daemon, and what it means for the session.
+//! Messages of the daemon, and what they mean for the session.
 
 use std::collections::BTreeMap;
 
 use tokio::sync::{oneshot, watch};
 
-use super::record::{Held, Standing};
-use super::{Answer, Effect, Kind, NoAnswer, Offer, Pending, Session};
-use crate::boot::BootTime;
-use crate::error::{AcquireError, Disconnected, Excerpt, Lost};
-use crate::message::{self, Head, Refusal};
+use super::held::{HeldGrant, Standing};
+use super::{ClientSession, Effect, GrantSender, Kind, Pending, ReplyResult};
+use crate::boottime::BootTime;
+use crate::error::{AcquireError, DisconnectedError, Excerpt, LostError, Refused, RequestError, shown};
+use crate::grant;
 use distrilock_protocol::name::LockName;
+use distrilock_protocol::v1::{ErrorWord, Event, Head, Id, Refusal};
 
-impl Session {
+/// What a reply says: yes, with these bytes, or no.
+type Verdict<'a> = Result<&'a [u8], Refused>;
+
+impl ClientSession {
     /// Takes a message of the daemon.
     pub(crate) fn receive(&mut self, now: BootTime, text: &[u8]) {
         if self.ended.is_some() {
             return;
         }
-        let head: Head = match serde_json::from_slice(text) {
-            Ok(head) => head,
-            Err(error) => return self.garbage(format!("{error}: {}", Excerpt(text))),
-        };
-        match (&head.event, head.id, head.ok) {
-            (Some(event), None, None) => self.event(now, &event.clone(), &head),
-            (None, Some(id), Some(ok)) => match self.pending.remove(&id) {
-                Some(pending) => self.reply(now, pending, ok, &head, text),
-                None => self.garbage(format!("a reply to no request: {}", Excerpt(text))),
-            },
-            // The daemon's last words.
-            (None, None, Some(false)) => {
-                let Refusal { word, message, .. } = head.refusal();
-                self.end(&Disconnected::Told { word, message });
-            }
-            _ => self.garbage(format!("neither reply nor event: {}", Excerpt(text))),
+        if let Err(error) = self.understand(now, text) {
+            self.garbage(format!("{error}: {}", Excerpt(text)));
         }
     }
 
-    /// Once one message is not understood, none of those before and after it can be relied on.
-    fn garbage(&mut self, what: String) {
-        self.end(&Disconnected::Garbage { what });
+    fn understand(&mut self, now: BootTime, text: &[u8]) -> Result<(), serde_json::Error> {
+        let refusal = || serde_json::from_slice::<Refusal<'_>>(text).map(Refused::from);
+        let head: Head = serde_json::from_slice(text)?;
+        match (head.event, head.id, head.ok) {
+            (Some(_), None, None) => self.event(now, &serde_json::from_slice(text)?),
+            (None, Some(id), Some(ok)) => {
+                let verdict = if ok { Ok(text) } else { Err(refusal()?) };
+                let pending = if let Id::Number(id) = id { self.pending.remove(&id) } else { None };
+                match pending {
+                    Some(pending) => self.reply(now, pending, verdict, head.valid_ms),
+                    None => self.garbage(format!("a reply to no request: {}", Excerpt(text))),
+                }
+            }
+            // The daemon's last words.
+            (None, None, Some(false)) => {
+                let Refused { word, message, .. } = refusal()?;
+                self.end(&DisconnectedError::Told { word, message });
+            }
+            _ => self.garbage(format!("neither reply nor event: {}", Excerpt(text))),
+        }
+        Ok(())
     }
 
-    fn event(&mut self, now: BootTime, event: &str, head: &Head) {
-        let Some(lock) = head.lock() else { return };
+    /// After one message that is not understood, none of the others can be relied on.
+    fn garbage(&mut self, what: String) {
+        self.end(&DisconnectedError::Garbage { what });
+    }
+
+    fn event(&mut self, now: BootTime, event: &Event<'_>) {
+        let (Event::Lost { lock, .. } | Event::Suspect { lock, .. } | Event::Held { lock }) = event else { return };
+        let Ok(lock) = LockName::parse(lock.as_bytes()) else { return };
         let timing = self.timing;
         for held in self.held.values_mut().filter(|held| held.names.contains(&lock)) {
-            match (event, head.valid_ms) {
-                ("lost", _) => {
+            match event {
+                Event::Lost { reason, .. } => {
+                    let reason = reason.as_deref().map_or_else(|| "the daemon gives no reason".into(), shown);
                     held.names.retain(|name| *name != lock);
                     self.names.remove(&lock);
-                    held.lose(Lost::Told { lock: lock.clone(), reason: head.reason() });
+                    held.lose(LostError::Told { lock: lock.clone(), reason });
                 }
-                ("suspect", valid_ms) => {
-                    // Without a time there is none left.
-                    let until = now + timing.valid(valid_ms.unwrap_or(0));
-                    held.suspects.insert(lock.clone(), until);
-                    held.stand();
+                Event::Suspect { valid_ms, .. } => {
+                    held.suspects.insert(lock.clone(), now + timing.valid(*valid_ms));
+                    held.update_standing();
                 }
-                ("held", _) => {
+                Event::Held { .. } => {
                     held.suspects.remove(&lock);
-                    held.stand();
+                    held.update_standing();
                 }
-                // An event of a newer daemon.
-                _ => {}
+                Event::Unknown => {}
             }
         }
         self.check(now);
     }
 
-    fn reply(&mut self, now: BootTime, pending: Pending, ok: bool, head: &Head, text: &[u8]) {
+    fn reply(&mut self, now: BootTime, pending: Pending, verdict: Verdict<'_>, valid_ms: Option<u64>) {
         let Pending { sent, kind } = pending;
         self.proof = self.proof.max(sent);
-        let valid_until = head.valid_ms.map(|valid_ms| sent + self.timing.valid(valid_ms));
+        let valid_until = valid_ms.map(|valid_ms| sent + self.timing.valid(valid_ms));
         match kind {
             Kind::Ping => {
                 self.pinging = false;
                 self.prove(valid_until);
             }
             Kind::Cancel => {}
-            Kind::Acquire { names, waits, to } if ok => self.granted(now, &names, (waits, valid_until), to, text),
-            Kind::Acquire { names, to, .. } => {
-                self.free(&names);
-                let Refusal { word, message, lock } = head.refusal();
-                self.effects.push(Effect::NotGranted { to, error: AcquireError::refused(word, message, lock) });
-            }
+            Kind::Acquire { names, waits, to } => match verdict {
+                Ok(text) => self.granted(now, &names, (waits, valid_until), to, text),
+                Err(refused) => {
+                    self.free(&names);
+                    self.effects.push(Effect::NotGranted { to, error: AcquireError::refused(refused) });
+                }
+            },
             Kind::Confirm { key, locks, to } => {
                 self.prove(valid_until);
                 self.effects.push(Effect::Granted { to, key, locks });
             }
-            Kind::Verify { key, to } => self.verified(key, ok, head, to),
+            Kind::Verify { key, to } => self.verified(key, verdict, to),
             Kind::Release { names, to } => {
                 self.free(&names);
-                let answer = if ok { Ok(text.to_vec()) } else { Err(refused_release(&names, head)) };
-                self.effects.extend(to.map(|to| Effect::Answered { to, answer }));
+                let reply = verdict.map(<[u8]>::to_vec).map_err(|refused| refused_release(&names, refused));
+                self.effects.extend(to.map(|to| Effect::Replied { to, reply }));
             }
             Kind::Bye { to } => {
-                self.answer(to, Ok(text.to_vec()));
-                self.end(&Disconnected::Bye);
+                self.reply_to(to, Ok(Vec::new()));
+                self.end(&DisconnectedError::Bye);
             }
-            Kind::Ask { to } => {
-                let answer = if ok { Ok(text.to_vec()) } else { Err(NoAnswer::Refused(head.refusal())) };
-                self.answer(to, answer);
-            }
+            Kind::Ask { to } => self.reply_to(to, verdict.map(<[u8]>::to_vec).map_err(RequestError::from)),
         }
     }
 
-    /// A heartbeat's answer tells until when the storage keeps what is held: later than was known before, if at all.
+    /// A heartbeat's answer says until when the storage keeps what is held. That can only be later
+    /// than what was known.
     fn prove(&mut self, valid_until: Option<BootTime>) {
         for held in self.held.values_mut() {
             held.proven_until = held.proven_until.max(valid_until);
@@ -119,24 +130,25 @@ impl Session {
         self.effects.push(Effect::Freed);
     }
 
-    /// A grant: from here on it counts as held, also before anybody has it. Where the storage has a deadline, that of a grant
-    /// which was long waited for is told from a moment long ago; one heartbeat more tells a fresh one.
+    /// Takes a grant. From here on it counts as held, even before it is delivered. If the storage
+    /// has a deadline, that of a grant after a long wait counts from when the request was sent,
+    /// long ago. One more heartbeat brings a fresh one.
     fn granted(
         &mut self,
         now: BootTime,
         names: &[LockName],
         (waits, valid_until): (bool, Option<BootTime>),
-        to: Offer,
+        to: GrantSender,
         text: &[u8],
     ) {
-        let locks = match message::granted(text, names) {
+        let locks = match grant::read(text, names) {
             Ok(_) if self.leaving => {
-                let error = AcquireError::Disconnected(Disconnected::Bye);
+                let error = AcquireError::Disconnected(DisconnectedError::Bye);
                 return self.effects.push(Effect::NotGranted { to, error });
             }
             Ok(locks) => locks,
             Err(what) => {
-                let error = AcquireError::Disconnected(Disconnected::Garbage { what: what.clone() });
+                let error = AcquireError::Disconnected(DisconnectedError::Garbage { what: what.clone() });
                 self.effects.push(Effect::NotGranted { to, error });
                 return self.garbage(what);
             }
@@ -146,7 +158,8 @@ impl Session {
         let confirm = waits && valid_until.is_some();
         let proven_until = valid_until.filter(|_| !confirm);
         let (names, suspects) = (names.to_vec(), BTreeMap::new());
-        self.held.insert(key, Held { names, proven_until, suspects, standing: watch::Sender::new(Standing::Held) });
+        self.held
+            .insert(key, HeldGrant { names, proven_until, suspects, standing: watch::Sender::new(Standing::Held) });
         if confirm {
             self.ping(now, Kind::Confirm { key, locks, to });
         } else {
@@ -155,33 +168,31 @@ impl Session {
         self.check(now);
     }
 
-    fn verified(&mut self, key: u64, ok: bool, head: &Head, to: oneshot::Sender<Answer>) {
-        if ok {
-            return self.answer(to, Ok(Vec::new()));
-        }
-        let refusal = head.refusal();
-        let gone = matches!(refusal.word.as_str(), "lost" | "not_held");
-        match self.held.get_mut(&key).filter(|_| gone) {
+    fn verified(&mut self, key: u64, verdict: Verdict<'_>, to: oneshot::Sender<ReplyResult>) {
+        let Err(refused) = verdict else { return self.reply_to(to, Ok(Vec::new())) };
+        match self.held.get_mut(&key).filter(|_| is_gone(&refused)) {
             Some(held) => {
-                let lock = refusal.lock.clone().or_else(|| held.names.first().cloned());
+                let lock = refused.lock.or_else(|| held.names.first().cloned());
                 if let Some(lock) = lock {
-                    held.lose(Lost::Told { lock, reason: refusal.message });
+                    held.lose(LostError::Told { lock, reason: refused.message });
                 }
                 let lost = self.lost(key);
-                self.answer(to, Err(NoAnswer::Lost(lost)));
+                self.reply_to(to, Err(lost.into()));
             }
-            None => self.answer(to, Err(NoAnswer::Refused(refusal))),
+            None => self.reply_to(to, Err(refused.into())),
         }
     }
 }
 
+/// Whether the daemon says that the session does not hold the lock.
+fn is_gone(refused: &Refused) -> bool {
+    matches!(refused.word, ErrorWord::Lost | ErrorWord::NotHeld)
+}
+
 /// What a refused release means: if the lock was not held any more, it was lost before.
-fn refused_release(names: &[LockName], head: &Head) -> NoAnswer {
-    let refusal = head.refusal();
-    match (refusal.word.as_str(), refusal.lock.as_ref().or_else(|| names.first())) {
-        ("not_held" | "lost", Some(lock)) => {
-            NoAnswer::Lost(Lost::Told { lock: lock.clone(), reason: refusal.message.clone() })
-        }
-        _ => NoAnswer::Refused(refusal),
+fn refused_release(names: &[LockName], refused: Refused) -> RequestError {
+    match refused.lock.as_ref().or_else(|| names.first()) {
+        Some(lock) if is_gone(&refused) => LostError::Told { lock: lock.clone(), reason: refused.message }.into(),
+        _ => refused.into(),
     }
 }

@@ -1,4 +1,4 @@
-//! The session in made-up time, against a daemon that is a few lines of text.
+//! The session in simulated time, against a daemon that is a few lines of text.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::acquire::Wanted;
-use crate::held::Grant;
+use crate::grant::GrantGuard;
+use crate::wanted::Wanted;
 
 fn at(ms: u64) -> BootTime {
     BootTime::at(Duration::from_secs(1000) + Duration::from_millis(ms))
@@ -18,24 +18,29 @@ fn name(text: &str) -> LockName {
 }
 
 struct Play {
-    session: Session,
+    session: ClientSession,
 }
 
 impl Play {
     fn new() -> Self {
         let ms = Duration::from_millis;
         let timing = Timing { silence_max: ms(20_000), stop_within: ms(10_000), heartbeat: ms(5000), slower: ms(0) };
-        Self { session: Session::new(timing, at(0)) }
+        Self { session: ClientSession::new(timing, at(0)) }
     }
 
-    fn acquire(&mut self, ms: u64, lock: &str, waits: bool) -> (u64, oneshot::Receiver<Result<Grant, AcquireError>>) {
+    fn acquire(
+        &mut self,
+        ms: u64,
+        lock: &str,
+        waits: bool,
+    ) -> (u64, oneshot::Receiver<Result<GrantGuard, AcquireError>>) {
         let (to, answer) = oneshot::channel();
         let asked = Asked::of(&[Wanted::new(lock)], waits).unwrap();
         let id = self.session.acquire(at(ms), &asked, to).unwrap();
         (id, answer)
     }
 
-    /// What the daemon says at a moment; what is over ends before that, as it does in earnest.
+    /// Lets the daemon say something at a moment. What is over ends before that, as in reality.
     fn hear(&mut self, ms: u64, text: &str) {
         self.session.check(at(ms));
         self.session.receive(at(ms), text.as_bytes());
@@ -51,7 +56,7 @@ impl Play {
         String::from_utf8(said).unwrap().lines().map(str::to_owned).collect()
     }
 
-    /// The key of the grant that is to be handed over.
+    /// The key of the grant that is to be delivered.
     fn granted(&mut self) -> Option<u64> {
         self.session.effects.drain(..).find_map(|effect| match effect {
             Effect::Granted { key, .. } => Some(key),
@@ -60,11 +65,12 @@ impl Play {
     }
 }
 
-/// The deadline counts from when the last answered request was sent; an answer that comes too late revives nothing.
+/// The deadline counts from when the last answered request was sent. An answer that comes too late
+/// revives nothing.
 #[test]
 fn the_deadline_counts_from_the_sending() {
     let mut play = Play::new();
-    // Idle for a day: the deadline of what comes then has nothing to do with that.
+    // After a day of idling, a deadline does not depend on that day.
     let day = 86_400_000;
     assert_eq!(play.session.next_tick(), None);
     play.tick(day);
@@ -78,7 +84,7 @@ fn the_deadline_counts_from_the_sending() {
     assert_eq!(play.said(), [""; 0]);
     play.tick(day + 5000);
     assert_eq!(play.said(), [r#"{"id":3,"op":"ping"}"#]);
-    // No second heartbeat before the first one is answered.
+    // No second heartbeat is sent before the first one is answered.
     play.tick(day + 11_000);
     assert_eq!(play.said(), [""; 0]);
     play.hear(day + 12_000, r#"{"id":3,"ok":true}"#);
@@ -89,12 +95,13 @@ fn the_deadline_counts_from_the_sending() {
     play.session.check(at(day + 24_999));
     assert!(play.session.ended().is_none());
     play.hear(day + 25_000, r#"{"id":4,"ok":true}"#);
-    assert!(matches!(play.session.ended(), Some(Disconnected::Silent { .. })));
+    assert!(matches!(play.session.ended(), Some(DisconnectedError::Silent { .. })));
     assert_eq!(play.session.valid_until(key), None);
-    assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(Lost::Disconnected(_))));
+    assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(LostError::Disconnected(_))));
 }
 
-/// The storage's deadline is the earlier one, and each heartbeat's answer tells a later one; doubt ends it sooner.
+/// The storage's deadline is the earlier one, each heartbeat's answer moves it, and doubt shortens
+/// it.
 #[test]
 fn the_storage_ends_it_sooner() {
     let mut play = Play::new();
@@ -112,25 +119,26 @@ fn the_storage_ends_it_sooner() {
     play.hear(7000, r#"{"event":"held","lock":"a"}"#);
     assert_eq!(play.session.valid_until(key), Some(at(14_000)));
     play.hear(8000, r#"{"event":"suspect","lock":"a","valid_ms":60000}"#);
-    assert_eq!(play.session.valid_until(key), Some(at(14_000)), "doubt makes nothing later");
-    // An answer without a time says nothing about the storage: what was known stands.
+    assert_eq!(play.session.valid_until(key), Some(at(14_000)), "doubt extends nothing");
+    // An answer without a time says nothing about the storage: what was known remains valid.
     play.tick(10_000);
     play.hear(10_100, r#"{"id":4,"ok":true}"#);
     assert_eq!(play.session.next_tick(), Some(at(14_000)));
     play.session.check(at(14_000));
-    assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(Lost::Unproven)));
+    assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(LostError::Unproven)));
     assert!(play.session.ended().is_none());
-    // Lost is lost.
+    // A lost lock stays lost.
     play.tick(15_000);
     play.hear(15_000, r#"{"id":5,"ok":true,"valid_ms":9000}"#);
     assert_eq!(play.session.valid_until(key), None);
-    // The daemon still keeps it: it is given back.
+    // The daemon still keeps it, so it is released.
     play.said();
     play.session.release(at(15_000), key, None);
     assert_eq!(play.said(), [r#"{"id":6,"op":"release","lock":"a"}"#]);
 }
 
-/// A lock that was waited for on such a storage is handed over with a fresh proof, and not if it is lost before.
+/// On such a storage, a grant after a wait is delivered with a fresh proof, and not if the lock is
+/// lost before that.
 #[test]
 fn a_late_grant_is_confirmed() {
     for lost in [false, true] {
@@ -154,7 +162,8 @@ fn a_late_grant_is_confirmed() {
     }
 }
 
-/// A name stays in use until the daemon has answered; an abandoned acquire frees it whatever the answer is.
+/// A name stays in use until the daemon has answered. An abandoned acquire frees it, whatever the
+/// answer is.
 #[test]
 fn names_are_in_use_until_the_answer() {
     for granted in [false, true] {
@@ -162,20 +171,20 @@ fn names_are_in_use_until_the_answer() {
         let asked = Asked::of(&[Wanted::new("a")], true).unwrap();
         let again = |play: &mut Play| play.session.acquire(at(0), &asked, oneshot::channel().0);
         let (id, answer) = play.acquire(0, "a", true);
-        assert!(matches!(again(&mut play), Err(NotNow::Refused(AcquireError::AlreadyHeld { .. }))));
+        assert!(matches!(again(&mut play), Err(StartError::Refused(AcquireError::AlreadyHeld { .. }))));
         drop(answer);
         play.session.abandon(at(0), id);
         assert_eq!(play.said()[1], r#"{"id":2,"op":"cancel","request":1}"#);
-        assert!(matches!(again(&mut play), Err(NotNow::Leaving)));
+        assert!(matches!(again(&mut play), Err(StartError::Leaving)));
         if granted {
             play.hear(1, r#"{"id":1,"ok":true,"lock":"a"}"#);
             play.hear(1, r#"{"id":2,"ok":true,"cancelled":false}"#);
-            assert!(matches!(again(&mut play), Err(NotNow::Leaving)));
+            assert!(matches!(again(&mut play), Err(StartError::Leaving)));
             let key = play.granted().unwrap();
-            // What nobody takes is dropped, and that releases it.
+            // A grant that nobody takes is dropped, which releases it.
             play.session.release(at(1), key, None);
             assert_eq!(play.said(), [r#"{"id":4,"op":"release","lock":"a"}"#]);
-            assert!(matches!(again(&mut play), Err(NotNow::Leaving)));
+            assert!(matches!(again(&mut play), Err(StartError::Leaving)));
             play.hear(2, r#"{"id":4,"ok":true,"lock":"a"}"#);
         } else {
             play.hear(1, r#"{"id":1,"ok":false,"error":"cancelled","message":""}"#);
@@ -185,7 +194,7 @@ fn names_are_in_use_until_the_answer() {
     }
 }
 
-/// A grant that finds nobody releases itself, through the real channel.
+/// A grant without a receiver releases itself, through the real channel.
 #[test]
 fn a_grant_that_nobody_takes() {
     let shared = Arc::new(crate::shared::Shared::new(Timing::default()));
@@ -210,7 +219,8 @@ fn a_grant_that_nobody_takes() {
     }
 }
 
-/// Of several locks one is lost: all are lost together, the others are given back, and the lost one may be asked for again.
+/// One of several locks is lost: all are lost together, the others are released, and the lost one
+/// can be requested again.
 #[test]
 fn one_of_several_is_lost() {
     let mut play = Play::new();
@@ -219,7 +229,7 @@ fn one_of_several_is_lost() {
     play.hear(1, r#"{"id":1,"ok":true,"locks":[{"lock":"a"},{"lock":"b"},{"lock":"c"}]}"#);
     let key = play.granted().unwrap();
     play.hear(2, r#"{"event":"lost","lock":"b","reason":"deleted"}"#);
-    assert_eq!(play.session.lost(key), Lost::Told { lock: name("b"), reason: "deleted".into() });
+    assert_eq!(play.session.lost(key), LostError::Told { lock: name("b"), reason: "deleted".into() });
     play.said();
     let (again, _answer) = play.acquire(3, "b", false);
     play.hear(3, &format!(r#"{{"id":{again},"ok":true,"lock":"b"}}"#));
@@ -230,7 +240,7 @@ fn one_of_several_is_lost() {
     assert!(play.session.valid_until(second).is_some());
 }
 
-/// Lines of a daemon that does what it wants: some are of the protocol, some nearly.
+/// Lines of an arbitrary daemon: some follow the protocol, some almost do.
 fn any_line() -> impl Strategy<Value = String> {
     let id = 0..12u64;
     let lock = prop_oneof![Just("a"), Just("b"), Just("c"), Just("../x")];
@@ -253,7 +263,7 @@ enum Move {
     Hear(String),
     Acquire(&'static str, bool),
     Abandon(u64),
-    /// The first grant of those that were handed over.
+    /// Releases the last grant that was delivered.
     Release,
     Verify,
     Bye,
@@ -273,8 +283,9 @@ fn any_move() -> impl Strategy<Value = Move> {
 }
 
 proptest! {
-    /// Whatever the daemon says, and whatever the program does, nothing panics; what is held is in use, once, and counts as held
-    /// at most for the longest silence; and once it has ended, nothing is.
+    /// Whatever the daemon says and the program does, nothing panics. A held name is in use, once,
+    /// and counts as held at most for the longest silence. Once the session has ended, nothing is
+    /// held.
     #[test]
     fn whatever_comes(moves in proptest::collection::vec(any_move(), 0..60)) {
         let (mut play, mut ms, mut keys) = (Play::new(), 0, Vec::new());

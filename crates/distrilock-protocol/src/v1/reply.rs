@@ -1,189 +1,132 @@
-//! What goes back to a client of version 1: replies and events (docs/protocol.md, chapters 3 and 4).
+//! What goes back to a client: replies and events (docs/protocol.md, chapters 3 to 5). The bodies
+//! of the replies stand with their ops, in [`op`](super::op).
+//!
+//! A daemon writes a [`Reply`] or an [`Event`]. A client reads the [`Head`] of a message, which
+//! says what kind of message it is, and then its body, from the same bytes. Both ends use the same
+//! bodies. Reading ignores members that it does not know, since a newer daemon may send more.
 
-use serde::Serialize;
+use std::borrow::Cow;
 
-use super::{Error, Id, Introduction};
-use crate::want::Mode;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 
-/// The reply to most requests; what is absent is left out.
-#[derive(Debug, Default, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Reply<'a> {
+use super::id::Id;
+use super::word::ErrorWord;
+
+/// A reply: the request's id, whether the answer is yes, and the body.
+#[derive(Debug, Serialize)]
+pub struct Reply<'a, B> {
+    /// The id of the request, if it had one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<&'a Id>,
+    /// Whether the request was granted.
     pub ok: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<Error>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub message: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lock: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub already: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub slot: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub taken: Option<&'a [u16]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fence: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub locks: Option<Vec<Grant<'a>>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cancelled: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub valid_ms: Option<u64>,
+    /// The rest.
+    #[serde(flatten)]
+    pub body: B,
 }
 
-/// A lock among several that a request acquired or released.
-#[derive(Debug, Default, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Grant<'a> {
-    pub lock: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub already: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub slot: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub taken: Option<&'a [u16]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fence: Option<u64>,
-}
-
-/// Which slots a grant has: the first one, and all of them where there are several.
-#[must_use]
-pub fn slots(slots: &[u16]) -> (Option<u16>, Option<&[u16]>) {
-    (slots.first().copied(), (slots.len() > 1).then_some(slots))
-}
-
-/// The reply to a hello.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Welcome<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<&'a Id>,
-    pub ok: bool,
-    pub version: u64,
-    pub session: &'a str,
-    pub node: &'a str,
-    pub directory: &'a str,
-    pub dead_after_ms: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stop_ms: Option<u64>,
-}
-
-/// The reply to a peek.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Look<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<&'a Id>,
-    pub ok: bool,
-    pub lock: &'a str,
-    pub locked: bool,
-    pub holders: Vec<Seen>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub holders_total: Option<usize>,
-    pub waiters: usize,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub contender: bool,
-}
-
-/// The reply to a list.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Listing<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<&'a Id>,
-    pub ok: bool,
-    pub locks: Vec<Listed>,
-    pub more: bool,
-}
-
-/// A lock in a [`Listing`].
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Listed {
-    pub lock: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<&'static str>,
-    pub holders: Vec<Seen>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub holders_total: Option<usize>,
-    pub waiters: Vec<Seen>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub waiters_total: Option<usize>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub contender: bool,
-}
-
-impl Listed {
-    /// About how long it is when written.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        const ROW: usize = 100;
-        const SLOT: usize = 5;
-        let seen = self.holders.iter().chain(&self.waiters);
-        ROW + self.lock.len() + seen.map(|it| ROW + it.introduction.bytes() + SLOT * it.taken.len()).sum::<usize>()
+impl<'a, B: Serialize> Reply<'a, B> {
+    /// A reply that says yes.
+    pub fn yes(id: Option<&'a Id>, body: B) -> Self {
+        Self { id, ok: true, body }
     }
 }
 
-/// A session in a [`Look`] or a [`Listing`].
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
-pub struct Seen {
-    pub session: String,
-    #[serde(flatten)]
-    pub introduction: Introduction,
-    pub mode: &'static str,
-    /// How many slots the lock has.
+impl<'a, 'b> Reply<'a, Refusal<'b>> {
+    /// A reply that says no.
+    #[must_use]
+    pub fn no(id: Option<&'a Id>, body: Refusal<'b>) -> Self {
+        Self { id, ok: false, body }
+    }
+}
+
+/// The body of a reply that says yes and nothing more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {}
+
+/// The body of a reply that says no.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal<'a> {
+    /// The word for programs.
+    #[serde(default = "no_word", deserialize_with = "word_or_none")]
+    pub error: ErrorWord,
+    /// The sentence for people.
+    #[serde(default, deserialize_with = "or_default")]
+    pub message: Cow<'a, str>,
+    /// Which of several locks it is about.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub slots: Option<u16>,
-    /// Which of them a holder has.
-    #[serde(skip_serializing_if = "<[u16]>::is_empty")]
-    pub taken: Box<[u16]>,
-    /// How many of them a waiter wants.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub take: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fence: Option<u64>,
-    pub since_ms: u64,
+    pub lock: Option<Cow<'a, str>>,
+}
+
+impl<'a> Refusal<'a> {
+    /// A refusal that names no lock.
+    pub fn new(error: ErrorWord, message: impl Into<Cow<'a, str>>) -> Self {
+        Self { error, message: message.into(), lock: None }
+    }
+}
+
+/// Stands for the word of a refusal that has none.
+fn no_word() -> ErrorWord {
+    ErrorWord::from("refused")
+}
+
+fn word_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ErrorWord, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_else(no_word))
+}
+
+/// Reads `null` like an absent member.
+pub(super) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// What is pushed to a session (docs/protocol.md, chapter 4).
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event<'a> {
     /// The session does not hold this lock any more.
     Lost {
-        /// Which.
-        lock: &'a str,
+        /// Which lock.
+        #[serde(default, deserialize_with = "or_default")]
+        lock: Cow<'a, str>,
         /// Why.
-        reason: &'a str,
+        reason: Option<Cow<'a, str>>,
     },
-    /// The file server does not answer; the lock is surely held for so long only.
+    /// The file server does not answer: the lock is certain to be held only for this long.
     Suspect {
-        /// Which.
-        lock: &'a str,
-        /// For how long, in milliseconds.
+        /// Which lock.
+        #[serde(default, deserialize_with = "or_default")]
+        lock: Cow<'a, str>,
+        /// For how long, in milliseconds; 0 if the daemon does not say.
+        #[serde(default, deserialize_with = "or_default")]
         valid_ms: u64,
     },
-    /// It answers again, and the lock is held.
+    /// The file server answers again, and the lock is held.
     Held {
-        /// Which.
-        lock: &'a str,
+        /// Which lock.
+        #[serde(default, deserialize_with = "or_default")]
+        lock: Cow<'a, str>,
     },
+    /// An event that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
-/// The word for a mode.
-#[must_use]
-pub fn word(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Shared => "shared",
-        Mode::Slots(_) => "slots",
-        Mode::Exclusive => "exclusive",
-    }
+/// What tells the messages of a daemon apart: an event has `event`; a reply has `ok`, and the `id`
+/// of its request.
+#[derive(Debug, Deserialize)]
+pub struct Head {
+    /// There if it is an event.
+    pub event: Option<IgnoredAny>,
+    /// The id of the request that it answers.
+    pub id: Option<Id>,
+    /// Whether the answer is yes.
+    pub ok: Option<bool>,
+    /// For how long the storage is certain to keep the session's locks, from when the request was
+    /// sent, in milliseconds.
+    pub valid_ms: Option<u64>,
 }

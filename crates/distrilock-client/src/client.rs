@@ -1,0 +1,296 @@
+//! A connection to a daemon, and what can be asked of it.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use crate::acquire::Acquire;
+use crate::address::Server;
+use crate::error::{DisconnectedError, RequestError};
+use crate::shared::{Handle, Shared};
+use crate::wanted::Wanted;
+use distrilock_protocol::name::LockName;
+use distrilock_protocol::v1::{Done, Introduction, Listed, Listing, Op, Peeked, RequestObject, Text, Welcome};
+
+/// A connection to a daemon: one session. Cheap to clone; the clones share it. It is closed when
+/// the last clone and the last [`Held`](crate::Held) are dropped.
+///
+/// ```
+/// use distrilock_client::Client;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let daemon = distrilock_testing::Daemon::start();
+/// # let servers = daemon.servers();
+/// let client = Client::connect(&servers).await?;
+/// let held = client.lock("nightly").acquire().await?;
+/// let other = client.clone();
+/// tokio::spawn(async move { other.ping().await }).await??;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Client {
+    handle: Arc<Handle>,
+    about: Arc<About>,
+}
+
+/// The server, and what it said first.
+#[derive(Debug)]
+pub(crate) struct About {
+    pub(crate) server: Server,
+    pub(crate) welcome: Welcome,
+}
+
+impl Client {
+    pub(crate) fn new(handle: Arc<Handle>, about: About) -> Self {
+        Self { handle, about: Arc::new(about) }
+    }
+
+    /// The connection itself, for a program that passes it on: the daemon keeps the locks as long
+    /// as any process has it open. Reading from it or writing to it breaks the client.
+    ///
+    /// ```
+    /// use std::os::fd::AsRawFd;
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// assert!(client.connection().as_raw_fd() > 2);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn connection(&self) -> BorrowedFd<'_> {
+        self.handle.connection.as_fd()
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
+    }
+
+    /// The server that answered.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// assert_eq!(client.server(), &servers[0]);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn server(&self) -> &Server {
+        &self.about.server
+    }
+
+    /// What the daemon said of itself and of this session.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// assert_eq!(client.welcome().version, 1);
+    /// assert_eq!(client.welcome().directory, "local");
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn welcome(&self) -> &Welcome {
+        &self.about.welcome
+    }
+
+    /// Why the connection has ended; None if it has not.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// assert_eq!(client.ended(), None);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn ended(&self) -> Option<DisconnectedError> {
+        self.shared().with(|session, _| session.ended().cloned())
+    }
+
+    /// Begins to acquire a lock; see [`Acquire`].
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("nightly").acquire().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn lock(&self, name: impl Into<String>) -> Acquire {
+        Acquire::new(Arc::clone(&self.handle), vec![Wanted::new(name)])
+    }
+
+    /// Begins to acquire several locks, all or none. They are acquired in the order of their names,
+    /// so that clients that want the same locks never deadlock.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let scripted = distrilock_testing::scripted(r#"{"id":2,"ok":true,"locks":[{"lock":"a"},{"lock":"b"}]}"#);
+    /// # let servers = scripted.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.locks(["a", "b"]).wait().acquire().await?;
+    /// assert_eq!(held.names().count(), 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn locks<I>(&self, locks: I) -> Acquire
+    where
+        I: IntoIterator,
+        I::Item: Into<Wanted>,
+    {
+        Acquire::new(Arc::clone(&self.handle), locks.into_iter().map(Into::into).collect())
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, request: &RequestObject<'_>) -> Result<T, RequestError> {
+        let reply = self.shared().with(|session, now| session.ask(now, request));
+        let text = reply.await.map_err(|_| DisconnectedError::Dropped)??;
+        serde_json::from_slice(&text).map_err(|error| {
+            let why = DisconnectedError::Garbage { what: error.to_string() };
+            self.shared().with(|session, _| session.end(&why));
+            why.into()
+        })
+    }
+
+    /// Asks who holds a lock, through any daemon.
+    ///
+    /// # Errors
+    /// If the daemon refuses, or the connection has ended.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::builder().name("backup@db1").connect(&servers).await?;
+    /// assert!(!client.peek("nightly").await?.locked);
+    /// let held = client.lock("nightly").acquire().await?;
+    /// let peeked = client.peek("nightly").await?;
+    /// assert!(peeked.locked && !peeked.contender);
+    /// let holder = &peeked.holders[0];
+    /// assert_eq!(holder.session, client.welcome().session);
+    /// assert_eq!(holder.introduction.name.as_deref(), Some("backup@db1"));
+    /// assert_eq!(holder.mode, "exclusive");
+    /// # Ok(()) }
+    /// ```
+    pub async fn peek(&self, name: &str) -> Result<Peeked, RequestError> {
+        let lock = LockName::parse(name.as_bytes())?;
+        self.ask(&RequestObject::from(&Op::Peek(lock))).await
+    }
+
+    /// Asks whether this session holds a lock and the lock is still real. With a
+    /// [`Held`](crate::Held), use [`Held::verify`](crate::Held::verify).
+    ///
+    /// # Errors
+    /// [`RequestError::Refused`] with the word `not_held` or `lost` if it does not; see
+    /// [`RequestError`] for an example.
+    pub async fn verify(&self, name: &str) -> Result<(), RequestError> {
+        let lock = LockName::parse(name.as_bytes())?;
+        let Done {} = self.ask(&RequestObject::from(&Op::Verify(lock))).await?;
+        Ok(())
+    }
+
+    /// Lists all locks that are held or waited for at this daemon, in the order of their names.
+    ///
+    /// # Errors
+    /// If the daemon refuses, or the connection has ended.
+    ///
+    /// ```
+    /// use distrilock_client::{Client, ModeWord};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("nightly").shared().acquire().await?;
+    /// let listed = client.list().await?;
+    /// assert_eq!(listed[0].lock, "nightly");
+    /// assert_eq!(listed[0].mode, Some(ModeWord::Shared));
+    /// # Ok(()) }
+    /// ```
+    pub async fn list(&self) -> Result<Vec<Listed>, RequestError> {
+        let mut locks: Vec<Listed> = Vec::new();
+        loop {
+            let after = locks.last().map(|last| last.lock.as_str());
+            let request = RequestObject { after: after.map(Text::from), ..RequestObject::new("list") };
+            let page: Listing = self.ask(&request).await?;
+            // With a page that makes no progress, this would never end.
+            let goes_on = page.locks.first().is_some_and(|first| after.is_none_or(|after| *first.lock > *after));
+            locks.extend(page.locks);
+            if !page.more || !goes_on {
+                return Ok(locks);
+            }
+        }
+    }
+
+    /// Asks whether the daemon answers.
+    ///
+    /// # Errors
+    /// If it does not.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// Client::connect(&servers).await?.ping().await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn ping(&self) -> Result<(), RequestError> {
+        let Done {} = self.ask(&RequestObject::from(&Op::Ping)).await?;
+        Ok(())
+    }
+
+    /// Introduces the session again: replaces what others see of it in [`peek`](Self::peek) and
+    /// [`list`](Self::list).
+    ///
+    /// # Errors
+    /// If the daemon refuses it: see the limits in docs/protocol.md, chapter 7.
+    ///
+    /// ```
+    /// use distrilock_client::{Client, Introduction};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let introduction = Introduction { note: Some("second half".into()), ..Introduction::default() };
+    /// client.hello(&introduction).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn hello(&self, introduction: &Introduction) -> Result<Welcome, RequestError> {
+        self.ask(&RequestObject::hello(introduction)).await
+    }
+
+    /// Releases everything, waits until that is done, and closes the connection. Every
+    /// [`Held`](crate::Held) of it counts as lost as soon as this is called; see
+    /// [`LostError`](crate::LostError) for an example.
+    ///
+    /// # Errors
+    /// If the connection ends before the daemon has confirmed it. The daemon releases everything
+    /// even then.
+    pub async fn bye(&self) -> Result<(), RequestError> {
+        let reply = self.shared().with(|session, now| session.bye(now));
+        reply.await.map_err(|_| DisconnectedError::Dropped)??;
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! Acquiring: from options to the request, and what a terminal shows meanwhile.
+
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use super::error::CommandError;
+use super::options::AcquireOptions;
+use super::output::{self, StatusLine};
+use super::sessions;
+use distrilock_client::{Acquire, Client, Held, Wanted};
+
+/// How long a wait lasts before the terminal shows it, and how often the line is renewed.
+const SHOW_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What is held, and the connection that it lives by.
+pub(super) struct AcquiredLock {
+    pub(super) client: Client,
+    pub(super) held: Held,
+}
+
+/// Acquires what the options ask for. On a terminal, a status line shows a wait of more than a
+/// second.
+pub(super) async fn acquire(client: Client, options: &AcquireOptions) -> Result<AcquiredLock, CommandError> {
+    let began = Instant::now();
+    let request = request(&client, options).acquire();
+    let acquired = tokio::select! {
+        acquired = request => acquired,
+        never = show_wait(&client, options) => match never {},
+    };
+    let held = acquired.map_err(|error| CommandError::Acquire { server: client.server().clone(), error })?;
+    if options.verbose {
+        output::message(&format!("the lock was granted after {:.3} s", began.elapsed().as_secs_f64()));
+    }
+    Ok(AcquiredLock { client, held })
+}
+
+fn request(client: &Client, options: &AcquireOptions) -> Acquire {
+    let named = options.names.0.iter().map(|name| {
+        let wanted = Wanted::new(name.as_str());
+        match options.slots {
+            Some(slots) => wanted.slots(slots.into()),
+            None if options.shared => wanted.shared(),
+            None => wanted,
+        }
+    });
+    let leased = options
+        .leases
+        .iter()
+        .map(|lease| Wanted::new(lease.name.as_str()).slots(lease.slots.into()).take(lease.take.into()));
+    let mut acquire = client.locks(named.chain(leased));
+    if options.fence {
+        acquire = acquire.fence();
+    }
+    match options.wait {
+        _ if !options.waits() => acquire,
+        Some(time) => acquire.wait_at_most(time),
+        None => acquire.wait(),
+    }
+}
+
+/// Shows who holds the lock that we wait for, and for how long, until it is dropped.
+async fn show_wait(client: &Client, options: &AcquireOptions) -> Infallible {
+    let Some(mut line) = StatusLine::new() else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(SHOW_INTERVAL).await;
+        for name in &options.names.0 {
+            // The line is a courtesy: if something is wrong, the acquire reports it.
+            let Ok(peeked) = client.peek(name.as_str()).await else { continue };
+            let holder = match peeked.holders.first() {
+                Some(holder) => sessions::describe(holder),
+                None if peeked.contender => "another process on the daemon's host, or another daemon".to_owned(),
+                None => continue,
+            };
+            line.show(&format!("waiting for {name}: held by {holder}"));
+            break;
+        }
+    }
+}

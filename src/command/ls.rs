@@ -1,0 +1,140 @@
+//! `distrilock ls`: the daemon's locks, with their holders and waiters.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::connect::{block_on, connect_to_ask};
+use super::error::CommandError;
+use super::options::LsOptions;
+use super::output::{duration, escaped, print};
+use super::{sessions, status};
+use distrilock_client::{Listed, Server, SessionInfo};
+
+/// How often `--watch` lists again.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The columns of the table.
+const HEADINGS: [&str; 7] = ["LOCK", "STATE", "SINCE", "NAME", "PID", "COMMAND", "NOTE"];
+
+/// Lists the locks, once or until a signal.
+pub(super) fn main(options: &LsOptions, servers: &[Server]) -> Result<u8, CommandError> {
+    block_on(async {
+        let client = connect_to_ask(servers).await?;
+        loop {
+            let locks = client.list().await.map_err(CommandError::request(&client))?;
+            let text = if options.json { to_json(&locks) } else { table(&locks) };
+            if !options.watch {
+                print(&text)?;
+                return Ok(status::DONE);
+            }
+            let clear = if options.json { "" } else { "\x1b[H\x1b[J" };
+            print(&format!("{clear}{text}"))?;
+            sleep(WATCH_INTERVAL).await;
+        }
+    })
+}
+
+/// A line for each lock.
+fn to_json(locks: &[Listed]) -> String {
+    let objects = locks.iter().map(|lock| {
+        let (holders, waiters) = (sessions::to_json(&lock.holders), sessions::to_json(&lock.waiters));
+        let object = json!({
+            "lock": lock.lock, "mode": lock.mode, "holders": holders, "waiters": waiters, "contender": lock.contender,
+        });
+        format!("{object}\n")
+    });
+    objects.collect()
+}
+
+/// A row for each holder and each waiter.
+fn table(locks: &[Listed]) -> String {
+    let mut rows = vec![HEADINGS.map(str::to_owned)];
+    for lock in locks {
+        rows.extend(lock.holders.iter().map(|holder| row(&lock.lock, &state(holder), holder)));
+        if lock.contender {
+            let mut row = [const { String::new() }; HEADINGS.len()];
+            row[0] = escaped(&lock.lock);
+            row[1] = "elsewhere".to_owned();
+            rows.push(row);
+        }
+        rows.extend(lock.waiters.iter().map(|waiter| row(&lock.lock, "waits", waiter)));
+    }
+    let widths: Vec<usize> = (0..HEADINGS.len())
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let line = |row: &[String; HEADINGS.len()]| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  "));
+        format!("{}\n", cells.collect::<String>().trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+/// How a holder holds.
+fn state(holder: &SessionInfo) -> String {
+    let list = || holder.taken.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+    match (&holder.taken[..], holder.slots, holder.mode.as_str()) {
+        ([_, ..], Some(slots), _) => format!("slot {} of {slots}", list()),
+        (_, _, "shared") => "shared".to_owned(),
+        _ => "held".to_owned(),
+    }
+}
+
+fn row(lock: &str, state: &str, session: &SessionInfo) -> [String; HEADINGS.len()] {
+    let text = |text: &Option<String>| escaped(text.as_deref().unwrap_or_default());
+    let name = match (&session.introduction.name, &session.introduction.host) {
+        (Some(name), _) => escaped(name),
+        (None, Some(host)) => escaped(&format!("{}@{host}", session.session)),
+        (None, None) => escaped(&session.session),
+    };
+    let pid = session.introduction.pid.map(|pid| pid.to_string()).unwrap_or_default();
+    let since = duration(session.since_ms);
+    [
+        escaped(lock),
+        state.to_owned(),
+        since,
+        name,
+        pid,
+        text(&session.introduction.command),
+        text(&session.introduction.note),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table shows what sessions say about themselves, in columns, without anything that a
+    /// terminal obeys.
+    #[test]
+    fn a_table() {
+        let lock: Listed = serde_json::from_value(json!({
+            "lock": "gpu", "mode": "exclusive", "contender": true,
+            "holders": [{"session": "s-1", "name": "a\u{1b}[2J", "pid": 7, "command": "make", "mode": "exclusive", "since_ms": 61_000}],
+            "waiters": [{"session": "s-2", "mode": "shared", "since_ms": 0}],
+        }))
+        .unwrap();
+        let slots: Listed = serde_json::from_value(json!({
+            "lock": "cpu", "mode": "slots",
+            "holders": [{"session": "s-3", "mode": "slots", "slots": 4, "taken": [0, 2], "fence": 9, "since_ms": 0}],
+            "waiters": [{"session": "s-4", "mode": "slots", "slots": 4, "take": 3, "since_ms": 0}],
+        }))
+        .unwrap();
+        let json = to_json(std::slice::from_ref(&slots));
+        assert!(
+            json.contains(r#""taken":[0,2]"#) && json.contains(r#""fence":9"#) && json.contains(r#""take":3"#),
+            "{json}"
+        );
+        assert!(table(&[slots]).contains("cpu   slot 0,2 of 4  0 s    s-3"));
+        let text = table(&[lock]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[0].split_whitespace().collect::<Vec<_>>(),
+            ["LOCK", "STATE", "SINCE", "NAME", "PID", "COMMAND", "NOTE"]
+        );
+        assert!(lines[1].starts_with("gpu   held       1 min 1 s  a\\u{1b}[2J  7    make"), "{text}");
+        assert_eq!(lines[2], "gpu   elsewhere");
+        assert!(lines[3].starts_with("gpu   waits      0 s        s-2"), "{text}");
+    }
+}

@@ -1,0 +1,117 @@
+//! What the command prints: results on stdout, errors on stderr. Text that comes from others is
+//! escaped before it reaches a terminal.
+
+use std::io::{self, IsTerminal, Write};
+
+use super::error::CommandError;
+
+/// Prints to stdout. A reader that is gone is an error, where println! would panic.
+pub(super) fn print(text: &str) -> Result<(), CommandError> {
+    write(text).map_err(CommandError::system("write to stdout"))
+}
+
+/// Writes to stdout, and leaves it to the caller to say what a failure means.
+pub(super) fn write(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// Prints a line to stderr, in one write. It makes no difference whether anybody reads it.
+pub(super) fn message(text: &str) {
+    let _ = io::stderr().lock().write_all(format!("distrilock: {text}\n").as_bytes());
+}
+
+/// Prints an error to stderr, escaped, and returns its exit status; `busy` is the one for a lock
+/// that cannot be acquired.
+pub(super) fn report(error: &CommandError, busy: u8) -> u8 {
+    error.to_string().lines().for_each(|line| message(&escaped(line)));
+    error.status(busy)
+}
+
+/// The text without anything that a terminal would take for a command or that looks like another
+/// line.
+pub(super) fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_plain(c) {
+            escaped.push(c);
+        } else {
+            escaped.extend(c.escape_default());
+        }
+    }
+    escaped
+}
+
+/// Letters of any script are plain. Control characters are not, nor are characters that change the
+/// writing direction or have no width.
+fn is_plain(c: char) -> bool {
+    const INVISIBLE: [std::ops::RangeInclusive<char>; 5] = [
+        '\u{200b}'..='\u{200f}',
+        '\u{2028}'..='\u{202e}',
+        '\u{2060}'..='\u{206f}',
+        '\u{feff}'..='\u{feff}',
+        '\u{fff9}'..='\u{fffb}',
+    ];
+    !c.is_control() && !INVISIBLE.iter().any(|range| range.contains(&c))
+}
+
+/// A self-erasing line on the terminal: each text replaces the one before, and the last one is
+/// erased at the end.
+pub(super) struct StatusLine {
+    shown: bool,
+}
+
+impl StatusLine {
+    /// Returns `None` if stderr is not a terminal, since nobody would see the line.
+    pub(super) fn new() -> Option<Self> {
+        io::stderr().is_terminal().then_some(Self { shown: false })
+    }
+
+    /// Shows this text in place of the previous one, cut to one line of the terminal.
+    pub(super) fn show(&mut self, text: &str) {
+        const WIDTH: usize = 79;
+        let text: String = escaped(text).chars().take(WIDTH).collect();
+        let _ = io::stderr().lock().write_all(format!("\r\x1b[K{text}").as_bytes());
+        self.shown = true;
+    }
+}
+
+impl Drop for StatusLine {
+    fn drop(&mut self) {
+        if self.shown {
+            let _ = io::stderr().lock().write_all(b"\r\x1b[K");
+        }
+    }
+}
+
+/// A duration for people, in at most two units.
+pub(super) fn duration(milliseconds: u64) -> String {
+    match milliseconds / 1000 {
+        seconds @ 0..60 => format!("{seconds} s"),
+        seconds @ 60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        seconds @ 3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        seconds => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing that moves the cursor, hides text or begins a line comes through; ordinary writing
+    /// does.
+    #[test]
+    fn nothing_reaches_the_terminal() {
+        assert_eq!(escaped("Müller \u{1b}[2J\n\u{202e}x\u{9b}"), "Müller \\u{1b}[2J\\n\\u{202e}x\\u{9b}");
+    }
+
+    /// A duration has at most two units.
+    #[test]
+    fn durations() {
+        assert_eq!(duration(59_999), "59 s");
+        assert_eq!(duration(61_000), "1 min 1 s");
+        assert_eq!(duration(3_660_000), "1 h 1 min");
+        assert_eq!(duration(90_000_000), "1 d 1 h");
+    }
+}

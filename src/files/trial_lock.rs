@@ -1,0 +1,34 @@
+//! Locks with which the doctor tries out a file system: no names, no checks.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+
+use super::ofd_lock;
+use super::ranges::ALL;
+use distrilock_engine::Mode;
+
+/// Locks a file, and creates it if there is none; dropping the returned file unlocks it. Returns
+/// `None` if another process has locked it.
+///
+/// # Errors
+/// If the file cannot be opened or locked.
+pub fn lock(path: &Path, wait: bool) -> io::Result<Option<File>> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let file = File::options().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(path)?;
+    let locked = if wait {
+        ofd_lock::set_waiting(&file, Mode::Exclusive, ALL).map(|()| true)
+    } else {
+        ofd_lock::set(&file, Some(Mode::Exclusive), ALL)
+    };
+    Ok(locked?.then_some(file))
+}
+
+/// Removes the file of such a lock. Nobody uses its name again.
+pub fn remove(path: &Path) {
+    // It may not have been created.
+    let _ = std::fs::remove_file(path);
+}

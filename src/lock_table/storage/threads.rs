@@ -1,0 +1,132 @@
+//! [`StorageThreads`]: threads that make calls on a network file system, which may take as long as
+//! the server does not answer. At most one call for a name is under way (the engine's I4), and a
+//! bounded number in all: a hung server stalls what touches it, and nothing else.
+
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::clock::now_ms;
+use crate::files::OpenFile;
+use crate::limits::STORAGE_THREADS_MAX;
+use crate::lock_table::shards::ShardIndex;
+use crate::lock_table::{LockTable, Source};
+use crate::sync::locked;
+use distrilock_engine::{FileOp, Input};
+use distrilock_protocol::name::LockName;
+
+thread_local! {
+    /// Whether this is one of the threads. It makes the calls that follow from its own calls
+    /// itself.
+    static CURRENT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A file operation to be carried out.
+#[derive(Debug)]
+pub(in crate::lock_table) struct Task {
+    pub(in crate::lock_table) shard: ShardIndex,
+    pub(in crate::lock_table) name: LockName,
+    pub(in crate::lock_table) op: FileOp,
+    pub(in crate::lock_table) file: Option<OpenFile>,
+}
+
+/// The pool.
+#[derive(Debug, Default)]
+pub(in crate::lock_table) struct StorageThreads {
+    queue: Mutex<Queue>,
+    more: Condvar,
+    idle: Condvar,
+    /// Since when each name's operation has been under way or in the queue.
+    since_ms: Mutex<HashMap<LockName, u64>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    tasks: VecDeque<Task>,
+    threads: usize,
+    /// Threads that wait for a task.
+    waiting: usize,
+}
+
+impl StorageThreads {
+    /// Whether the caller may make a call that blocks.
+    pub(in crate::lock_table) fn is_current() -> bool {
+        CURRENT.get()
+    }
+
+    /// Queues a task until one of the threads is free.
+    pub(in crate::lock_table) fn enqueue(&self, table: &Arc<LockTable>, task: Task) {
+        self.started(&task.name);
+        let mut queue = locked(&self.queue);
+        queue.tasks.push_back(task);
+        if queue.waiting >= queue.tasks.len() {
+            self.more.notify_one();
+        } else if queue.threads < STORAGE_THREADS_MAX {
+            queue.threads += 1;
+            let number = queue.threads;
+            drop(queue);
+            let table = Arc::clone(table);
+            let spawned = std::thread::Builder::new().name(format!("storage-{number}")).spawn(move || serve(&table));
+            if spawned.is_err() {
+                // Without a single thread nothing would ever be carried out, or refused.
+                let mut queue = locked(&self.queue);
+                queue.threads -= 1;
+                assert!(queue.threads > 0, "a thread can be started");
+            }
+        }
+    }
+
+    /// An operation on this name has started.
+    pub(in crate::lock_table) fn started(&self, name: &LockName) {
+        locked(&self.since_ms).insert(name.clone(), now_ms());
+    }
+
+    /// The operation on this name is complete.
+    pub(in crate::lock_table) fn completed(&self, name: &LockName) {
+        locked(&self.since_ms).remove(name);
+    }
+
+    /// The names whose operations have been under way for `after_ms` or longer.
+    pub(super) fn stalled(&self, after_ms: u64) -> Vec<LockName> {
+        let now_ms = now_ms();
+        let since_ms = locked(&self.since_ms);
+        since_ms
+            .iter()
+            .filter(|(_, since_ms)| now_ms.saturating_sub(**since_ms) >= after_ms)
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    /// Waits until nothing is under way, for `within` at most. Returns whether that came about.
+    pub(super) fn rest(&self, within: Duration) -> bool {
+        let queue = locked(&self.queue);
+        let busy = |queue: &mut Queue| !queue.tasks.is_empty() || queue.waiting < queue.threads;
+        let waited = self.idle.wait_timeout_while(queue, within, busy).unwrap_or_else(PoisonError::into_inner);
+        !waited.1.timed_out()
+    }
+
+    fn next(&self) -> Task {
+        let mut queue = locked(&self.queue);
+        queue.waiting += 1;
+        loop {
+            if let Some(task) = queue.tasks.pop_front() {
+                queue.waiting -= 1;
+                return task;
+            }
+            self.idle.notify_all();
+            queue = self.more.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+fn serve(table: &Arc<LockTable>) {
+    CURRENT.set(true);
+    let threads = table.storage.threads.as_ref().expect("the pool has started this thread");
+    loop {
+        let Task { shard, name, op, file } = threads.next();
+        let (file, outcome) = table.call_files(&name, op, file);
+        threads.completed(&name);
+        table.submit_to_shard(shard, Input::Done { name, file, outcome }, Source::Daemon);
+    }
+}

@@ -1,0 +1,82 @@
+use super::*;
+
+/// A daemon's lock table over a directory of its own.
+struct Table {
+    table: Arc<LockTable>,
+    _directory: tempfile::TempDir,
+    _timers: tokio::runtime::Runtime,
+}
+
+impl Table {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let timers = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let table = LockTable::of_directory(directory.path(), timers.handle());
+        Self { table, _directory: directory, _timers: timers }
+    }
+
+    fn session(&self) -> Client {
+        let opened = self.table.mailboxes.open().unwrap();
+        Client(Session::new(opened.id, Arc::clone(&self.table), opened.mailbox, Codec::stream()))
+    }
+}
+
+/// A session, and what its client sees of it.
+struct Client(Session);
+
+impl Client {
+    /// The lines that answer a request at once.
+    fn ask(&mut self, request: &str) -> Vec<String> {
+        let mut out = Vec::new();
+        self.0.receive(format!("{request}\n").as_bytes(), &mut out).unwrap();
+        lines(&out)
+    }
+
+    /// The lines that come of the notices in the mailbox.
+    fn read(&mut self) -> Vec<String> {
+        let mut out = Vec::new();
+        self.0.read_notices(&mut out);
+        lines(&out)
+    }
+}
+
+fn name(text: &str) -> LockName {
+    LockName::parse(text.as_bytes()).unwrap()
+}
+
+fn lines(out: &[u8]) -> Vec<String> {
+    std::str::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// While a session waits for the first of two locks, it is granted, and another lock of the session
+/// comes into doubt. The second lock is free, so that its answer is there as soon as the session
+/// asks for it: the client learns of the doubt first, which is older.
+#[test]
+fn an_older_notice_comes_before_a_newer_one() {
+    let table = Table::new();
+    let (mut holder, mut waiter) = (table.session(), table.session());
+    assert_eq!(waiter.ask(r#"{"op":"acquire","lock":"x"}"#), [r#"{"ok":true,"lock":"x"}"#]);
+    assert_eq!(holder.ask(r#"{"op":"acquire","lock":"a"}"#), [r#"{"ok":true,"lock":"a"}"#]);
+    assert_eq!(waiter.ask(r#"{"op":"acquire","locks":["a","b"],"wait_ms":null}"#), [""; 0]);
+    assert_eq!(holder.ask(r#"{"op":"release","lock":"a"}"#), [r#"{"ok":true,"lock":"a"}"#]);
+    table.table.submit(&name("x"), Input::Suspect(20_000), Source::Daemon);
+    let read = waiter.read();
+    let of_x = read.iter().position(|line| line == r#"{"event":"suspect","lock":"x","valid_ms":20000}"#);
+    let granted = read.iter().position(|line| line == r#"{"ok":true,"locks":[{"lock":"a"},{"lock":"b"}]}"#);
+    assert!(of_x.is_some() && of_x < granted, "{read:?}");
+}
+
+/// The same, but the first lock is lost before the second one is asked for: the request is refused,
+/// and not granted with a lock that is lost already.
+#[test]
+fn a_lost_part_is_not_granted() {
+    let table = Table::new();
+    let (mut holder, mut waiter) = (table.session(), table.session());
+    assert_eq!(holder.ask(r#"{"op":"acquire","lock":"a"}"#), [r#"{"ok":true,"lock":"a"}"#]);
+    assert_eq!(waiter.ask(r#"{"op":"acquire","locks":["a","b"],"wait_ms":null}"#), [""; 0]);
+    assert_eq!(holder.ask(r#"{"op":"release","lock":"a"}"#), [r#"{"ok":true,"lock":"a"}"#]);
+    table.table.submit(&name("a"), Input::Silence("gone"), Source::Daemon);
+    let refusal = r#"{"ok":false,"error":"lost","message":"the lock a is lost: gone","lock":"a"}"#;
+    assert_eq!(waiter.read(), [refusal]);
+    assert_eq!(holder.ask(r#"{"op":"acquire","lock":"b"}"#), [r#"{"ok":true,"lock":"b"}"#], "it was released");
+}
