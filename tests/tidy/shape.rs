@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use crate::left;
 use crate::sources::{none, root, rust_files, sources, text, without_visibility};
 
 /// Beyond this, functions and modules are printed.
 const FUNCTION_LINES: usize = 70;
 const MODULE_LINES: usize = 400;
 
-/// Comments wrap here.
+/// Comments wrap here, except for the code and the diagrams in them.
 const COMMENT_COLUMNS_MAX: usize = 100;
+const CODE_COLUMNS_MAX: usize = 120;
 
 /// Prints the functions that do not fit a screen. rustfmt puts a function's last brace where its
 /// first line begins.
@@ -58,22 +58,24 @@ fn a_folder_has_its_module_inside() {
 fn comments_wrap() {
     let mut offences = Vec::new();
     for path in rust_files() {
-        let text = text(&path);
-        let long = |line: &&str| line.trim_start().starts_with("//") && line.chars().count() > COMMENT_COLUMNS_MAX;
-        // What has no space, such as an address, cannot be wrapped.
-        let lines: Vec<usize> =
-            (1..).zip(text.lines()).filter(|(_, line)| long(line) && wraps(line)).map(|(n, _)| n).collect();
-        let allowed = left::LONG_COMMENTS.iter().find(|(known, _)| *known == path).map_or(0, |(_, count)| *count);
-        if lines.len() > allowed {
-            offences.push(format!("{path}: {} of {allowed} allowed, at {lines:?}", lines.len()));
+        let mut in_example = false;
+        for (n, line) in (1..).zip(text(&path).lines()) {
+            let Some(comment) = line.trim_start().strip_prefix("//") else {
+                in_example = false;
+                continue;
+            };
+            let comment = comment.trim_start_matches(['/', '!']).trim();
+            in_example ^= comment.starts_with("```");
+            // A row of a table is one line, and a comment without a space, such as an address, is
+            // one word.
+            let wraps = !comment.starts_with('|') && comment.contains(' ');
+            let columns_max = if in_example { CODE_COLUMNS_MAX } else { COMMENT_COLUMNS_MAX };
+            if wraps && line.chars().count() > columns_max {
+                offences.push(format!("{path}:{n}"));
+            }
         }
     }
     none(&offences, &format!("comments of more than {COMMENT_COLUMNS_MAX} columns"));
-}
-
-/// Whether a comment has more than one word.
-fn wraps(line: &str) -> bool {
-    line.trim_start().trim_start_matches(['/', '!']).trim().contains(' ')
 }
 
 /// Something can panic without saying which invariant makes that impossible, or was never finished.

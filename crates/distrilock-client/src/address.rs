@@ -24,7 +24,8 @@ const VARIABLE: &str = "DISTRILOCK_SERVER";
 /// let server: Server = "db1:40800".parse()?;
 /// assert_eq!(server.to_string(), "tcp://db1:40800");
 /// assert_eq!("ws://db1:40801".parse::<Server>()?.to_string(), "ws://db1:40801/distrilock");
-/// assert_eq!("unix:/run/distrilock/distrilock.sock".parse::<Server>()?, Server::Unix("/run/distrilock/distrilock.sock".into()));
+/// let socket = "unix:/run/distrilock/distrilock.sock";
+/// assert_eq!(socket.parse::<Server>()?, Server::Unix("/run/distrilock/distrilock.sock".into()));
 /// # Ok::<(), distrilock_client::ParseServerError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

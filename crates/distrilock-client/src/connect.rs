@@ -133,7 +133,8 @@ impl Builder {
     /// What others see as the session's host.
     ///
     /// ```
-    /// let builder = distrilock_client::Client::builder().host("db1").pid(std::process::id()).command("backup -v").user("joe");
+    /// let builder = distrilock_client::Client::builder().host("db1").user("joe");
+/// let builder = builder.pid(std::process::id()).command("backup -v");
     /// ```
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.introduction.host = Some(host.into());

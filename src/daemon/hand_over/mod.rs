@@ -41,8 +41,9 @@ pub(super) struct Count {
     pub(super) ended: usize,
 }
 
-/// Leaves all sessions to the next process. `directory` is the [id](crate::files::Files::directory_id)
-/// of the lock directory. This process must not serve anyone any more.
+/// Leaves all sessions to the next process. `directory` is the
+/// [id](crate::files::Files::directory_id) of the lock directory. This process must not serve
+/// anyone any more.
 pub(super) async fn hand_over(
     table: &Arc<LockTable>,
     threads: &SessionThreads,

@@ -5,8 +5,8 @@
 //!
 //! A hint is never believed: it causes a try, and the lock on the file decides. Hints that are
 //! lost, late, forged or repeated only cost time. Each daemon listens on a socket in the directory
-//! and connects to the sockets of the others ([`PeerSockets`]). The end of a connection is a hint, too:
-//! its daemon is gone.
+//! and connects to the sockets of the others ([`PeerSockets`]). The end of a connection is a hint,
+//! too: its daemon is gone.
 //!
 //! `ask` is the waiting daemon's side, `promise` the holding daemon's, and `peer_message` what
 //! passes between them. Programs that are not daemons give hints by closing files: `close_watch`.
