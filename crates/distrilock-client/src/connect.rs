@@ -134,7 +134,7 @@ impl Builder {
     ///
     /// ```
     /// let builder = distrilock_client::Client::builder().host("db1").user("joe");
-/// let builder = builder.pid(std::process::id()).command("backup -v");
+    /// let builder = builder.pid(std::process::id()).command("backup -v");
     /// ```
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.introduction.host = Some(host.into());
