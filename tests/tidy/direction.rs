@@ -1,7 +1,6 @@
 //! Everything points down: no crate, module or file knows what stands above it.
 
 use crate::graph::Graph;
-use crate::left;
 use crate::sources::{Source, mentions, none, sources, text};
 
 /// The modules of the daemon from the bottom. One may use those below, and on the lowest rung also
@@ -139,11 +138,11 @@ const FILE_PLACES: [&str; 2] = ["src/files", "crates/distrilock-engine/src/steps
 /// What uses such a word elsewhere, by the file's end, and why.
 const FILE_WORDS_ELSEWHERE: [(&str, &str, &str); 6] = [
     ("command/fence.rs", "fcntl", "where nix has the type for flock(2), which locks the records of fences"),
-    ("command/inherit.rs", "fcntl", "leaves a descriptor open for the next program"),
-    ("command/run/front.rs", "fcntl", "where nix has the flags of pipe2(2)"),
+    ("command/exec.rs", "fcntl", "leaves a descriptor open for the next program"),
+    ("command/run/launcher.rs", "fcntl", "where nix has the flags of pipe2(2)"),
     ("systemd/notify.rs", "fcntl", "where nix has the flags of pipe2(2)"),
     ("systemd/sockets.rs", "fcntl", "names the call in an error of a socket"),
-    ("server/life.rs", "remove_file", "removes the Unix socket that a dead daemon left"),
+    ("daemon/listen.rs", "remove_file", "removes the Unix socket that a dead daemon left"),
 ];
 
 /// A module takes something from one that stands above or beside it.
@@ -156,7 +155,7 @@ fn modules_point_down() {
     assert!(edges.len() > 100, "this test finds only {edges:?}");
     for (from, to) in edges {
         let (user, used) = (module_of(from), module_of(to));
-        let skipped = |module| matches!(module, "lib" | "bin") || left::MODULES_WITHOUT_A_PLACE.contains(&module);
+        let skipped = |module| matches!(module, "lib" | "bin");
         if user != used && !skipped(user) && !skipped(used) && !may_use(user, used) {
             offences.push(format!("{from} uses {to}"));
         }
@@ -190,8 +189,11 @@ fn no_circle_of_files() {
         let root = sources.iter().map(|source| source.root).find(|root| place.starts_with(root)).expect("a crate");
         let graph = Graph::new(sources.iter().filter(|source| source.root == root));
         let circles = graph.circles(|path| path.starts_with(place));
-        let known = |circle: &Vec<&str>| circle.iter().all(|path| left::FILES_IN_CIRCLES.contains(path));
-        offences.extend(circles.into_iter().filter(|circle| !known(circle)).map(|circle| circle.join(", ")));
+        let edges = graph.edges(true);
+        for circle in circles {
+            let within = edges.iter().filter(|(from, to)| circle.contains(from) && circle.contains(to));
+            offences.extend(within.map(|(from, to)| format!("{from} uses {to}")));
+        }
     }
     none(&offences, "circles of files");
 }
@@ -224,10 +226,7 @@ fn crates_stay_small() {
         let found = dependencies.iter().filter(|dependency| forbidden.contains(&dependency.as_str()));
         offences.extend(found.map(|dependency| format!("{name} depends on {dependency}: {why}")));
     }
-    let may = |dependency: &String| {
-        DEPENDENCIES_OF_ENGINE.contains(&dependency.as_str())
-            || left::DEPENDENCIES_OF_ENGINE.contains(&dependency.as_str())
-    };
+    let may = |dependency: &String| DEPENDENCIES_OF_ENGINE.contains(&dependency.as_str());
     let found = dependencies("distrilock-engine").into_iter().filter(|dependency| !may(dependency));
     offences
         .extend(found.map(|dependency| format!("distrilock-engine depends on {dependency}: it needs std and names")));

@@ -8,6 +8,5 @@
 mod counterparts;
 mod direction;
 mod graph;
-mod left;
 mod shape;
 mod sources;
