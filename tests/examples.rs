@@ -19,7 +19,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// The first one does the job; the second one says who is doing it.
+/// The first program does the job; the second one says which session is doing it.
 #[test]
 fn nightly() {
     let daemon = Daemon::start();
@@ -32,7 +32,7 @@ fn nightly() {
     assert!(output.status.success() && text(&output).contains("held by the other one"), "{}", text(&output));
 }
 
-/// All pieces are worked on, and the lock is free after that; without a daemon, the error says what
+/// All pieces are processed, and the lock is free afterwards; without a daemon, the error says what
 /// to do.
 #[test]
 fn blocking() {
