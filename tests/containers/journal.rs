@@ -1,5 +1,5 @@
 //! The journal: events are found by field and by MESSAGE_ID, the catalog explains them, and a
-//! journald that does not read stops nobody.
+//! journald that does not read delays nobody.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -55,7 +55,7 @@ pub(crate) fn explains(report: &Report) {
     report.check("it is the unit's", of_unit, SERVICE);
 }
 
-/// Waits for an event in the journal, looks at its fields, and at what the catalog says of it.
+/// Waits for an event in the journal, checks its fields, and checks the catalog's text.
 fn found(report: &Report, what: &str, id: &str, fields: &[(&str, &str)]) {
     let mut event = Value::Null;
     eventually(&format!("{what}: an event in the journal"), || {
@@ -76,7 +76,7 @@ fn found(report: &Report, what: &str, id: &str, fields: &[(&str, &str)]) {
     }
 }
 
-/// What the catalog calls an event.
+/// The catalog's subject of an event.
 fn subject(id: &str) -> String {
     let catalog = include_str!("../../systemd/distrilock.catalog");
     let entry = catalog.split("\n-- ").find_map(|entry| entry.strip_prefix(id)).expect("every id is explained");

@@ -1,4 +1,4 @@
-//! Daemons and hosts that go away, and a server that does not answer.
+//! Daemons and hosts that disappear, and a server that does not answer.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,12 +33,12 @@ pub(crate) fn gone(server: &Server, report: &Report) {
     c.destroy();
     let (_rival, granted) = rival.granted();
     let time = granted - start;
-    // The lease, counted from the last renewal, and the server's own interval of looking.
+    // The lease, counted from the last renewal, and the interval at which the server checks it.
     let in_time = time < Duration::from_secs(3 * LEASE_SECONDS);
     report.check("a host's lock is free when its lease has run out", in_time, format!("after {time:?}"));
 }
 
-/// What a session that keeps asking for names got.
+/// The results of a session that keeps requesting names.
 #[derive(Default)]
 struct Load {
     grants: AtomicU64,
@@ -77,9 +77,9 @@ impl Load {
     }
 }
 
-/// The server does not answer a daemon under load, for longer than its lease: what needs no storage
-/// goes on, there and in a daemon beside it that uses a local directory; and when the server is
-/// back, so does the rest.
+/// The server does not answer a daemon under load for longer than its lease: requests without
+/// storage are served, there and in another daemon with a local directory; when the server is back,
+/// so is everything else.
 pub(crate) fn hung_server(server: &Server, report: &Report) {
     const HUNG: Duration = Duration::from_secs(LEASE_SECONDS + 4);
     let [host] = server.hosts("hung", ["ha"]);
@@ -131,7 +131,7 @@ fn ask_for_storage(node: &Node) -> thread::JoinHandle<(Duration, Value)> {
     })
 }
 
-/// Pings and lists until a time; the slowest reply.
+/// Pings and lists until a given time; returns the slowest reply.
 fn answers(node: &Node, end: Instant) -> Duration {
     let mut slowest = Duration::ZERO;
     let mut session: V1 = node.session();

@@ -1,5 +1,5 @@
-//! The host's side: builds the machine, puts this program and the two that are tested on a disk,
-//! boots one machine for each version, and shows what comes out.
+//! The host's side: builds the machine, puts this program and the two tested ones on a disk, boots
+//! one machine for each version, and shows the results.
 
 use std::collections::HashSet;
 use std::env;
@@ -18,25 +18,25 @@ use crate::chosen;
 use crate::hosts::Version;
 use crate::report::{self, Read};
 
-/// After so long a machine is switched off, whatever it does.
+/// After this time a machine is switched off, whatever it does.
 const MACHINE_SECONDS_MAX: u32 = 2400;
 
 const MEMORY_MIB: u32 = 768;
 
-/// Machines at the same time; each mostly waits for leases to run out.
+/// Machines at the same time; each mostly waits for leases to expire.
 const MACHINES_MAX: usize = 2;
 
 /// The command `distrilock`, if this tree has it.
 pub(crate) const COMMAND: Option<&str> = option_env!("CARGO_BIN_EXE_distrilock");
 
-/// What the machines said, counted.
+/// The machines' results, counted.
 #[derive(Default)]
 struct Tally {
     passed: u32,
     failed: u32,
 }
 
-/// Runs the scenarios that words choose; true if everything holds.
+/// Runs the scenarios selected by words; returns whether everything holds.
 pub(crate) fn run(words: &[String]) -> bool {
     let start = Instant::now();
     let versions: Vec<Version> = words.iter().filter_map(|word| word.parse().ok()).collect();
@@ -65,7 +65,7 @@ pub(crate) fn run(words: &[String]) -> bool {
     passed > 0 && failed == 0
 }
 
-/// The image, built if need be.
+/// The image; it is built if necessary.
 fn image() -> PathBuf {
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/nfs/build");
     let output = Command::new(program).stderr(Stdio::inherit()).output().expect("the recipe runs");
@@ -86,7 +86,7 @@ fn payload(scratch: &Path) {
     for (program, name) in programs {
         fs::copy(program, folder.join(name)).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
     }
-    // Symbols are most of it.
+    // They consist mostly of symbols.
     succeed(Command::new("strip").args(programs.map(|(_, name)| folder.join(name))));
     package(&folder, scratch);
     let disk = scratch.join("payload.tar");
@@ -95,8 +95,8 @@ fn payload(scratch: &Path) {
     fs::File::options().write(true).open(&disk).and_then(|file| file.set_len(length)).expect("there is room");
 }
 
-/// What the package installs, for hosts with systemd: by the scripts of every package, with the
-/// programs that are tested.
+/// The files that the package installs, for hosts with systemd: installed by the scripts of every
+/// package, with the programs under test.
 fn package(folder: &Path, scratch: &Path) {
     let build = format!("BUILD={}", scratch.join("build").display());
     let packaging = |script: &str| Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(script));
@@ -109,7 +109,7 @@ fn succeed(command: &mut Command) {
     assert!(status.as_ref().is_ok_and(std::process::ExitStatus::success), "{command:?}: {status:?}");
 }
 
-/// Boots one machine and waits for its end.
+/// Boots one machine and waits until it ends.
 fn boot(version: Version, words: &[String], image: &Path, scratch: &Path, tally: &Mutex<Tally>) {
     let console = scratch.join(format!("console-{version}"));
     let drive = |file: &Path, rest: &str| format!("file={},if=virtio,format=raw,{rest}", file.display());

@@ -1,11 +1,11 @@
 //! The NFS lab: a virtual machine with a real NFS server and real NFS clients, each a host of its
 //! own with its own distrilockd, for the versions 4.0, 4.1 and 4.2. Hosts are cut off, killed and
-//! healed, the server is restarted, and a witness outside of the daemons watches that no two are in
-//! one lock at once. README.md beside this file tells more.
+//! reconnected, the server is restarted, and a witness outside of the daemons checks that no two
+//! sessions have one lock at once. README.md beside this file explains more.
 //!
-//! Arguments choose versions (`4.1`) and scenarios by parts of their names. On the host this
+//! Arguments select versions (`4.1`) and scenarios by parts of their names. On the host this
 //! program builds and boots the machine (`machine`); inside, as `payload guest`, it is the lab
-//! itself. The test has no harness for that reason.
+//! itself. This is why the test has no harness.
 
 mod booted;
 mod contention;
@@ -38,14 +38,14 @@ use distrilock::settings::Settings;
 use hosts::{Server, Version};
 use report::Report;
 
-/// So many scenarios at the same time: more, and the machine is too slow to measure times.
+/// Scenarios at the same time: with more, the machine is too slow to measure times.
 const TOGETHER_MAX: usize = 3;
 
-/// What is shown, and how.
+/// What a scenario shows, and how.
 struct Scenario {
     name: &'static str,
-    /// Whether others may run at the same time: what mainly waits may, what counts or disturbs the
-    /// server may not.
+    /// Whether others may run at the same time: scenarios that mainly wait may, those that count or
+    /// disturb the server may not.
     together: bool,
     versions: &'static [Version],
     run: fn(&Server, &Report),
@@ -74,7 +74,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "restart", together: false, versions: ALL, run: partition::server_restart },
 ];
 
-/// The scenarios of a version that words choose; no word, or only versions: all.
+/// The scenarios of a version that words select; all without words, or with versions only.
 fn chosen(version: Version, words: &[String]) -> Vec<&'static Scenario> {
     let names: Vec<&String> = words.iter().filter(|word| word.parse::<Version>().is_err()).collect();
     let matches = |name: &str| names.is_empty() || names.iter().any(|word| name.contains(word.as_str()));
@@ -83,7 +83,7 @@ fn chosen(version: Version, words: &[String]) -> Vec<&'static Scenario> {
 }
 
 fn main() -> ExitCode {
-    // As a collector, this program is started by itself for each deletion.
+    // As a collector, this program starts itself for each deletion.
     if let Some(status) = nfs4::run_as_unlink_helper() {
         return status;
     }
@@ -100,7 +100,7 @@ fn main() -> ExitCode {
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The collector of the library, for a tree whose command has none: deletes what nobody uses.
+/// The library's collector, for a tree whose command has none: deletes unused files.
 fn sweep(directory: &str) -> bool {
     let settings = Settings::parse_from(["distrilockd", "-d", directory]);
     let files = Directory::find(&settings).expect("a healthy mount").files().expect("a healthy mount");
@@ -108,7 +108,7 @@ fn sweep(directory: &str) -> bool {
     swept.inspect_err(|fault| println!("{fault}")).is_ok()
 }
 
-/// Inside of the machine: the kernel's command line has the version and the words.
+/// Inside the machine: the kernel's command line has the version and the words.
 fn guest() -> bool {
     let line = std::fs::read_to_string("/proc/cmdline").expect("proc is mounted");
     let setting = |name: &str| {
@@ -139,7 +139,7 @@ fn guest() -> bool {
     failures == 0
 }
 
-/// Runs one scenario and gives its failures. A panic is one.
+/// Runs one scenario and returns its failures. A panic is a failure.
 fn perform(server: &Server, scenario: &Scenario) -> u32 {
     let report = Report::new(scenario.name);
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (scenario.run)(server, &report))) {
