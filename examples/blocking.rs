@@ -1,4 +1,5 @@
-//! The same without `async`: work in pieces, each only while the lock is held: `cargo run --example blocking`.
+//! Without `async`: works in pieces, and begins each only while the lock is held: `cargo run
+//! --example blocking`.
 
 use std::process::ExitCode;
 use std::thread;

@@ -1,4 +1,5 @@
-//! Runs a job that only one host is to run, and stops it if the lock is lost: `cargo run --example nightly`.
+//! Runs a job that should run on only one host, and stops it if the lock is lost: `cargo run
+//! --example nightly`.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,14 +22,14 @@ async fn once() -> Result<(), Box<dyn std::error::Error>> {
     let held = match client.lock("nightly").acquire().await {
         Ok(held) => held,
         Err(AcquireError::Busy { message, .. }) => {
-            println!("somebody else does it: {message}");
+            println!("somebody else is doing it: {message}");
             return Ok(());
         }
         Err(error) => return Err(error.into()),
     };
     tokio::select! {
         () = job() => println!("done"),
-        // The future of the job is dropped, and with it what it was doing.
+        // Dropping the job's future stops it.
         lost = held.lost() => return Err(lost.into()),
     }
     Ok(held.release().await?)

@@ -1,4 +1,5 @@
-//! One idiom for mutexes. A panic aborts the daemon (`panic = "abort"`), so a poisoned mutex can only be met in tests.
+//! One idiom for mutexes. A panic aborts the daemon (`panic = "abort"`), so a poisoned mutex can
+//! only be met in tests.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

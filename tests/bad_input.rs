@@ -1,5 +1,6 @@
-//! Wrong bytes, hostile clients and broken lock directories, against the real daemon. Whatever one client does: it is
-//! answered or closed with what was wrong, no other session notices, memory stays bounded, and nothing panics.
+//! Bad bytes, hostile clients and broken lock directories, against the real daemon. Whatever one
+//! client does, it gets an answer or is closed with a reason, no other session notices, memory
+//! stays bounded, and nothing panics.
 
 mod support;
 
@@ -21,10 +22,10 @@ use tungstenite::Message;
 
 const MIB: u64 = 1024 * 1024;
 
-/// What the daemon may grow by, whatever the clients of a test send.
+/// How much the daemon may grow, whatever the clients of a test send.
 const GROWTH_MAX: u64 = 16 * MIB;
 
-/// A session that behaves well and must not notice anything that others do.
+/// A well-behaved session, which must not notice anything that others do.
 struct Bystander {
     client: V1,
     websocket: Ws,
@@ -32,7 +33,8 @@ struct Bystander {
 }
 
 impl Bystander {
-    /// Joins on both fronts and takes a lock on each. The daemon's memory is measured here: all its code has run once.
+    /// Joins on both fronts and takes a lock on each. The daemon's memory is measured here, when
+    /// all of its code has run once.
     fn join(daemon: &Daemon) -> Self {
         let mut client = V1::connect(&daemon.tcp());
         client.acquire("bystander-tcp");
@@ -43,7 +45,7 @@ impl Bystander {
         Self { client, websocket, rss_bytes: daemon.rss_bytes() }
     }
 
-    /// It still has its locks and is served, and the daemon's memory has not grown by much.
+    /// It still has its locks and is served, and the daemon's memory has not grown much.
     #[track_caller]
     fn unharmed(&mut self, daemon: &mut Daemon) {
         daemon.assert_alive();
@@ -56,7 +58,7 @@ impl Bystander {
     }
 }
 
-/// Sends what the daemon may well refuse to read to the end.
+/// Sends bytes that the daemon may refuse to read to the end.
 fn pour(mut stream: &TcpStream, bytes: &[u8]) {
     stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out");
     let _ = stream.write_all(bytes);
@@ -71,7 +73,7 @@ fn refused(client: &mut V1, request: &str, error: &str) {
     assert!(reply["message"].as_str().is_some_and(|message| !message.is_empty()), "{reply}");
 }
 
-/// The lock comes free without anybody's help: its session has ended.
+/// The lock becomes free without further action: its session has ended.
 #[track_caller]
 fn comes_free(daemon: &Daemon, lock: &str) {
     let mut other = V1::connect(&daemon.tcp());
@@ -79,14 +81,14 @@ fn comes_free(daemon: &Daemon, lock: &str) {
     assert_eq!(reply["ok"], true, "{lock} did not come free: {reply}");
 }
 
-/// A version 0.1 request as a line of JSON, and its reply.
+/// Sends a version 0.1 request as a line of JSON, and returns its reply.
 #[track_caller]
 fn version_0_1(client: &mut V1, command: u8, lock: &str) -> Value {
     client.send(&json!({"VersionMajor": 0, "VersionMinor": 1, "Command": command, "LockName": lock}));
     client.receive()
 }
 
-/// A hundred connections send random bytes, on both fronts and within WebSocket connections.
+/// A hundred connections send random bytes, on both fronts and inside WebSocket connections.
 #[test]
 fn random_bytes_on_a_hundred_connections() {
     let mut daemon = Daemon::start();
@@ -107,7 +109,7 @@ fn random_bytes_on_a_hundred_connections() {
     bystander.unharmed(&mut daemon);
 }
 
-/// Random bytes that begin as each dialect does get past the choice of the dialect.
+/// Random bytes that begin like a dialect get past the choice of the dialect.
 #[test]
 fn random_bytes_behind_a_good_beginning() {
     let mut daemon = Daemon::start();
@@ -131,7 +133,8 @@ fn random_bytes_behind_a_good_beginning() {
     bystander.unharmed(&mut daemon);
 }
 
-/// Lengths of gigabytes are limits, not allocations: the session ends, and the memory does not grow.
+/// Lengths of gigabytes hit limits and are not allocated: the session ends, and the memory does not
+/// grow.
 #[test]
 fn announced_gigabytes_in_gob() {
     let mut daemon = Daemon::start();
@@ -146,7 +149,8 @@ fn announced_gigabytes_in_gob() {
         let mut later = V1::connect(&daemon.tcp());
         later.send_bytes(&[GOB_REQUEST_TYPE, length, &[0; 100]].concat());
         later.closed();
-        // Within a message of an honest length: the name's length, and the number of a definition's fields.
+        // Inside a message of an honest length: the length of the name, and the number of fields of
+        // a definition.
         let value = [b"\xff\x82\x02\x01\x01\x02\x01", length, b"ab\x00"].concat();
         let definition = [b"\xff\x83\x03\x01\x01\x01A\x01\xff\x84\x00\x01", length, b"\x00"].concat();
         for message in [value, definition] {
@@ -158,7 +162,8 @@ fn announced_gigabytes_in_gob() {
     bystander.unharmed(&mut daemon);
 }
 
-/// A WebSocket frame that announces gigabytes is closed as too big (1009), before any of them comes.
+/// A WebSocket frame that announces gigabytes is closed as too big (1009) before any of them
+/// arrive.
 #[test]
 fn announced_gigabytes_in_websocket_frames() {
     let mut daemon = Daemon::start();
@@ -173,7 +178,7 @@ fn announced_gigabytes_in_websocket_frames() {
     bystander.unharmed(&mut daemon);
 }
 
-/// An HTTP body of gigabytes is neither waited for nor kept.
+/// An HTTP body of gigabytes is neither awaited nor stored.
 #[test]
 fn announced_gigabytes_in_http() {
     let mut daemon = Daemon::start();
@@ -186,7 +191,7 @@ fn announced_gigabytes_in_http() {
     bystander.unharmed(&mut daemon);
 }
 
-/// A name of 10 MB breaks the frame limit of every dialect: the session ends.
+/// A name of 10 MB exceeds the frame limit of every dialect: the session ends.
 #[test]
 fn names_of_ten_megabytes() {
     let mut daemon = Daemon::start();
@@ -233,7 +238,7 @@ fn a_line_that_is_too_long() {
     assert_eq!(full.receive(), json!({"id": 1, "ok": true}), "a long line that is allowed");
 }
 
-/// What is not a lock name is refused as such in both versions, and no file of the kind appears.
+/// Anything that is not a lock name is refused as such in both versions, and no such file appears.
 #[test]
 fn wrong_names() {
     let daemon = Daemon::start();
@@ -255,7 +260,7 @@ fn wrong_names() {
     assert_eq!(files(daemon.directory()), [""; 0]);
 }
 
-/// `.` and `..` are lock names like others: the file is `NAME.lck`, within the directory.
+/// `.` and `..` are ordinary lock names: the file is `NAME.lck`, inside the directory.
 #[test]
 fn names_of_dots() {
     let daemon = Daemon::start();
@@ -266,7 +271,7 @@ fn names_of_dots() {
     assert_eq!(files(daemon.directory()), ["-.lck", "...lck", "..lck"]);
 }
 
-/// 251 bytes are the longest name, since NAME.lck is to fit into 255 bytes.
+/// The longest name has 251 bytes, because NAME.lck must fit into 255 bytes.
 #[test]
 fn names_of_252_bytes() {
     let daemon = Daemon::start();
@@ -280,7 +285,8 @@ fn names_of_252_bytes() {
     assert_eq!((&reply["Result"], &reply["Reason"]), (&json!(4), &json!(reason)));
 }
 
-/// Text that is not UTF-8 is refused on a line, and closes a WebSocket with 1007 (RFC 6455, section 8.1).
+/// Text that is not UTF-8 is refused on a line, and closes a WebSocket with 1007 (RFC 6455, section
+/// 8.1).
 #[test]
 fn invalid_utf8() {
     let daemon = Daemon::start();
@@ -289,7 +295,7 @@ fn invalid_utf8() {
     let reply = client.receive();
     assert_eq!(reply["error"], "bad_request", "{reply}");
     client.ping();
-    // Overlong, a surrogate, above U+10FFFF, cut short.
+    // Overlong, a surrogate, above U+10FFFF, truncated.
     for wrong in [&b"\xff"[..], b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82"] {
         let mut websocket = Ws::connect(&daemon.ws());
         websocket.send_bytes(&frame(0x81, true, &[b"{\"op\":\"", wrong].concat()));
@@ -302,14 +308,14 @@ fn invalid_utf8() {
     assert_eq!(fragments.receive_object()["error"], "unknown_op", "cut within a character");
 }
 
-/// Nesting without end neither overflows the stack nor ends the session.
+/// Endless nesting neither overflows the stack nor ends the session.
 #[test]
 fn deep_json() {
     let daemon = Daemon::start();
     let mut client = V1::connect(&daemon.tcp());
     let mut websocket = Ws::connect(&daemon.ws());
     websocket.ping();
-    // The first line of a connection has to be an object.
+    // The first line of a connection must be an object.
     client.ping();
     for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
         let opened = open.repeat(60_000 / open.len());
@@ -324,7 +330,8 @@ fn deep_json() {
     client.ping();
 }
 
-/// Members of a wrong type, out of range, twice, missing or unknown: refused, and the session goes on.
+/// Members with a wrong type, out of range, twice, missing or unknown are refused, and the session
+/// goes on.
 #[test]
 fn wrong_types() {
     let daemon = Daemon::start();
@@ -375,7 +382,8 @@ fn wrong_types() {
     assert_eq!(client.receive(), json!({"ok": true}), "empty lines and CR LF");
 }
 
-/// An operation that does not exist is refused as unknown in version 1 and as an unknown command in version 0.1.
+/// An unknown operation is refused: as unknown in version 1, and as an unknown command in version
+/// 0.1.
 #[test]
 fn unknown_operations() {
     let daemon = Daemon::start();
@@ -389,7 +397,8 @@ fn unknown_operations() {
     }
 }
 
-/// The id of a request that waits cannot be used again until it is answered; the waiting request is not harmed.
+/// The id of a waiting request cannot be used again until it is answered; the waiting request is
+/// not affected.
 #[test]
 fn the_id_of_a_waiting_request() {
     let daemon = Daemon::start();
@@ -405,7 +414,8 @@ fn the_id_of_a_waiting_request() {
     assert_eq!(client.receive(), json!({"id": 1, "ok": true}), "the id is free again");
 }
 
-/// The limits of a session: one request more is refused by name, and the session goes on.
+/// The limits of a session: one request too many is refused with the limit's name, and the session
+/// goes on.
 #[test]
 fn limits_of_a_session() {
     let setup = Daemon::setup().flag("--locks-per-session", "3").flag("--waits-per-session", "2");
@@ -437,7 +447,7 @@ fn limits_of_a_session() {
     });
 }
 
-/// A message that ends in the middle, by FIN: the session ends, and its locks are free.
+/// A message ends in the middle, with FIN: the session ends, and its locks are free.
 #[test]
 fn half_messages_then_fin() {
     let mut daemon = Daemon::start();
@@ -469,7 +479,8 @@ fn half_messages_then_fin() {
     bystander.unharmed(&mut daemon);
 }
 
-/// A connection that is reset in mid-frame: its locks are free at once, on each front and in each dialect.
+/// A connection is reset in mid-frame: its locks are free at once, on each front and in each
+/// dialect.
 #[test]
 fn resets_in_mid_frame() {
     let mut daemon = Daemon::start();
@@ -498,7 +509,7 @@ fn resets_in_mid_frame() {
     bystander.unharmed(&mut daemon);
 }
 
-/// A session that waits and is reset leaves the queue: the next one gets the lock.
+/// A waiting session is reset and leaves the queue: the next one gets the lock.
 #[test]
 fn a_reset_waiter_is_passed_over() {
     let daemon = Daemon::start();
@@ -515,7 +526,7 @@ fn a_reset_waiter_is_passed_over() {
     assert_eq!(next.receive(), json!({"id": 1, "ok": true, "lock": "queue"}));
 }
 
-/// What RFC 6455 forbids closes the connection with its code, and frees the lock that the session held.
+/// A violation of RFC 6455 closes the connection with the right code, and frees the session's lock.
 #[test]
 fn forbidden_websocket_frames() {
     let daemon = Daemon::start();
@@ -553,8 +564,8 @@ fn fragments_of_70_000_bytes() -> Vec<u8> {
     bytes
 }
 
-/// What RFC 6455 allows and few clients do: fragments with a ping in between, an empty fragment, pings with a
-/// payload, a masking key, close with a code that comes back.
+/// RFC 6455 allows this, but few clients do it: fragments with a ping in between, an empty
+/// fragment, pings with a payload, a masking key, close with a code that is echoed.
 #[test]
 fn uncommon_websocket_frames() {
     let daemon = Daemon::start();
@@ -573,7 +584,8 @@ fn uncommon_websocket_frames() {
     assert_eq!(client.close_code(), 4000);
 }
 
-/// Sends a line again and again and reads nothing, until the daemon reads no more for a second, or closes.
+/// Sends a line again and again and reads nothing, until the daemon has read nothing for a second,
+/// or closes the connection.
 fn send_until_stopped(client: &V1, line: &str) -> ErrorKind {
     let mut stream = client.stream();
     stream.set_write_timeout(Some(Duration::from_secs(1))).expect("a time-out");
@@ -592,7 +604,8 @@ fn send_until_stopped(client: &V1, line: &str) -> ErrorKind {
     }
 }
 
-/// A client that sends and never reads: the daemon stops reading from it, keeps little for it, and serves the others.
+/// A client sends and never reads: the daemon stops reading from it, buffers little for it, and
+/// serves the others.
 #[test]
 fn a_client_that_never_reads() {
     let mut daemon = Daemon::start();
@@ -601,7 +614,7 @@ fn a_client_that_never_reads() {
     let stopped = send_until_stopped(&never, "{\"op\":\"ping\"}\n");
     bystander.unharmed(&mut daemon);
     if matches!(stopped, ErrorKind::WouldBlock | ErrorKind::TimedOut) {
-        // It was held back, not closed: when it reads at last, it is served.
+        // The client was throttled, not closed: when it reads at last, it is served.
         assert_eq!(never.receive(), json!({"ok": true}));
     }
     drop(never);
@@ -609,7 +622,8 @@ fn a_client_that_never_reads() {
     bystander.unharmed(&mut daemon);
 }
 
-/// A client that never reads and has asked for more than the outbox takes is closed, and its lock is free.
+/// A client never reads and has requested more than the outbox can hold: it is closed, and its lock
+/// is free.
 #[test]
 fn a_client_with_a_full_outbox() {
     let daemon = Daemon::setup().flag("--outbox-bytes", "16384").start();
@@ -627,7 +641,7 @@ fn a_client_with_a_full_outbox() {
     holder.ping();
 }
 
-/// The WebSocket port speaks HTTP to those who do not upgrade.
+/// The WebSocket port speaks HTTP to clients that do not upgrade.
 #[test]
 fn plain_http() {
     let daemon = Daemon::start();
@@ -648,7 +662,7 @@ fn plain_http() {
         assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")), "{path} {headers:?}: {reply}");
     }
     let reply = get("/distrilock", &whole).to_ascii_lowercase();
-    // The key and its answer are the example of RFC 6455, section 1.3.
+    // The key and its answer are the example in RFC 6455, section 1.3.
     assert!(reply.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{reply}");
     assert!(!reply.contains("sec-websocket-extensions"), "no extension was asked for: {reply}");
     let reply = get("/distrilock", &format!("{upgrade}{key}Sec-WebSocket-Version: 8\r\n"));
@@ -657,7 +671,7 @@ fn plain_http() {
     assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 400"), "{reply}");
 }
 
-/// A page of another site cannot connect from a browser, unless the operator names its origin.
+/// A page of another site cannot connect from a browser unless the operator allows its origin.
 #[test]
 fn origins() {
     let daemon = Daemon::start();
@@ -678,7 +692,8 @@ fn origins() {
     assert_eq!(status(&allowing, "https://other.example"), 403);
 }
 
-/// A request head over 8 KiB is refused or the connection closed, and the memory does not follow it.
+/// A request head of more than 8 KiB is refused or its connection closed, and memory does not grow
+/// with it.
 #[test]
 fn a_huge_head() {
     let mut daemon = Daemon::start();
@@ -695,7 +710,8 @@ fn a_huge_head() {
     bystander.unharmed(&mut daemon);
 }
 
-/// A head that comes a byte at a time, or not at all, does not keep its connection for longer than the limit.
+/// A head that arrives byte by byte, or not at all, does not keep its connection open beyond the
+/// limit.
 #[test]
 fn a_head_that_never_ends() {
     let daemon = Daemon::start();
@@ -715,7 +731,8 @@ fn a_head_that_never_ends() {
     silent.closed();
 }
 
-/// Without its directory the daemon does not start, and says which one is missing and what to do.
+/// The daemon does not start without its directory; it says which directory is missing and what to
+/// do.
 #[test]
 fn a_directory_that_is_missing() {
     let parent = tempfile::tempdir().expect("a directory");
@@ -732,7 +749,8 @@ fn a_directory_that_is_missing() {
     assert!(said.contains(&*file.to_string_lossy()), "it is not named: {said}");
 }
 
-/// Refused by the file system: `storage` with operation, path and reason in version 1, InternalError in 0.1.
+/// A refusal by the file system: `storage` with operation, path and reason in version 1,
+/// InternalError in 0.1.
 #[track_caller]
 fn storage_fails(daemon: &Daemon, lock: &str, reason: &str) {
     let mut client = V1::connect(&daemon.tcp());
@@ -749,7 +767,7 @@ fn storage_fails(daemon: &Daemon, lock: &str, reason: &str) {
     assert_eq!(reply["error"], "not_held", "{reply}");
 }
 
-/// A directory stands where the lock file belongs.
+/// A directory is in the place of the lock file.
 #[test]
 fn a_lock_file_that_is_a_directory() {
     let daemon = Daemon::start();
@@ -761,7 +779,8 @@ fn a_lock_file_that_is_a_directory() {
     assert!(daemon.file("adir").is_dir(), "it is still there");
 }
 
-/// A symbolic link is never followed: neither its target nor a file that it would create is touched.
+/// A symbolic link is never followed: neither an existing target nor one that it would create is
+/// touched.
 #[test]
 fn a_lock_file_that_is_a_symlink() {
     let elsewhere = tempfile::tempdir().expect("a directory");
@@ -779,7 +798,7 @@ fn a_lock_file_that_is_a_symlink() {
     assert!(daemon.file("link").is_symlink(), "the link is still there");
 }
 
-/// A FIFO in the place of a lock file neither blocks the daemon nor is locked.
+/// A FIFO in the place of a lock file does not block the daemon, and is not locked.
 #[test]
 fn a_lock_file_that_is_a_fifo() {
     let daemon = Daemon::start();
@@ -793,7 +812,8 @@ fn a_lock_file_that_is_a_fifo() {
     client.acquire("another-name");
 }
 
-/// The daemon may not write its directory (any more): refused until it may, and nothing else changes.
+/// The daemon loses permission to write its directory: it refuses until it is allowed again, and
+/// nothing else changes.
 #[test]
 fn a_directory_without_permission() {
     let daemon = Daemon::setup().unprivileged().start();
@@ -820,8 +840,9 @@ fn storage_fails_once(daemon: &Daemon, client: &mut V1, lock: &str) {
     assert!(message.contains(&*daemon.file(lock).to_string_lossy().to_lowercase()), "{message}");
 }
 
-/// The lock file belongs to another user, who lets nobody in. (Run by root, the file is root's and the daemon nobody;
-/// run by a user, the file has no permission for anybody, which is the same to open(2).)
+/// The lock file belongs to another user, without permission for anybody else. (If the tests run as
+/// root, root owns the file and the daemon runs as nobody; otherwise the file has no permissions at
+/// all, which is the same to open(2).)
 #[test]
 fn a_lock_file_of_another_user() {
     let daemon = Daemon::setup().unprivileged().start();
@@ -832,14 +853,15 @@ fn a_lock_file_of_another_user() {
     client.acquire("ours");
 }
 
-/// The lock file is deleted by hand while the lock is held: verify says so, an event does, too, and the name is free.
+/// The lock file is deleted by hand while the lock is held: verify and an event report it, and the
+/// name is free.
 #[test]
 fn a_lock_file_that_is_deleted() {
     let daemon = Daemon::start();
     lost(&daemon, |path| fs::remove_file(path).expect("the lock file is there"));
 }
 
-/// The lock file is replaced by hand, which looks right to everybody who asks for the name alone.
+/// The lock file is replaced by hand, which looks right to anybody who checks only the name.
 #[test]
 fn a_lock_file_that_is_replaced() {
     let daemon = Daemon::start();
@@ -867,7 +889,8 @@ fn lost(daemon: &Daemon, tamper: impl FnOnce(&Path)) {
     assert_eq!(reply["ok"], true, "the other lock: {reply}");
 }
 
-/// Version 0.1 tells of a lock file that was removed at the Release, in the original's words, and releases.
+/// Version 0.1 reports at the Release that the lock file was removed, in the original's words, and
+/// releases the lock.
 #[test]
 fn a_release_after_the_file_was_deleted() {
     let daemon = Daemon::start();
@@ -882,7 +905,8 @@ fn a_release_after_the_file_was_deleted() {
     comes_free(&daemon, "gone");
 }
 
-/// A file that a crash left, whatever it holds, is simply locked, and deleted when nobody wants it any more.
+/// A file that a crash left is simply locked, whatever it contains, and deleted when it is no
+/// longer wanted.
 #[test]
 fn a_stale_file_with_content() {
     let daemon = Daemon::setup().flag("--linger", "0").start();
@@ -895,7 +919,8 @@ fn a_stale_file_with_content() {
     eventually("the file is deleted", || files(daemon.directory()).is_empty());
 }
 
-/// The descriptors run out: sessions that live go on, the log says so once, and closing some makes room again.
+/// The descriptors run out: existing sessions go on, the log says so once, and closing some
+/// sessions makes room.
 #[test]
 fn descriptors_running_out() {
     let mut daemon = Daemon::setup().script("ulimit -n 64").start();
@@ -927,7 +952,8 @@ fn descriptors_running_out() {
     bystander.unharmed(&mut daemon);
 }
 
-/// Descriptors of names that were just released give way before any session or lock is refused for want of one.
+/// Descriptors of recently released names are closed before a session or a lock is refused for lack
+/// of one.
 #[test]
 fn lingering_descriptors_give_way() {
     let daemon = Daemon::setup().script("ulimit -n 64").flag("--linger", "60").start();
@@ -943,13 +969,15 @@ fn lingering_descriptors_give_way() {
     }
 }
 
-/// A gob session that violates the framing is closed, and its lock is free; what does not decode is only unanswered.
+/// A gob session that violates the framing is closed, and its lock is free; a message that does not
+/// decode only gets no answer.
 #[test]
 fn gob_violations_and_refusals() {
     let daemon = Daemon::start();
     let mut gob = Gob::connect(&daemon.tcp());
     assert!(gob.gets("gob"), "a free name");
-    // Version major 1, then a name as bytes of an undefined type: the first is unanswered, the second ends it.
+    // Version major 1, then a name as bytes of an undefined type: the first gets no answer, the
+    // second ends the session.
     gob.bytes().send_bytes(b"\x0c\xff\x82\x01\x01\x01\x01\x01\x01\x01\x01a\x00");
     let reply = gob.request(4, "gob");
     assert!(reply.ends_with(&[0, 1, 2, 0]), "the next request is answered: {reply:02x?}");

@@ -1,5 +1,6 @@
-//! The JavaScript client of docs/protocol.md, chapter 9, in a browser: a page has it as it stands there, and tells this test what
-//! comes of it. (tests/clients.rs runs it in node, with more that can go wrong.)
+//! The JavaScript client of docs/protocol.md, chapter 9, in a browser: a page contains it
+//! unchanged, and reports the results to this test. (tests/clients.rs runs it in node and tests
+//! more failures.)
 
 mod support;
 
@@ -31,7 +32,7 @@ const MAIN: &str = r#"
   say("loaded").then(() => new Session("ws://DAEMON/distrilock").acquire("a")).then(work).catch((error) => say("refused: " + error.message));
 "#;
 
-/// The server of one page, at an origin of its own.
+/// The server of one page, with an origin of its own.
 struct Site {
     origin: String,
     page: Arc<Mutex<String>>,
@@ -72,7 +73,7 @@ impl Site {
     }
 }
 
-/// Answers one request (RFC 9112), and closes.
+/// Answers one request (RFC 9112) and closes the connection.
 fn answer(
     mut stream: TcpStream,
     page: &Mutex<String>,
@@ -108,7 +109,7 @@ fn answer(
     write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len())
 }
 
-/// A browser without a window, with a fresh profile, that speaks to this host alone.
+/// A browser without a window, with a fresh profile, that connects only to this host.
 struct Browser {
     child: Child,
     _profile: TempDir,
@@ -128,7 +129,8 @@ fn chromium(profile: &Path) -> Command {
     let mut command = Command::new("chromium");
     command
         .arg("--headless")
-        // Its sandbox is not for root, as whom the system tests run; it sees this test's page alone.
+        // Its sandbox does not work for root, who runs the system tests; it only visits this test's
+        // page.
         .args(["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run"])
         .args(["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-breakpad"])
         .arg("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
@@ -143,14 +145,15 @@ fn chromium(profile: &Path) -> Command {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // All of its processes are in the group that it was started in.
+        // All of its processes are in the group in which it was started.
         let group = Pid::from_raw(self.child.id().cast_signed());
         let _ = killpg(group, Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }
 
-/// A page from an origin that `--allow-origin` names waits for a lock, holds it, gives it back, and has to know when it is lost.
+/// A page from an origin that `--allow-origin` names waits for a lock, holds it, releases it, and
+/// must learn when it is lost.
 #[test]
 fn a_page_holds_a_lock() {
     let site = Site::serve();
@@ -179,7 +182,7 @@ fn a_page_holds_a_lock() {
     drop(again);
 }
 
-/// The page is closed, and nothing else said: its lock is free.
+/// The page is closed, without any message: its lock is free.
 #[test]
 fn a_closed_page_holds_nothing() {
     let site = Site::serve();
@@ -192,7 +195,8 @@ fn a_closed_page_holds_nothing() {
     eventually("the lock is free", || V1::connect(&daemon.tcp()).gets("a"));
 }
 
-/// A page from another origin gets nothing: whoever visits it would lend it his host's locks.
+/// A page from another origin gets nothing: otherwise any site could use the locks of a visitor's
+/// host.
 #[test]
 fn a_strange_page_is_refused() {
     let site = Site::serve();

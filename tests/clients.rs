@@ -1,5 +1,5 @@
-//! The clients of docs/protocol.md, chapter 9, as they stand there: each against the real daemon, and against one that says that
-//! the lock is lost, or says nothing more.
+//! The clients of docs/protocol.md, chapter 9, exactly as printed there: each against the real
+//! daemon, and against one that says that the lock is lost, or falls silent.
 
 mod support;
 
@@ -41,7 +41,7 @@ impl Running {
         assert!(line.contains(expected), "expected {expected:?}, it says {line:?}");
     }
 
-    /// Lets the work that waits for a line end.
+    /// Lets the work, which waits for a line, end.
     fn go_on(&mut self) {
         let mut input = self.input.take().expect("it is used once");
         input.write_all(b"go on\n").expect("it reads");
@@ -66,7 +66,7 @@ impl Drop for Running {
     }
 }
 
-/// The three clients; each holds the lock `a`, says `held`, and goes on when it reads a line.
+/// The three clients. Each acquires the lock `a`, says `held`, and continues when it reads a line.
 const CLIENTS: [fn(&Path, &Places) -> Running; 3] = [python, shell, javascript];
 
 /// Where a daemon listens.
@@ -75,7 +75,7 @@ struct Places {
     ws: String,
 }
 
-/// What the commands of the first two do: it has a child, which is not to survive it either.
+/// The command of the first two. It has a child, which must not survive it either.
 const WORK: [&str; 3] = ["sh", "-c", "echo held; read line; echo released"];
 
 fn with_lock(interpreter: &str, language: &str, folder: &Path, places: &Places) -> Running {
@@ -94,7 +94,8 @@ fn shell(folder: &Path, places: &Places) -> Running {
     with_lock("bash", "bash", folder, places)
 }
 
-/// The page's client in node: from version 22 on it has the WebSocket of browsers, before behind a flag, or in a package.
+/// The page's client in node, which has the WebSocket of browsers from version 22 on, before that
+/// behind a flag or in a package.
 fn javascript(folder: &Path, places: &Places) -> Running {
     const MAIN: &str = r#"
         const session = new Session(process.argv[2]);
@@ -128,7 +129,7 @@ fn places(daemon: &Daemon) -> Places {
     Places { tcp: daemon.tcp(), ws: daemon.ws() }
 }
 
-/// A client waits while somebody else holds the lock, holds it while it works, and gives it back; all against all.
+/// A client waits while somebody else holds the lock, holds it while it works, and releases it.
 #[test]
 fn each_waits_works_and_releases() {
     let daemon = Daemon::start();
@@ -150,13 +151,14 @@ fn each_waits_works_and_releases() {
     }
 }
 
-/// A client waits for longer than its heartbeats are apart, and works for as long: their replies do not confuse it.
+/// A client waits for longer than the time between its heartbeats, and works for as long: their
+/// replies do not confuse it.
 #[test]
 fn each_lives_through_its_heartbeats() {
     let daemon = Daemon::start();
     let places = places(&daemon);
     let folders: Vec<_> = CLIENTS.iter().map(|_| tempfile::tempdir().expect("a folder")).collect();
-    // One after the other gets the lock; the last one has waited through the work of the others.
+    // They get the lock one after another. The last one has waited through the work of the others.
     let mut clients: Vec<_> =
         CLIENTS.iter().zip(&folders).map(|(client, folder)| client(folder.path(), &places)).collect();
     let mut watch = V1::connect(&daemon.tcp());
@@ -167,7 +169,7 @@ fn each_lives_through_its_heartbeats() {
             holder.is_some()
         });
         let mut holder = clients.swap_remove(holder.expect("somebody"));
-        // Over the first heartbeat and its answer.
+        // Long enough for the first heartbeat and its answer.
         eventually("it has held for seven seconds", || {
             let peeked = watch.request(json!({"op":"peek","lock":"a"}));
             peeked["holders"][0]["since_ms"].as_u64().is_some_and(|age_ms| age_ms > 7000)
@@ -178,7 +180,7 @@ fn each_lives_through_its_heartbeats() {
     }
 }
 
-/// The daemon is killed: the work is stopped.
+/// The daemon is killed: the work stops.
 #[test]
 fn each_stops_when_the_daemon_dies() {
     for client in CLIENTS {
@@ -192,7 +194,8 @@ fn each_stops_when_the_daemon_dies() {
     }
 }
 
-/// The daemon says that the lock is lost, or closes while the client waits: the work is stopped, or does not begin.
+/// The daemon says that the lock is lost, or closes while the client waits: the work stops, or does
+/// not begin.
 #[test]
 fn each_obeys_the_event() {
     for client in [python, shell] {
@@ -200,7 +203,7 @@ fn each_obeys_the_event() {
         let (server, script) = play(|mut peer| {
             let request = peer.expect("acquire");
             peer.yes(&request, &json!({"lock":"a"}));
-            // It says so to a client that works: what it says to the ping comes first.
+            // The client is to be at work by then: the answer to its ping comes first.
             let ping = peer.request();
             if let Some(ping) = ping {
                 peer.yes(&ping, &json!({}));
@@ -225,7 +228,8 @@ fn each_obeys_the_event() {
     }
 }
 
-/// The daemon is stopped and says nothing more: each client stops its work by its own clock, before 45 s have passed.
+/// The daemon is stopped and falls silent: each client stops its work by its own clock, before 45 s
+/// have passed.
 #[test]
 fn each_stops_by_its_own_clock() {
     let stopping = CLIENTS.map(|client| {

@@ -1,5 +1,4 @@
-//! The command with what the daemon's engine gives beside plain locks: slots, several names and
-//! fences.
+//! The command with more than plain locks: slots, several names and fences.
 
 mod support;
 
@@ -8,8 +7,8 @@ use std::fs;
 use nix::sys::signal::Signal;
 use support::{Daemon, Running, V1, command, ended};
 
-/// Two slots are two holders with different slots; the third is refused, on another daemon of the
-/// directory as well.
+/// Two slots admit two holders, each with its own slot; a third is refused, on another daemon of
+/// the directory, too.
 #[test]
 fn slots() {
     let one = Daemon::start();
@@ -46,7 +45,7 @@ fn slots() {
     assert_eq!(again.code(), 0, "{}", again.err);
 }
 
-/// A lease of several slots, beside a name: all or none.
+/// A lease of several slots together with a name: all or nothing.
 #[test]
 fn leases() {
     let daemon = Daemon::start();
@@ -56,7 +55,7 @@ fn leases() {
     first.says("build,cpu 0,1\n");
     let second = ended(command(&server, &["run", "-n", "--lease", "cpu=2:3", "other", "true"]));
     assert_eq!(second.code(), 1, "{}", second.err);
-    // The refusal has left nothing of it.
+    // The refused request has left nothing locked.
     assert!(V1::connect(&server).gets("other"));
     let third = ended(command(&server, &["run", "-n", "--lease", "cpu=1:3", "another", "true"]));
     assert_eq!(third.code(), 0, "{}", third.err);
@@ -66,7 +65,7 @@ fn leases() {
     assert_eq!(fourth.code(), 0, "{}", fourth.err);
 }
 
-/// Commands that name the same locks in different orders do not wait for each other for ever.
+/// Commands that name the same locks in different orders do not deadlock.
 #[test]
 fn several_names_in_any_order() {
     let daemon = Daemon::start();
@@ -85,7 +84,7 @@ fn several_names_in_any_order() {
     }
 }
 
-/// Fences rise, reach CMD, and stop the one who comes too late.
+/// Fences increase, reach CMD, and stop a holder that comes too late.
 #[test]
 fn fences() {
     let daemon = Daemon::start();

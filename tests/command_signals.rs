@@ -1,6 +1,5 @@
-//! Signals and the terminal: under `distrilock run` a command behaves at the keyboard as it does
-//! without. The terminal is a pseudo-terminal of the test's, with a real shell on it that has job
-//! control.
+//! Signals and the terminal: a command under `distrilock run` behaves at the keyboard as it does
+//! without. The test runs a real shell with job control on a pseudo-terminal.
 
 mod support;
 
@@ -15,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{DISTRILOCK, Daemon, Running, V1, command, eventually};
 
-/// What reads the terminal's screen and presses its keys.
+/// Reads the terminal's screen and presses its keys.
 struct Keyboard {
     keys: File,
     screen: Arc<Mutex<String>>,
@@ -25,7 +24,7 @@ struct Keyboard {
 const PROMPT: &str = "ready> ";
 
 impl Keyboard {
-    /// A shell with job control on a terminal of its own.
+    /// Starts a shell with job control on its own terminal.
     fn with_shell(server: &str) -> Self {
         let pty = openpty(None, None).expect("a pseudo-terminal");
         let (near, far) = (File::from(pty.master), pty.slave);
@@ -55,7 +54,7 @@ impl Keyboard {
         self.screen.lock().expect("the reader does not panic").clone()
     }
 
-    /// Waits until the screen has shown this so many times.
+    /// Waits until the screen has shown this text this many times.
     #[track_caller]
     fn shows(&self, text: &str, times: usize) {
         let count = || self.screen().matches(text).count();
@@ -85,8 +84,8 @@ fn state_of(pid: Pid) -> String {
     state.unwrap_or_default().to_owned()
 }
 
-/// Ctrl-C ends CMD and what it started, the shell sees a command that the signal ended, and the
-/// lock is free.
+/// Ctrl-C ends CMD and what it started, the shell sees a command killed by the signal, and the lock
+/// is free.
 #[test]
 fn ctrl_c() {
     let daemon = Daemon::start();
@@ -103,7 +102,7 @@ fn ctrl_c() {
     assert_eq!(keyboard.screen().matches("not reached").count(), 1, "only as it was typed");
 }
 
-/// Ctrl-C at a shell script that runs us ends the script, too.
+/// Ctrl-C also ends a shell script that runs us.
 #[test]
 fn ctrl_c_ends_the_script_around_us() {
     let daemon = Daemon::start();
@@ -117,7 +116,8 @@ fn ctrl_c_ends_the_script_around_us() {
     assert_eq!(keyboard.screen().matches("not reached").count(), 1, "only as it was typed");
 }
 
-/// Ctrl-Z stops the job, the shell goes on, the lock stays; fg brings it back with the terminal.
+/// Ctrl-Z stops the job, the shell goes on, and the lock stays held; fg gives CMD the terminal
+/// back.
 #[test]
 fn ctrl_z_and_fg() {
     let daemon = Daemon::start();
@@ -137,8 +137,8 @@ fn ctrl_z_and_fg() {
     keyboard.shows("status 5", 1);
 }
 
-/// In the background CMD stops when it reads from the terminal, as every command does, and `fg`
-/// lets it read.
+/// In the background, CMD stops when it reads from the terminal, as every command does; `fg` lets
+/// it read.
 #[test]
 fn in_the_background() {
     let daemon = Daemon::start();
@@ -156,8 +156,8 @@ fn in_the_background() {
     keyboard.shows("got a line", 1);
 }
 
-/// In a pipeline the terminal stays with all of it: the last one reads from it, and Ctrl-C reaches
-/// everyone.
+/// A pipeline keeps the terminal as a whole: its last command reads from it, and Ctrl-C reaches all
+/// of its commands.
 #[test]
 fn in_a_pipeline() {
     let daemon = Daemon::start();
@@ -187,8 +187,8 @@ fn the_terminal_on_demand() {
     keyboard.shows(PROMPT, 2);
 }
 
-/// A wait is shown on a terminal, with who holds the lock, by a line that goes away; Ctrl-Z stops
-/// it, and Ctrl-C ends it.
+/// A self-erasing status line shows a wait, and who holds the lock. Ctrl-Z stops the wait, and
+/// Ctrl-C ends it.
 #[test]
 fn a_wait_at_the_terminal() {
     let daemon = Daemon::start();
@@ -201,7 +201,7 @@ fn a_wait_at_the_terminal() {
     keyboard.shows("waiting for x: held by backup@db1 for", 1);
     keyboard.press("\x1a");
     keyboard.shows("Stopped", 1);
-    // What is granted while the job is stopped is not begun, and not given back.
+    // A lock that is granted while the job is stopped is kept, but CMD does not start.
     holder.release("x");
     let mut looks = V1::connect(&server);
     let held = |looks: &mut V1| looks.request(serde_json::json!({"op": "peek", "lock": "x"}))["locked"] == true;
@@ -221,7 +221,7 @@ fn a_wait_at_the_terminal() {
     eventually("nobody waits", || holder.request(serde_json::json!({"op": "peek", "lock": "x"}))["waiters"] == 0);
 }
 
-/// Every signal that is to be passed on reaches CMD, once for each time that it is sent.
+/// Every signal that is passed on reaches CMD, once each time it is sent.
 #[test]
 fn signals_are_passed_on() {
     let daemon = Daemon::start();
@@ -233,8 +233,8 @@ fn signals_are_passed_on() {
         running.signal(format!("SIG{name}").parse().unwrap());
         running.says(&format!("\n{name}\n"));
     }
-    // bash, which has caught it, waits for sleep, which has not, and stops. A signal that continues
-    // takes one that stops with it (signal(7)), wherever that still waits to be taken.
+    // bash catches TSTP, but waits for sleep, which does not catch it and stops. SIGCONT discards a
+    // pending SIGTSTP (signal(7)), so both are sent until bash has handled one.
     eventually("CMD has heard of TSTP", || {
         let stopped = running.tree.find("sleep 0.02").is_some_and(|pid| state_of(pid) == "T");
         running.signal(if stopped { Signal::SIGCONT } else { Signal::SIGTSTP });
@@ -244,8 +244,8 @@ fn signals_are_passed_on() {
     running.tree.goes();
 }
 
-/// A signal that was ignored when we began is ignored by CMD, as nohup(1) needs it, and one that
-/// was blocked is blocked.
+/// CMD ignores the signals that were ignored when we started, as nohup(1) needs it, and has those
+/// blocked that were blocked.
 #[test]
 fn what_is_ignored_stays_so() {
     let daemon = Daemon::start();
@@ -257,7 +257,7 @@ fn what_is_ignored_stays_so() {
     let said = running.out();
     let bits = |name: &str| {
         let digits = said.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
-        // Above are the real-time signals, which the C library uses.
+        // The bits above are real-time signals, which the C library uses.
         u64::from_str_radix(digits, 16).unwrap() & 0x7fff_ffff
     };
     assert_eq!((bits("SigBlk:"), bits("SigIgn:")), (0, 1), "{said}");
@@ -268,9 +268,9 @@ fn what_is_ignored_stays_so() {
 }
 
 /// `kill -STOP` for the process that the user started does not stop the guard: when the daemon
-/// dies, CMD ends all the same.
+/// dies, CMD is still ended.
 #[test]
-fn a_stopped_front() {
+fn a_stopped_launcher() {
     let mut daemon = Daemon::start();
     let mut running = Running::start(command(&daemon.tcp(), &["run", "x", "sleep", "1001"]));
     let sleep = running.tree.waits_for("sleep 1001");

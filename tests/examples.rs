@@ -1,4 +1,4 @@
-//! The programs in examples/, which `cargo test` builds: each does what its first line says.
+//! The programs in examples/, which `cargo test` builds. Each does what its first line says.
 
 mod support;
 
@@ -19,7 +19,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// The job is done by whoever comes first; the second one says who does it.
+/// The first program does the job; the second one says which session is doing it.
 #[test]
 fn nightly() {
     let daemon = Daemon::start();
@@ -32,7 +32,8 @@ fn nightly() {
     assert!(output.status.success() && text(&output).contains("held by the other one"), "{}", text(&output));
 }
 
-/// All pieces are worked on, and the lock is free after that; without a daemon, the error says what to do.
+/// All pieces are processed, and the lock is free afterwards; without a daemon, the error says what
+/// to do.
 #[test]
 fn blocking() {
     let mut daemon = Daemon::start();

@@ -1,15 +1,19 @@
-//! Two daemons on one directory fight over names, and a witness outside of them watches: whoever is granted a lock
-//! enters its name with the witness, stays for 0 to 100 microseconds, leaves, and only then releases. Two who are in
-//! one name at once are an overlap; where a name has slots, more than that many, or two in one slot; and so is a fence that is
-//! not above all those before. There must be none, on tmpfs and on a disk, whoever is killed meanwhile.
+//! Two daemons on one directory fight over names, and a witness outside of them watches. A client
+//! that is granted a lock enters its name with the witness, stays for 0 to 100 microseconds,
+//! leaves, and only then releases. Two clients in one name at once are an overlap; if the name has
+//! slots, so are more clients than slots, or two in one slot; and so is a fence that is not higher
+//! than all earlier ones. There must be no overlap, on tmpfs and on a disk, whatever is killed
+//! meanwhile.
 //!
-//! The witness is a table in a mutex: in this process for fighters that are threads, behind a Unix socket for those
-//! that are processes, which are this program started again, and are killed. The killer writes into the same table,
-//! before it kills, that the victim's grants are void: a lock that died with its daemon may be granted by the other
-//! one while the client does not know yet, and that is no overlap. A grant counts only if nothing of it is void.
+//! The witness is a table in a mutex: in this process for fighters that are threads, behind a Unix
+//! socket for those that are processes. These are this program started again, and are killed.
+//! Before a kill, the killer records in the same table that the victim's grants are void: when a
+//! lock dies with its daemon, the other daemon may grant it while the client does not know yet, and
+//! that is not an overlap. A grant counts only if nothing about it is void.
 //!
-//! `DISTRILOCK_FIGHT_GRANTS` sets the grants of each configuration (3000); arguments choose configurations by parts of
-//! their names. The test has no harness, since it is the program of its fighters, too.
+//! `DISTRILOCK_FIGHT_GRANTS` sets the grants of each configuration (3000); arguments select
+//! configurations by parts of their names. The test has no harness, because it is also the program
+//! of its fighters.
 
 mod support;
 
@@ -31,16 +35,17 @@ use serde_json::{Value, json};
 use support::{Daemon, Dice, PATIENCE, V1, eventually, files};
 use tempfile::TempDir;
 
-/// The environment variable that makes this program a fighter: its `Fighter` and the witness's socket, as JSON.
+/// The environment variable that makes this program a fighter: its `Fighter` and the witness's
+/// socket, as JSON.
 const FIGHTER: &str = "DISTRILOCK_FIGHTER";
 
-/// So many configurations fight at the same time: a fight alone leaves a part of two cores idle.
+/// How many configurations fight at the same time: a single fight leaves part of two cores idle.
 const TOGETHER: usize = 2;
 
-/// Kills in each configuration that has any.
+/// Kills in each configuration with kills.
 const KILLS: u64 = 24;
 
-/// No configuration has fewer grants than this, unless all are to have fewer.
+/// No configuration has fewer grants than this, unless fewer are requested for all.
 const GRANTS_MIN: u64 = 750;
 
 fn main() {
@@ -61,7 +66,7 @@ fn main() {
     println!("{:<52} {:>8} {:>8} {:>6} {:>8}", "configuration", "grants", "overlaps", "kills", "seconds");
     let all = configurations();
     let chosen: Vec<&Configuration> = all.iter().filter(|configuration| matches(&configuration.name())).collect();
-    // The arenas live on, so that their lock files linger all at the same time.
+    // The arenas stay alive, so that all of their lock files linger at the same time.
     let arenas = fights(&chosen, grants);
     assert!(!arenas.is_empty(), "no configuration is called {wanted:?}");
     for arena in &arenas {
@@ -72,7 +77,7 @@ fn main() {
     println!("{} configurations, no overlap, every directory is empty", arenas.len());
 }
 
-/// All configurations, some at the same time.
+/// All configurations, several at a time.
 fn fights(chosen: &[&Configuration], grants: u64) -> Vec<Arena> {
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -85,7 +90,7 @@ fn fights(chosen: &[&Configuration], grants: u64) -> Vec<Arena> {
     })
 }
 
-/// Where the lock directory lies.
+/// Where the lock directory is.
 #[derive(Clone, Copy)]
 enum Place {
     Tmpfs,
@@ -93,7 +98,8 @@ enum Place {
 }
 
 impl Place {
-    /// A fresh directory, of which the file system is checked: a fight on the wrong one would prove nothing.
+    /// A fresh directory. Its file system is checked, because a fight on the wrong one would prove
+    /// nothing.
     fn directory(self) -> TempDir {
         let is_tmpfs = |path: &Path| statfs(path).is_ok_and(|status| status.filesystem_type() == TMPFS_MAGIC);
         let place = match self {
@@ -115,13 +121,13 @@ impl Place {
 /// How a fighter wants a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// For itself alone.
+    /// Exclusively.
     Alone,
-    /// At times shared.
+    /// Sometimes shared.
     Shared,
-    /// One or two of three slots, at times.
+    /// Sometimes one or two of three slots.
     Slots,
-    /// With a fence, alone or shared.
+    /// With a fence, exclusive or shared.
     Fences,
     /// Slots with fences.
     SlotFences,
@@ -129,15 +135,15 @@ enum Kind {
 
 const KINDS: [Kind; 5] = [Kind::Alone, Kind::Shared, Kind::Slots, Kind::Fences, Kind::SlotFences];
 
-/// The slots of a name that has some.
+/// The number of slots of a name with slots.
 const SLOTS: u64 = 3;
 
 struct Configuration {
     place: Place,
-    /// Connections for each daemon and each name.
+    /// Connections to each daemon for each name.
     connections: usize,
     names: usize,
-    /// How some of the grants are to be.
+    /// How some of the grants are wanted.
     kind: Kind,
     linger: Option<&'static str>,
     kills: u64,
@@ -193,7 +199,7 @@ impl Configuration {
     }
 
     fn run(&self, grants: u64) -> Arena {
-        // Slots take more calls, and each fence is written to the disk.
+        // Slots take more calls, and each fence is written to disk.
         let share = match self.kind {
             Kind::Alone | Kind::Shared => 1,
             Kind::Slots => 4,
@@ -225,7 +231,7 @@ struct Arena {
     linger: Option<&'static str>,
     witness: Witness,
     daemons: [Daemon; 2],
-    /// How often each daemon was started; it makes the epoch.
+    /// How often each daemon was started; this is its epoch.
     starts: [u64; 2],
 }
 
@@ -242,7 +248,8 @@ impl Arena {
         self.daemons.iter().map(Daemon::said).collect()
     }
 
-    /// Waits until the witness has seen so many grants. That each kill is followed by more grants is part of the test.
+    /// Waits until the witness has seen this many grants. The test requires more grants after each
+    /// kill.
     fn await_grants(&self, grants: u64) {
         let (mut last, mut since) = (0, Instant::now());
         while !self.witness.table().overlapped() {
@@ -258,7 +265,7 @@ impl Arena {
         }
     }
 
-    /// The fighters are threads; nobody is killed.
+    /// The fighters are threads; nothing is killed.
     fn fight(&mut self, configuration: &Configuration, grants: u64) -> u64 {
         thread::scope(|scope| {
             let _end = End(&self.witness);
@@ -271,7 +278,8 @@ impl Arena {
         0
     }
 
-    /// The fighters are processes; one of them or a daemon is killed again and again, and replaced at once.
+    /// The fighters are processes; one of them or a daemon is killed again and again, and replaced
+    /// at once.
     fn fight_with_kills(&mut self, configuration: &Configuration, grants: u64) -> u64 {
         let scratch = TempDir::new().expect("a place for the witness's socket");
         let socket = scratch.path().join("witness");
@@ -323,14 +331,14 @@ fn start(directory: &Path, linger: Option<&str>, witness: &Witness, side: usize,
     daemon
 }
 
-/// Who claims to hold a name: a client, through one life of a daemon.
+/// The claimant of a name: a client, through one life of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Claim {
     client: String,
     epoch: String,
 }
 
-/// What of a name somebody has: all of it, a share, or slots; and the fence that came with it.
+/// What a claimant has of a name: all of it, a share, or slots; and the fence that came with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Share {
     shared: bool,
@@ -353,7 +361,7 @@ impl Share {
         json!({"shared": self.shared, "slots": self.slots, "fence": self.fence})
     }
 
-    /// From a reply of the daemon (`slot`, `taken`), or from what `to_json` made.
+    /// Parses a reply of the daemon (`slot`, `taken`), or the output of `to_json`.
     fn from_json(value: &Value) -> Self {
         let numbers = |member: &str| value[member].as_array().cloned().unwrap_or_default();
         let slots = [numbers("slots"), numbers("taken")].concat();
@@ -367,18 +375,18 @@ impl Share {
 /// What the witness knows.
 #[derive(Default)]
 struct Table {
-    /// Those who are in a name, and how they came.
+    /// The clients that are in a name, and what they have of it.
     inside: HashMap<String, Vec<(Claim, Share)>>,
     /// The highest fence of each name.
     fences: HashMap<String, u64>,
     /// All fences that were granted.
     seen: HashSet<(String, u64)>,
-    /// Clients and epochs of daemons that were killed: their claims count for nothing.
+    /// Killed clients and epochs of killed daemons: their claims are void.
     void: HashSet<String>,
     /// The grants that counted, for each daemon.
     grants: [u64; 2],
     overlaps: Vec<String>,
-    /// The epoch and the address of each daemon, for fighters that (re)connect.
+    /// The epoch and the address of each daemon, for fighters that connect again.
     daemons: [Option<(String, String)>; 2],
     stopped: bool,
 }
@@ -392,7 +400,8 @@ impl Table {
         !self.overlaps.is_empty()
     }
 
-    /// Somebody was granted a name: whoever is in it already is an overlap, unless void, or both are shared.
+    /// A claimant was granted a name: any other claimant in it is an overlap, unless one of the two
+    /// is void or both are shared.
     fn enter(&mut self, side: usize, lock: &str, claim: &Claim, share: &Share) {
         if self.is_void(claim) {
             return;
@@ -413,8 +422,8 @@ impl Table {
         self.grants[side] += 1;
     }
 
-    /// Fences of exclusive grants are told in the order of the grants; of others, two may be told in the other order, so that
-    /// only a fence that was seen before is wrong.
+    /// Fences of exclusive grants are reported in the order of the grants. Others may be reported
+    /// out of order, so for them only a repeated fence is wrong.
     fn fenced(&mut self, lock: &str, claim: &Claim, share: &Share) {
         let Some(fence) = share.fence else { return };
         let before = self.fences.get(lock).copied().unwrap_or_default();
@@ -433,7 +442,7 @@ impl Table {
     }
 }
 
-/// The end of a fight, also of one that fails: without it the fighters that are threads would go on for ever.
+/// Ends the fight, even a failing one: otherwise the fighters that are threads would go on forever.
 struct End<'a>(&'a Witness);
 
 impl Drop for End<'_> {
@@ -442,7 +451,7 @@ impl Drop for End<'_> {
     }
 }
 
-/// To whom a fighter reports.
+/// The witness as a fighter sees it.
 trait Judge {
     /// The epoch and address of the daemon of this side, or none if the fight is over.
     fn daemon(&mut self, side: usize) -> Option<(String, String)>;
@@ -451,7 +460,7 @@ trait Judge {
     fn stopped(&mut self) -> bool;
 }
 
-/// The witness, of which every fighter in this process has a handle.
+/// The witness; every fighter in this process has a handle to it.
 #[derive(Clone, Default)]
 struct Witness(Arc<Mutex<Table>>);
 
@@ -468,7 +477,8 @@ impl Witness {
         self.table().void.insert(who.to_owned());
     }
 
-    /// Serves fighters that are processes: a line for each call, a line back when it is written down.
+    /// Serves fighters that are processes: one line for each call, and one line back when it has
+    /// been recorded.
     fn serve(&self, listener: &UnixListener) {
         let listener = listener.try_clone().expect("a descriptor");
         let witness = self.clone();
@@ -481,7 +491,8 @@ impl Witness {
     }
 
     fn serve_one(mut self, stream: &UnixStream) {
-        // A fighter that is killed ends its stream, perhaps within a line, which then does not count.
+        // A killed fighter ends its stream, perhaps in the middle of a line, which then does not
+        // count.
         let mut writer = stream;
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
             let Ok(call) = serde_json::from_str::<Value>(&line) else {
@@ -522,7 +533,8 @@ impl Judge for Witness {
     }
 }
 
-/// The witness as a fighter in a process of its own sees it. When the witness has gone, so is the fight.
+/// The witness as seen by a fighter in a process of its own. When the witness is gone, the fight is
+/// over.
 struct Distant(BufReader<UnixStream>);
 
 impl Distant {
@@ -560,7 +572,7 @@ impl Judge for Distant {
     }
 }
 
-/// A client that wants one name through one daemon, again and again.
+/// A client that acquires one name through one daemon again and again.
 #[derive(Clone, Debug)]
 struct Fighter {
     side: usize,
@@ -571,13 +583,13 @@ struct Fighter {
 }
 
 impl Fighter {
-    /// Fights until the fight is over; connects again whenever the daemon has gone.
+    /// Fights until the fight is over; connects again whenever the daemon is gone.
     fn fight(&self, judge: &mut impl Judge) {
         let mut dice = Dice::new(self.seed);
         while let Some((epoch, address)) = judge.daemon(self.side) {
             let claim = Claim { client: self.client.clone(), epoch };
             if let Ok(mut session) = V1::try_connect(&address) {
-                // The end of the connection, which a killed daemon causes, leads to the next round.
+                // When a killed daemon ends the connection, the next round begins.
                 let _ = self.rounds(&mut session, judge, &claim, &mut dice);
             }
             judge.leave(&self.lock, &claim);
@@ -608,7 +620,8 @@ impl Fighter {
             let reply = session.try_request(request)?;
             if reply["ok"] != true {
                 assert!(reply["error"] == "busy" || reply["error"] == "timeout", "{self:?}: {reply}");
-                // Whoever is refused makes way for a moment: a storm of tries would leave no time to the others.
+                // After a refusal it pauses for a moment: a storm of tries would leave no time for
+                // the others.
                 thread::sleep(Duration::from_micros(dice.below(500)));
                 continue;
             }
@@ -646,7 +659,7 @@ impl Process {
         Self { fighter, child }
     }
 
-    /// SIGKILL; a fighter that has ended by itself has failed.
+    /// Sends SIGKILL; a fighter that has ended by itself has failed.
     fn kill(&mut self) {
         let ended = self.child.try_wait().expect("it is our child");
         assert!(ended.is_none(), "{:?} ended: {ended:?}", self.fighter);
@@ -657,7 +670,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It has been killed already unless the test fails.
+        // It has been killed already, unless the test fails.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -677,8 +690,8 @@ fn fight_as_process(order: &str) {
     fighter.fight(&mut Distant(BufReader::new(socket)));
 }
 
-/// Clients that no daemon ever granted anything report to a witness: it sees that they overlap where they do, and
-/// only there, near and through its socket.
+/// Clients without any grant from a daemon report to a witness: it notices that they overlap where
+/// they do, and only there, directly and through its socket.
 fn the_witness_catches_overlaps() {
     let claim = |client: &str, epoch: &str| Claim { client: client.to_owned(), epoch: epoch.to_owned() };
     let (one, two) = (claim("c0", "d0-1"), claim("c1", "d1-1"));
@@ -736,7 +749,8 @@ fn the_witness_catches_overlaps() {
     overlapping_fighters_are_caught();
 }
 
-/// Two fighters whose daemons know nothing of each other, since they have different directories, are caught.
+/// Two fighters whose daemons do not know about each other, because they have different
+/// directories, are caught.
 fn overlapping_fighters_are_caught() {
     let witness = Witness::default();
     let directories = [Place::Tmpfs.directory(), Place::Tmpfs.directory()];

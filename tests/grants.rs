@@ -1,5 +1,5 @@
-//! What a grant can be beyond a lock of one's own: slots of a name that has several, a fence, several names at once; between
-//! two daemons, and beside programs that lock whole files.
+//! What a grant can be other than an exclusive lock: slots of a name, a fence, several names at
+//! once; between two daemons, and beside programs that lock whole files.
 
 mod support;
 
@@ -39,8 +39,8 @@ fn waits(client: &mut V1, request: &Value) {
     client.ping();
 }
 
-/// Three slots between two daemons: each is granted once, the fourth session is refused, and one that waits gets the slot that
-/// another daemon's session gives back.
+/// Three slots between two daemons: each is granted once, the fourth session is refused, and a
+/// waiter gets the slot that a session of the other daemon releases.
 #[test]
 fn slots_between_daemons() {
     let (_directory, daemons) = two("2");
@@ -59,7 +59,7 @@ fn slots_between_daemons() {
     clients[0].release("gpu");
     let reply = clients[3].receive();
     assert!(reply["ok"] == true && reply["slot"] == 0, "{reply}");
-    // One of the same daemon leaves without a word.
+    // A session of the same daemon disappears.
     let reply = slot(&mut clients[0], 3, &json!({}));
     refused(&reply, "busy");
     let [mut first, _, third, _] = clients;
@@ -67,7 +67,7 @@ fn slots_between_daemons() {
     eventually("the slot is free", || slot(&mut first, 3, &json!({}))["slot"] == 2);
 }
 
-/// Several slots at once, or none of them: two sessions of two daemons that want two of three each.
+/// Several slots at once, or none: two sessions of two daemons want two of three each.
 #[test]
 fn several_slots_at_once() {
     let (_directory, daemons) = two("0");
@@ -84,8 +84,9 @@ fn several_slots_at_once() {
     assert_eq!(slot(&mut b, 3, &json!({"take": 3}))["taken"], json!([0, 1, 2]));
 }
 
-/// The number of slots travels with the name: another one is refused, through the same daemon and through the other one, and the
-/// message has both; so is a shared request. When nobody holds the name any more, it can have another number.
+/// The number of slots belongs to the name: another number is refused, by the same daemon and by
+/// the other one, and the message has both; a shared request is refused too. When nobody holds the
+/// name any longer, it can have another number.
 #[test]
 fn numbers_agree_between_daemons() {
     let (_directory, daemons) = two("2");
@@ -116,7 +117,8 @@ fn numbers_agree_between_daemons() {
     assert_eq!(slot(&mut others[1], 5, &json!({}))["slot"], 0);
 }
 
-/// A program that locks the whole file, as daemons of the original do, keeps slots out, and slots keep it out.
+/// A program that locks the whole file, as daemons of the original do, excludes slots, and slots
+/// exclude it.
 #[test]
 fn whole_file_locks_and_slots() {
     let (directory, daemons) = two("60");
@@ -134,7 +136,8 @@ fn whole_file_locks_and_slots() {
     assert_eq!(a.receive()["slot"], 0);
 }
 
-/// Who holds which slot, and who waits for how many, is there for others to see; a client of version 0.1 sees a held lock.
+/// The holders of slots and the waiters, with their numbers, are visible to others; a client of
+/// version 0.1 sees a held lock.
 #[test]
 fn slots_are_shown() {
     let daemon = Daemon::start();
@@ -157,7 +160,8 @@ fn fence(client: &mut V1, request: Value) -> u64 {
     reply["fence"].as_u64().unwrap_or_else(|| panic!("no fence: {reply}"))
 }
 
-/// Fences rise from grant to grant, from daemon to daemon, over deletions by the daemons and by hand, and over kills.
+/// Fences increase from grant to grant, from daemon to daemon, across deletions by the daemons and
+/// by hand, and across kills.
 #[test]
 fn fences_rise() {
     let exclusive = || json!({"op": "acquire", "lock": "f", "fence": true});
@@ -191,7 +195,8 @@ fn fences_rise() {
     }
 }
 
-/// A lock file with somebody else's text: a lock is granted all the same, a fence is not, and the text stays as it is.
+/// A lock file contains somebody else's text: a lock is granted anyway, a fence is not, and the
+/// text stays unchanged.
 #[test]
 fn a_foreign_text_is_left_alone() {
     let daemon = Daemon::setup().flag("--linger", "60").start();
@@ -203,7 +208,8 @@ fn a_foreign_text_is_left_alone() {
     assert_eq!(fs::read_to_string(daemon.file("f")).expect("it is there"), "my notes");
 }
 
-/// A session holds a lock without a fence and asks for one: it gets it, and the same one when it asks again.
+/// A session holds a lock without a fence and asks for one: it gets one, and the same one when it
+/// asks again.
 #[test]
 fn a_fence_for_what_is_held() {
     let daemon = Daemon::start();
@@ -214,7 +220,7 @@ fn a_fence_for_what_is_held() {
     assert_eq!(fence(&mut client, request), first);
 }
 
-/// Several names: granted together in the order asked, or none of them is held.
+/// Several names are granted together, in the order of the request, or none of them is held.
 #[test]
 fn all_or_none() {
     let daemon = Daemon::start();
@@ -236,8 +242,8 @@ fn all_or_none() {
     assert!(b.gets("c") && b.gets("b"));
 }
 
-/// A request for several waits with some of them: they are not its session's yet; it is cancelled, times out, or its client dies,
-/// and they are free.
+/// A request for several names waits with some of them locked, which its session does not hold yet.
+/// It is cancelled, times out, or its client dies, and they are free.
 #[test]
 fn what_was_gathered_goes_back() {
     let daemon = Daemon::start();
@@ -265,7 +271,8 @@ fn what_was_gathered_goes_back() {
     assert_eq!(c.receive()["locks"], json!([{"lock": "b"}, {"lock": "a"}]));
 }
 
-/// A lock that a request has gathered is lost while it waits for the rest: the request is refused, nothing of it is held.
+/// A lock that a request has gathered is lost while it waits for the rest: the request is refused,
+/// and nothing is held.
 #[test]
 fn a_gathered_lock_is_lost() {
     let daemon = Daemon::start();
@@ -273,7 +280,7 @@ fn a_gathered_lock_is_lost() {
     a.acquire("b");
     waits(&mut b, &json!({"id": 1, "op": "acquire", "locks": [{"lock": "a", "mode": "shared"}, "b"], "wait_ms": null}));
     fs::remove_file(daemon.file("a")).expect("it is there");
-    // Who joins finds out.
+    // A session that joins notices the loss.
     assert_eq!(c.request(json!({"op": "acquire", "lock": "a", "mode": "shared"}))["ok"], true);
     let reply = b.receive();
     assert!(refused(&reply, "lost").contains("deleted") && reply["lock"] == "a", "{reply}");
@@ -281,8 +288,8 @@ fn a_gathered_lock_is_lost() {
     assert!(c.gets("b"));
 }
 
-/// Sessions wait for each other: the one whose request closes the cycle is refused, and told who waits for whom; the other one
-/// gets its lock when that one gives up what it holds.
+/// Sessions wait for each other: the one whose request closes the cycle is refused and learns who
+/// waits for whom; the other one gets its lock when the first gives up what it holds.
 #[test]
 fn a_cycle_is_refused() {
     let daemon = Daemon::start();
@@ -309,8 +316,8 @@ fn a_cycle_is_refused() {
     assert_eq!(a.receive()["ok"], true);
 }
 
-/// Many sessions take two of four locks each, one after the other in any order, and wait without limit: each request is granted
-/// or refused as a deadlock, and all come to their end.
+/// Many sessions take two of four locks each, one after the other in any order, and wait without a
+/// limit: each request is granted or refused as a deadlock, and all of them finish.
 #[test]
 fn no_cycle_is_missed() {
     const ROUNDS: u64 = 150;
@@ -345,7 +352,8 @@ fn no_cycle_is_missed() {
     assert!(refusals > 0, "nobody was ever in a cycle");
 }
 
-/// The same sessions ask for both locks at once, in any order, through two daemons: nobody is refused, and nobody waits for ever.
+/// The same sessions ask for both locks at once, in any order, through two daemons: none is
+/// refused, and none waits forever.
 #[test]
 fn several_names_never_deadlock() {
     let (_directory, daemons) = two("2");

@@ -1,4 +1,5 @@
-//! Sessions go on in the next process: what can go wrong on the way. [`Manager`] stands in for the service manager.
+//! Sessions continue in the next process, and what can go wrong on the way. [`Manager`] stands in
+//! for the service manager.
 
 #[path = "support/manager.rs"]
 mod manager;
@@ -15,7 +16,7 @@ fn connect(manager: &Manager) -> V1 {
     V1::connect(&manager.address())
 }
 
-/// Whether another process sees the lock free.
+/// Whether another process sees that the lock is free.
 fn is_free(manager: &Manager, lock: &str) -> bool {
     match File::options().write(true).open(manager.locks().join(format!("{lock}.lck"))) {
         Ok(file) => lock_file(&file, F_WRLCK),
@@ -23,8 +24,8 @@ fn is_free(manager: &Manager, lock: &str) -> bool {
     }
 }
 
-/// The next process may open fewer descriptors than there are: then every session ends and every lock is free, none stays held by
-/// nobody, and the process after that takes over what it should.
+/// The next process may not open as many descriptors as there are: then every session ends, every
+/// lock is free, none stays held by nobody, and the process after that takes over normally.
 #[test]
 fn fewer_descriptors_than_before() {
     const SESSIONS: usize = 400;
@@ -40,7 +41,7 @@ fn fewer_descriptors_than_before() {
     manager.run("ulimit -n 200");
     for (number, mut session) in sessions.into_iter().enumerate() {
         assert!(session.closed().is_empty(), "session {number} ends");
-        // Not at once: the new process locks what it finds unused, to delete it.
+        // Not at once: the new process locks unused files in order to delete them.
         eventually(&format!("the lock of session {number} is free"), || is_free(&manager, &lock(number)));
     }
     let mut session = connect(&manager);

@@ -1,5 +1,5 @@
-//! Word between the daemons of one directory: it makes waiting short and cheap, and whatever becomes of it, the locks on the files
-//! decide.
+//! Wake-ups between the daemons of one directory make waiting short and cheap. Whatever happens to
+//! them, the locks on the files decide.
 
 mod support;
 
@@ -13,12 +13,12 @@ use nix::libc::F_WRLCK;
 use serde_json::{Value, json};
 use support::{Daemon, Dice, Setup, V1, eventually, lock_file};
 
-/// Sets up another daemon on a directory; it logs what it hears.
+/// Sets up another daemon on a directory; it logs the wake-ups that it gets.
 fn beside(directory: &Path) -> Setup {
     Daemon::setup().directory(directory).flag("--log", "trace")
 }
 
-/// Two daemons on one directory: one to hold, one to wait.
+/// Two daemons on one directory: one holds, one waits.
 fn two() -> (Daemon, Daemon) {
     let holding = Daemon::setup().flag("--log", "trace").start();
     let waiting = beside(holding.directory()).start();
@@ -31,12 +31,12 @@ fn sockets(directory: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.expect("an entry").path()).collect()
 }
 
-/// How many lines of a daemon's log say this.
+/// How many lines of a daemon's log contain this.
 fn said(daemon: &Daemon, text: &str) -> usize {
     daemon.log().iter().filter(|line| line.contains(text)).count()
 }
 
-/// Asks for a lock and waits for it as long as it takes.
+/// Requests a lock and waits as long as it takes.
 #[track_caller]
 fn wait_for(client: &mut V1, lock: &str, mode: &str) {
     client.send(&json!({"id": lock, "op": "acquire", "lock": lock, "mode": mode, "wait_ms": null}));
@@ -49,8 +49,8 @@ fn granted(client: &mut V1, lock: &str) {
     assert_eq!((&reply["id"], &reply["ok"]), (&Value::from(lock), &Value::from(true)), "{reply}");
 }
 
-/// A lock goes back and forth between two daemons. Each time the waiter's daemon was promised word, so that its next try would
-/// be seconds away, and each time word came.
+/// A lock goes back and forth between two daemons. Each time the waiter's daemon was promised a
+/// wake-up, so that its next try would be seconds away, and each time the wake-up came.
 #[test]
 fn word_comes_with_the_release() {
     let (one, two) = two();
@@ -69,7 +69,8 @@ fn word_comes_with_the_release() {
     }
 }
 
-/// A writer's lock passes to a reader of its own daemon: a reader of another one hears of it and joins.
+/// A writer's lock passes to a reader of its own daemon: a reader of the other daemon is woken and
+/// joins.
 #[test]
 fn word_comes_when_readers_may_join() {
     let (one, two) = two();
@@ -84,8 +85,8 @@ fn word_comes_when_readers_may_join() {
     eventually("word came", || said(&two, "word that readers is free") > 0);
 }
 
-/// The daemon that promised word is killed: that its connection ends is word enough. The next one clears away after it, and gives
-/// word as well.
+/// The daemon that promised a wake-up is killed: the end of its connection is wake-up enough. The
+/// next one cleans up after it, and sends wake-ups as well.
 #[test]
 fn the_holding_daemon_is_killed() {
     let (mut one, two) = two();
@@ -116,7 +117,8 @@ fn the_holding_daemon_is_killed() {
     granted(&mut waiter, "killed");
 }
 
-/// The holding daemon stops with many locks, each of which somebody waits for elsewhere: all get theirs, and its socket is gone.
+/// The holding daemon stops with many locks, each of which has a waiter elsewhere: all of these get
+/// their locks, and the daemon's socket is gone.
 #[test]
 fn the_holding_daemon_stops() {
     const LOCKS: usize = 1000;
@@ -145,8 +147,8 @@ fn the_holding_daemon_stops() {
     assert_eq!(sockets(two.directory()).len(), 1);
 }
 
-/// A program that is no daemon closes the files that it has locked, and its waiters are served for that. The many that it keeps
-/// make tries rare.
+/// A program other than a daemon closes the files that it has locked, and the waiters are served
+/// because of that. The many files that it keeps locked make tries rare.
 #[test]
 fn a_program_closes_its_files() {
     let daemon = Daemon::setup().flag("--log", "trace").start();
@@ -170,7 +172,8 @@ fn a_program_closes_its_files() {
     assert!(heard > 400, "{heard}");
 }
 
-/// The holder's socket is removed by hand, or there is a file where the sockets should be: the lock changes hands all the same.
+/// The holder's socket is removed by hand, or a file is in the place of the sockets' folder: the
+/// lock changes hands all the same.
 #[test]
 fn without_word() {
     let one = Daemon::start();
@@ -198,7 +201,8 @@ fn hands_over(one: &Daemon, two: &Daemon) {
     granted(&mut waiter, "over");
 }
 
-/// Words of a forger: names that are waited for, held, unknown or none, and bytes that are no words.
+/// Forged messages: names that are waited for, held, unknown or invalid, and bytes that are no
+/// message.
 fn forgeries(dice: &mut Dice) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..500 {
@@ -217,8 +221,9 @@ fn forgeries(dice: &mut Dice) -> Vec<u8> {
     bytes
 }
 
-/// Somebody floods both daemons with forged words, at their sockets and from one of his own: the holder keeps its lock until it
-/// releases it, the waiter gets it then, and both daemons come to rest.
+/// Somebody floods both daemons with forged messages, at their sockets and from a socket of his
+/// own: the holder keeps its lock until it releases it, the waiter gets it then, and both daemons
+/// become idle.
 #[test]
 fn forged_words() {
     let one = Daemon::start();
@@ -232,12 +237,12 @@ fn forged_words() {
 
     let mut dice = Dice::new(1);
     for _ in 0..5 {
-        // The waiting daemon asks the forger, too, and is cut off each time.
+        // The waiting daemon asks the forger as well, and is cut off each time.
         let (mut asking, _) = forger.accept().expect("the daemon connects");
         let ours = sockets(one.directory()).into_iter().filter(|socket| *socket != forged);
         let connections = ours.map(|socket| UnixStream::connect(socket).expect("a daemon listens"));
         for mut connection in connections.collect::<Vec<_>>() {
-            // A daemon that has had enough closes.
+            // The daemon closes the connection when it has had enough.
             let _ = connection.write_all(&forgeries(&mut dice));
             let _ = connection.write_all(&[b'x'; 4096]);
         }
@@ -246,7 +251,7 @@ fn forged_words() {
         assert_eq!(holder.request(json!({"op": "verify", "lock": "forged"}))["ok"], true);
         waiter.ping();
     }
-    // One who is not cut off, says nothing but nonsense, and does not read.
+    // This peer does not cut the daemon off, sends only nonsense, and does not read.
     let (mut asking, _) = forger.accept().expect("the daemon connects");
     asking.set_nonblocking(true).expect("it can be set");
     while asking.write(b"free forged\nfree forged\n").is_ok() {}
@@ -263,7 +268,8 @@ fn forged_words() {
     two.assert_alive();
 }
 
-/// A daemon that is asked more than it can promise, by somebody who never reads, forgets it and goes on.
+/// A peer that never reads asks a daemon for more than it can promise: the daemon forgets it and
+/// goes on.
 #[test]
 fn more_questions_than_promises() {
     let (one, two) = two();

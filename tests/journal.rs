@@ -1,7 +1,7 @@
 //! The log of a process whose stderr is connected to a journald that reads nothing.
 //!
-//! `tracing-journald` knows one path only, so that the journald is made in a mount name space of
-//! the test's own, user_namespaces(7), where the test runs itself again.
+//! `tracing-journald` knows only one path, so the test makes its journald in a mount namespace of
+//! its own, user_namespaces(7), in which it runs itself again.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -15,15 +15,15 @@ use distrilock::systemd::{ids, journal};
 /// Set in the process that runs inside.
 const INSIDE: &str = "DISTRILOCK_TEST_INSIDE";
 
-/// More events than the queues of the kernel and of the daemon hold.
+/// More events than the queues of the kernel and of the daemon can hold.
 const MANY: u64 = 50_000;
 
-/// `$1` is how JOURNAL_STREAM comes out, `$0` the test.
+/// `$1` is appended to JOURNAL_STREAM; `$0` is the test.
 const SCRIPT: &str = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
     export JOURNAL_STREAM=\"$(stat -Lc %d:%i /proc/self/fd/2)$1\" && \
     exec \"$0\" --exact --nocapture --test-threads=1 \"$2\"";
 
-/// Runs the test `name` again in a name space, and gives its result and stderr.
+/// Runs the test `name` again in a namespace, and returns its result and stderr.
 fn run_inside(name: &str, suffix: &str) -> (bool, String) {
     let output = Command::new("timeout")
         .args(["60", "unshare", "-rm", "sh", "-c", SCRIPT])
@@ -60,7 +60,7 @@ fn fields(mut datagram: &[u8]) -> BTreeMap<String, String> {
 
 #[test]
 fn a_stopped_journald_stops_nobody() {
-    // journald reads nothing while many events are logged; later it reads again.
+    // journald reads nothing while many events are logged, and then reads again.
     if std::env::var_os(INSIDE).is_none() {
         let (passed, stderr) = run_inside("a_stopped_journald_stops_nobody", "");
         assert!(passed);
@@ -78,14 +78,14 @@ fn a_stopped_journald_stops_nobody() {
         tracing::warn!(number, "many");
     }
     assert!(journal::start(tracing::Level::INFO).is_err(), "a second log");
-    // The process could end now.
+    // The process could end here.
     drop(log);
 
     let mut bytes = vec![0; 1 << 16];
     let mut next = || {
         loop {
             let len = journald.recv(&mut bytes).unwrap();
-            // An empty datagram only tries whether journald is there.
+            // An empty datagram only checks whether journald is there.
             if len > 0 {
                 return fields(&bytes[..len]);
             }
@@ -101,7 +101,7 @@ fn a_stopped_journald_stops_nobody() {
     assert!(first["CODE_FILE"].ends_with("journal.rs"));
     assert_eq!(next()["PRIORITY"], "7");
     let (mut numbers, mut dropped) = (Vec::new(), 0);
-    // Once there is room again, the log goes on.
+    // When there is room again, the log continues.
     let mut read = |until: fn(&BTreeMap<String, String>) -> bool| {
         loop {
             let event = next();
@@ -128,7 +128,7 @@ fn a_stopped_journald_stops_nobody() {
 
 #[test]
 fn a_journald_that_is_full_at_start_stops_nobody() {
-    // journald was stopped long ago, and others have filled its queue when the log starts.
+    // journald was stopped long ago, and others filled its queue before the log starts.
     if std::env::var_os(INSIDE).is_none() {
         let (passed, stderr) = run_inside("a_journald_that_is_full_at_start_stops_nobody", "");
         assert!(passed);
@@ -160,7 +160,7 @@ fn a_journal_that_is_not_there_leaves_stderr() {
 
 #[test]
 fn a_stream_that_is_not_ours_leaves_stderr() {
-    // The environment was inherited from a service, and stderr was redirected since.
+    // The environment was inherited from a service, but stderr has been redirected.
     if std::env::var_os(INSIDE).is_none() {
         let (passed, stderr) = run_inside("a_stream_that_is_not_ours_leaves_stderr", "0");
         assert!(passed);

@@ -1,5 +1,5 @@
-//! How a daemon starts, what it tells its service manager, how sessions end, and how it stops. A second daemon on the
-//! same directory sees from outside what the first one holds.
+//! How a daemon starts, what it reports to its service manager, how sessions end, and how it stops.
+//! A second daemon on the same directory sees from outside which locks the first one holds.
 
 mod support;
 
@@ -28,7 +28,7 @@ fn neighbour(daemon: &Daemon) -> Daemon {
     Daemon::setup().directory(daemon.directory()).start()
 }
 
-/// The lock comes free for a session of `daemon`, which then gives it back.
+/// The lock becomes free for a session of `daemon`, which then releases it.
 #[track_caller]
 fn comes_free(daemon: &Daemon, lock: &str) {
     let mut client = V1::connect(&daemon.tcp());
@@ -43,7 +43,8 @@ fn is_empty_in_the_end(daemon: &Daemon) {
     eventually("the directory is empty", || left().is_empty());
 }
 
-/// The stop: waiters are told `closing`, connections end, the exit is a success, and no lock file is left.
+/// The stop: waiters get `closing`, connections end, the exit status is success, and no lock file
+/// is left.
 fn stops_at(signal: Signal) {
     let mut daemon = Daemon::start();
     let mut holder = V1::connect(&daemon.tcp());
@@ -79,7 +80,7 @@ fn stops_at_sigterm() {
     stops_at(Signal::SIGTERM);
 }
 
-/// SIGINT does what SIGTERM does.
+/// SIGINT does the same as SIGTERM.
 #[test]
 fn stops_at_sigint() {
     stops_at(Signal::SIGINT);
@@ -113,7 +114,7 @@ fn sighup_is_harmless() {
     assert_eq!(reply["ok"], true, "{reply}");
 }
 
-/// A daemon that is killed leaves its locks to the other one, and its files to nobody.
+/// A daemon is killed: the other one gets its locks, and its files are not left behind.
 #[test]
 fn a_killed_daemon_frees_its_locks() {
     let mut daemon = Daemon::start();
@@ -130,7 +131,7 @@ fn a_killed_daemon_frees_its_locks() {
     is_empty_in_the_end(&other);
 }
 
-/// What a crashed daemon left is cleared away at the next start; what somebody holds stays.
+/// The next start removes what a crashed daemon left; locks that somebody holds stay.
 #[test]
 fn files_of_a_crash_are_cleared_at_start() {
     let mut crashed = Daemon::start();
@@ -194,7 +195,7 @@ fn sessions_end_in_many_ways() {
     drop(fin);
 }
 
-/// Whichever way names were used, no file is left after the linger.
+/// However names were used, no file is left after the linger.
 fn leaves_no_file(linger: Option<&str>) {
     let mut setup = Daemon::setup();
     if let Some(seconds) = linger {
@@ -213,7 +214,7 @@ fn leaves_no_file(linger: Option<&str>) {
     let mut bye = V1::connect(&daemon.tcp());
     bye.acquire("bye");
     bye.request(json!({"op": "bye"}));
-    // A wait that is cancelled and a try that is refused, also for a name that another daemon holds.
+    // A cancelled wait and a refused try, also for a name that another daemon holds.
     let other = neighbour(&daemon);
     let mut holder = V1::connect(&other.tcp());
     holder.acquire("elsewhere");
@@ -239,7 +240,7 @@ fn leaves_no_file(linger: Option<&str>) {
     is_empty_in_the_end(&daemon);
 }
 
-/// After the linger at its default.
+/// After the default linger.
 #[test]
 fn no_file_is_left_after_the_linger() {
     leaves_no_file(None);
@@ -257,7 +258,8 @@ fn no_file_is_left_without_a_linger() {
     leaves_no_file(Some("0"));
 }
 
-/// `--linger 0` deletes the file at the release, not later; with a linger it stays and is used again.
+/// `--linger 0` deletes the file at the release, not later; with a linger, the file stays and is
+/// used again.
 #[test]
 fn the_file_goes_with_the_release_or_lingers() {
     let daemon = Daemon::setup().flag("--linger", "0").start();
@@ -276,7 +278,7 @@ fn the_file_goes_with_the_release_or_lingers() {
     comes_free(&other, "later");
 }
 
-/// Passed sockets are told apart by their names, whatever their order.
+/// Passed sockets are recognized by their names, in any order.
 #[test]
 fn passed_sockets_go_by_name() {
     for names in ["tcp:ws", "ws:tcp"] {
@@ -299,7 +301,8 @@ fn passed_sockets_of_one_kind() {
     V1::connect(&two).ping();
 }
 
-/// A single socket without a name is TCP; systemd calls it `unknown` if its unit does not name it.
+/// A single socket without a name is for TCP; systemd calls it `unknown` if its unit does not name
+/// it.
 #[test]
 fn a_passed_socket_without_a_name() {
     let (socket, address) = listener();
@@ -310,7 +313,8 @@ fn a_passed_socket_without_a_name() {
     V1::connect(&address).ping();
 }
 
-/// Names that mean nothing, or none where two sockets need them, are refused, and the message says which.
+/// Meaningless names are refused, and so are missing names if there are two sockets; the message
+/// says which.
 #[test]
 fn passed_sockets_with_wrong_names() {
     let two = || vec![listener().0, listener().0];
@@ -320,7 +324,7 @@ fn passed_sockets_with_wrong_names() {
     assert!(!said.is_empty(), "a reason");
 }
 
-/// What is no listener of streams is refused: a connection, a datagram socket, a file.
+/// Anything but a listening stream socket is refused: a connection, a datagram socket, a file.
 #[test]
 fn passed_descriptors_that_do_not_listen() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -334,7 +338,7 @@ fn passed_descriptors_that_do_not_listen() {
     }
 }
 
-/// A passed Unix socket serves like any other.
+/// A passed Unix socket serves like any other socket.
 #[test]
 fn a_passed_unix_socket() {
     let place = tempfile::tempdir().expect("a directory");
@@ -348,7 +352,7 @@ fn a_passed_unix_socket() {
     comes_free(&other, "unix");
 }
 
-/// Several addresses of each front, IPv6 and Unix among them.
+/// Several addresses on each front, IPv6 and Unix among them.
 #[test]
 fn listeners_of_all_kinds() {
     let place = tempfile::tempdir().expect("a directory");
@@ -366,7 +370,7 @@ fn listeners_of_all_kinds() {
     }
 }
 
-/// An address that is taken is refused, and the message names it.
+/// An address that is in use is refused, and the message names it.
 #[test]
 fn an_address_that_is_taken() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -375,7 +379,7 @@ fn an_address_that_is_taken() {
     assert!(said.contains(&address), "{said}");
 }
 
-/// READY=1 comes once, and when it has come, both fronts serve.
+/// READY=1 is sent once, and from then on both fronts serve.
 #[test]
 fn ready_comes_last() {
     for _ in 0..10 {
@@ -387,7 +391,7 @@ fn ready_comes_last() {
     }
 }
 
-/// STATUS= tells the sessions and the locks, and at most once a second, however busy the daemon is.
+/// STATUS= reports the sessions and the locks, at most once a second, however busy the daemon is.
 #[test]
 fn the_status_follows_slowly() {
     let daemon = Daemon::start();
@@ -411,7 +415,7 @@ fn the_status_follows_slowly() {
     }
     drop(clients);
     eventually("nobody", || tells(&[0, 0]));
-    // Counted, not measured from one to the next, since a loaded machine delivers late.
+    // This counts messages rather than measuring intervals, because a loaded machine delivers late.
     let all = statuses();
     let (first, last) = (all[0].0, all[all.len() - 1].0);
     let seconds = usize::try_from((last - first).as_secs()).expect("not long");
@@ -422,7 +426,7 @@ fn watchdog_pings(daemon: &Daemon) -> usize {
     daemon.notices().iter().filter(|notice| *notice == "WATCHDOG=1").count()
 }
 
-/// Watchdog pings come while the daemon turns, and end when it is stopped.
+/// Watchdog pings arrive while the daemon makes progress, and end when it is stopped.
 #[test]
 fn the_watchdog_is_fed() {
     let daemon = Daemon::setup().script("export WATCHDOG_PID=$$").environment("WATCHDOG_USEC", "400000").start();
@@ -430,7 +434,7 @@ fn the_watchdog_is_fed() {
     daemon.signal(Signal::SIGSTOP);
     let state = || fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).expect("it lives");
     eventually("it is stopped", || state().contains(") T "));
-    // What it had sent before may still be on its way to the list.
+    // Pings that it sent before may still be on their way to the list.
     let mut pings = 0;
     eventually("no ping for a second", || {
         pings = watchdog_pings(&daemon);
@@ -441,7 +445,7 @@ fn the_watchdog_is_fed() {
     eventually("pings again", || watchdog_pings(&daemon) > pings);
 }
 
-/// A watchdog that is meant for another process is not fed, nor one that nobody set.
+/// The daemon does not ping a watchdog that is meant for another process, or one that is not set.
 #[test]
 fn the_watchdog_of_another() {
     let others = Daemon::setup().environment("WATCHDOG_USEC", "100000").environment("WATCHDOG_PID", "1").start();
@@ -451,7 +455,8 @@ fn the_watchdog_of_another() {
     assert_eq!((watchdog_pings(&others), watchdog_pings(&none)), (0, 0));
 }
 
-/// A waiter in one daemon gets the name when it is released in the other, without end and without a busy loop.
+/// A waiter in one daemon gets the name when it is released in the other one, again and again and
+/// without a busy loop.
 #[test]
 fn a_waiter_across_daemons() {
     let daemon = Daemon::start();
@@ -472,7 +477,7 @@ fn a_waiter_across_daemons() {
     other.becomes_idle();
 }
 
-/// The other daemon's holder is seen as a contender, and refuses a try.
+/// The other daemon's holder is a contender, and a try is refused.
 #[test]
 fn a_contender_is_seen() {
     let daemon = Daemon::start();
@@ -493,7 +498,7 @@ fn a_contender_is_seen() {
     assert_eq!(second.receive()["Reason"], "resource acquired through a different session");
 }
 
-/// Readers of two daemons hold a name together; a writer waits for both, and they for the writer.
+/// Readers of two daemons share a name; a writer waits for both, and they wait for the writer.
 #[test]
 fn readers_and_a_writer_across_daemons() {
     let daemon = Daemon::start();

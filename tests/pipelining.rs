@@ -1,5 +1,5 @@
-//! Clients that send much before they read, or read nothing: every request gets its reply, FIN is seen, and others are not kept
-//! waiting.
+//! Clients that send much before they read, or read nothing: every request gets its reply, the
+//! daemon notices FIN, and other sessions are not delayed.
 
 mod support;
 
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use support::{Daemon, V1, Ws, eventually};
 
-/// More replies than the daemon keeps for a client that does not read: when it reads at last, all of them come, in their order,
-/// without another byte from it.
+/// More replies than the daemon keeps for a client that does not read: when the client finally
+/// reads, it gets all of them, in order, without sending another byte.
 #[test]
 fn every_request_gets_its_reply() {
     let daemon = Daemon::start();
@@ -35,7 +35,8 @@ fn every_request_gets_its_reply() {
     }
 }
 
-/// A client that does not read its replies and closes its side: the daemon, which has stopped reading from it, notices.
+/// A client does not read its replies and closes its side: the daemon notices, although it has
+/// stopped reading from it.
 #[test]
 fn fin_behind_a_pause() {
     let daemon = Daemon::start();
@@ -47,13 +48,14 @@ fn fin_behind_a_pause() {
     let mut other = V1::connect(&daemon.tcp());
     other.acquire("busy");
     client.send(&json!({"op": "acquire", "lock": "busy", "wait_ms": 3_600_000}));
-    // Some 30 bytes each, and their replies fill every buffer on the way.
+    // About 30 bytes each; their replies fill every buffer on the way.
     client.send_bytes("{\"op\":\"list\"}\n".repeat(600).as_bytes());
     client.stream().shutdown(Shutdown::Write).expect("the connection lives");
     eventually("its locks are free", || other.gets(&"0".repeat(251)));
 }
 
-/// A `cancel` tells whether its request was cancelled, also when the lock is granted at the same moment.
+/// The reply to `cancel` says whether the request was cancelled, even if the lock is granted at the
+/// same moment.
 #[test]
 fn cancel_tells_the_truth() {
     let daemon = Daemon::setup().flag("--threads", "2").start();
@@ -81,7 +83,8 @@ fn cancel_tells_the_truth() {
     println!("{granted} granted, {cancelled} cancelled");
 }
 
-/// Clients that send without pause what needs no reply, on the only thread: others are served all the while.
+/// Clients send requests that need no reply, without pause, on the only thread: others are served
+/// all the while.
 #[test]
 fn a_flood_without_replies() {
     let daemon = Daemon::setup().flag("--threads", "1").start();
@@ -95,7 +98,7 @@ fn a_flood_without_replies() {
                 move || {
                     let spaces = format!("{{\"op\":\"ping\"}}\n{}", " \n".repeat(30_000));
                     while !over.load(Ordering::Relaxed) {
-                        // What does not fit is left out.
+                        // Requests that do not fit are left out.
                         let _ = flood.write(spaces.as_bytes());
                     }
                 }

@@ -1,5 +1,6 @@
-//! The README's commands, run as a user runs them: those of its `sh` blocks, in their order, in one bash, and the Python lines. The
-//! daemon is the one that `cargo run --release` builds; its state folder and its ports are its defaults.
+//! The README's commands, run as a user runs them: those of its `sh` blocks, in order, in one bash,
+//! and the Python lines. `cargo run --release` builds the daemon; its state folder and its ports
+//! are the defaults.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -19,8 +20,9 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     parts.map(|part| part.split("```").next().expect("a split has a first part").to_owned()).collect()
 }
 
-/// Gives this thread, and what it starts, a loopback network of its own: the default ports are among those that the kernel gives
-/// to outgoing connections (ip_local_port_range), and some other program's may have one.
+/// Gives this thread and its children a loopback network of their own: the default ports are among
+/// those that the kernel assigns to outgoing connections (ip_local_port_range), so another program
+/// may be using one.
 fn own_network() {
     assert!(Uid::effective().is_root(), "the test needs a network namespace of its own: run it as root");
     unshare(CloneFlags::CLONE_NEWNET).expect("root may");
@@ -28,7 +30,7 @@ fn own_network() {
     assert!(up.success());
 }
 
-/// `cargo run` and what it runs, ended together.
+/// `cargo run` and the daemon that it runs, stopped together.
 struct Running(Child);
 
 impl Drop for Running {
@@ -75,11 +77,12 @@ fn run(program: &str, script: &str) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// The first lock from a plain shell, and from Python, against the daemon that the first command starts.
+/// The first lock, from a plain shell and from Python, with the daemon that the first command
+/// starts.
 #[test]
 fn the_first_lock() {
     let text = fs::read_to_string(PATH).expect("there is a README");
-    // The section on the package is played in containers, with a systemd (tests/containers).
+    // The section on the package is tested in containers, with systemd (tests/containers).
     let (before, after) = text.split_once("\n## Install it\n").expect("the README tells how to install the package");
     let (_, after) = after.split_once("\n## ").expect("it goes on");
     let commands = blocks(&format!("{before}\n{after}"), "sh");

@@ -1,4 +1,4 @@
-//! Sockets passed to a real process, the way sd_listen_fds(3) describes.
+//! Sockets passed to a real process, as sd_listen_fds(3) describes.
 //!
 //! The test runs itself again through a shell, which puts the descriptors in their places.
 
@@ -24,7 +24,7 @@ const SCRIPT: &str = "export LISTEN_FDS=\"$1\" LISTEN_PID=\"${2:-$$}\" && \
     exec \"$0\" --exact --nocapture --test-threads=1 \"$4\" \
     3<&0 4<&1 5<&2 0</dev/null >\"$3\" 2>&1";
 
-/// What a process with these three descriptors says that it took.
+/// What a process with these three descriptors prints about those that it took.
 fn taken_by_child(names: Option<&str>, count: &str, pid: &str, passed: [OwnedFd; 3]) -> String {
     let out = tempfile::NamedTempFile::new().unwrap();
     let [first, second, third] = passed;
@@ -44,7 +44,7 @@ fn taken_by_child(names: Option<&str>, count: &str, pid: &str, passed: [OwnedFd;
     lines.join(", ")
 }
 
-/// Takes the sockets, checks what holds for each, and prints what they are.
+/// Takes the sockets, checks the properties that all share, and prints what they are.
 fn take_and_tell() {
     let passed = match sockets::take() {
         Ok(passed) => passed,
@@ -99,7 +99,7 @@ fn unix() -> OwnedFd {
     UnixListener::bind(dir.path().join("s")).unwrap().into()
 }
 
-/// An end of what the daemon stores.
+/// An end of the pair that the daemon stores.
 fn pair() -> OwnedFd {
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap().0
 }
@@ -114,7 +114,8 @@ fn null() -> OwnedFd {
 
 #[test]
 fn a_process_takes_its_sockets() {
-    // A process gets IPv4, IPv6 and Unix sockets, stored ones, somebody else's, and wrong ones.
+    // A process gets IPv4, IPv6 and Unix sockets, stored ones, ones meant for another process, and
+    // wrong ones.
     if std::env::var_os(INSIDE).is_some() {
         return take_and_tell();
     }
@@ -138,7 +139,7 @@ fn a_process_takes_its_sockets() {
     let (four, address) = tcp("127.0.0.1:0");
     assert_eq!(taken_by_child(None, "1", "", [four, null(), null()]), format!("tcp {address}"));
 
-    // The environment of another process was inherited.
+    // The environment was inherited from another process.
     assert_eq!(taken_by_child(Some("tcp:ws:ws"), "3", "1", [unix(), unix(), unix()]), "no listener");
     refuses_wrong_ones();
 }

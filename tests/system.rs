@@ -1,5 +1,6 @@
-//! What only root can set up: small and read-only file systems under the lock directory, and hosts that are cut off. These tests belong to the
-//! feature `system-tests`; all others run as anybody.
+//! Situations that only root can set up: small and read-only file systems under the lock directory,
+//! and hosts that are cut off. These tests belong to the feature `system-tests`; all others run as
+//! any user.
 
 mod support;
 
@@ -56,7 +57,7 @@ fn storage_fails(client: &mut V1, path: &Path, lock: &str, reason: &str) {
     assert!(message.contains(reason) && message.contains(&file), "{message}");
 }
 
-/// A full file system refuses new names as `storage`; names that are held stay held, and room helps at once.
+/// A full file system refuses new names as `storage`. Held names stay held, and room helps at once.
 #[test]
 fn a_full_file_system() {
     let mount = Mount::new("size=64k,nr_inodes=8");
@@ -75,7 +76,8 @@ fn a_full_file_system() {
     client.acquire("during");
 }
 
-/// A file system that turns read-only refuses as `storage`, and serves again when it can be written.
+/// A file system that turns read-only refuses as `storage`, and serves again when it becomes
+/// writable.
 #[test]
 fn a_file_system_that_turns_read_only() {
     let mount = Mount::new("size=1m");
@@ -97,7 +99,7 @@ fn a_file_system_that_is_read_only() {
     assert!(said.contains("read-only"), "{said}");
 }
 
-/// A host of its own: a network namespace, joined to this one by a pair of virtual cables.
+/// A separate host: a network namespace, connected to this one by a pair of virtual cables.
 struct Host {
     name: String,
     cable: String,
@@ -123,7 +125,7 @@ impl Host {
         host
     }
 
-    /// Runs `work` on the host: a socket that it opens belongs there for good.
+    /// Runs `work` on the host: a socket that it opens stays there for good.
     fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let namespace = File::open(Path::new("/run/netns").join(&self.name)).expect("the namespace has a file");
         std::thread::scope(|scope| {
@@ -143,14 +145,14 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // One of the two may have gone with the other.
+        // One of the two may have disappeared with the other.
         let _ = Command::new("ip").args(["link", "del", &self.cable]).stderr(std::process::Stdio::null()).status();
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
 }
 
-/// A host that is cut off without a word loses its sessions after the time of `--dead-after`, on both fronts, whether its client
-/// was silent or was being written to; its locks are free then, and no earlier.
+/// A host that is cut off silently loses its sessions after `--dead-after`, on both fronts, whether
+/// its client was silent or was being written to; its locks are free then, and no earlier.
 #[test]
 fn dead_peers() {
     const DEAD_AFTER: Duration = Duration::from_secs(4);

@@ -1,5 +1,6 @@
-//! Every test vector of docs/protocol.md, replayed against the real daemon: the document is the specification, and
-//! this test keeps the daemon to it. The form of a vector is told at the top of the document.
+//! Every test vector of docs/protocol.md, replayed against the real daemon: the document is the
+//! specification, and this test holds the daemon to it. The top of the document explains the form
+//! of a vector.
 
 mod support;
 
@@ -28,7 +29,7 @@ enum Act<'a> {
     Closed,
 }
 
-/// The vectors of the document: each with its lines and the number of the first one.
+/// The vectors of the document: the lines of each, and the number of the first one.
 fn blocks(document: &str) -> Vec<(usize, Vec<&str>)> {
     let mut blocks = Vec::new();
     let mut open: Option<(usize, Vec<&str>)> = None;
@@ -55,7 +56,7 @@ fn parse(line: &str) -> Option<Step<'_>> {
         Some(rest) => (true, rest),
         None => (false, marks),
     };
-    // On TCP the `x` follows the arrow, as in the rest of the document it stands before it.
+    // On TCP the `x` follows the arrow; elsewhere in the document it precedes it.
     let act = match marks {
         ">" => Act::SendText(content),
         "<" => Act::ReceiveText(content),
@@ -73,7 +74,7 @@ fn bytes(hexadecimal: &str) -> Option<Vec<u8>> {
     if digits.len().is_multiple_of(2) { pairs.collect() } else { None }
 }
 
-/// Whether `received` is `expected`, in which `"*"` stands for any value that is there.
+/// Whether `received` equals `expected`, in which `"*"` stands for any value that is present.
 fn matches(expected: &Value, received: &Value) -> bool {
     match (expected, received) {
         (Value::String(any), _) if any == "*" => true,
@@ -93,7 +94,7 @@ enum Session {
     Ws(Ws),
 }
 
-/// The sessions of one vector, each opened at its first use.
+/// The sessions of one vector. Each is opened at its first use.
 struct Replay<'a> {
     daemon: &'a Daemon,
     sessions: HashMap<char, Session>,
@@ -117,7 +118,7 @@ impl Replay<'_> {
         }
     }
 
-    /// At the end nobody has anything more to read: what the daemon says too much is an error, too.
+    /// At the end nothing more can be read: extra messages of the daemon are errors too.
     fn end(self) {
         for (name, session) in self.sessions {
             match session {
@@ -175,7 +176,7 @@ fn compare(expected: &str, received: &Value) {
     assert!(matches(&expected, received), "expected {expected}\nreceived {received}");
 }
 
-/// Each vector runs over a fresh directory, and each of its lines does what it says; none is passed over.
+/// Each vector runs on a fresh directory, and each of its lines does what it says. None is skipped.
 #[test]
 fn every_vector_of_the_document() {
     let (mut vectors, mut steps) = (0, 0);
@@ -183,7 +184,7 @@ fn every_vector_of_the_document() {
         let daemon = Daemon::start();
         let mut replay = Replay { daemon: &daemon, sessions: HashMap::new() };
         for (line, text) in (first_line..).zip(lines) {
-            // With the captured output of a failed test this names the line that failed.
+            // In the captured output of a failed test, this names the line that failed.
             println!("docs/protocol.md:{line}: {text}");
             replay.play(&step(text));
             steps += 1;
@@ -198,7 +199,7 @@ fn every_vector_of_the_document() {
     assert_eq!(steps, marked, "every line of a vector was replayed");
 }
 
-/// The test of the document is tested: a step is read as the document says, and nothing else passes for one.
+/// Tests the reader itself: it reads a step as the document says, and accepts nothing else.
 #[test]
 fn steps_are_read_as_the_document_says() {
     let sent = Act::SendText("{}");
@@ -212,7 +213,8 @@ fn steps_are_read_as_the_document_says() {
     }
 }
 
-/// The star stands for any value that is present, never for an absent one; all else must be equal.
+/// The star stands for any value that is present, never for an absent one. Everything else must be
+/// equal.
 #[test]
 fn the_star_needs_a_value() {
     let value = |text| -> Value { serde_json::from_str(text).expect("JSON") };

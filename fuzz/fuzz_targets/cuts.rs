@@ -1,8 +1,9 @@
-//! What a [`Codec`] makes of bytes must not depend on how they were cut on their way.
+//! How a [`Codec`] reads bytes must not depend on how they were cut in transit.
 
 use distrilock_protocol::{Codec, Incoming, Violation};
 
-/// What came of a stream: its messages, whether and how it broke the protocol, and what was answered to its framing.
+/// The result of a stream: its messages, whether and how it broke the protocol, and the answers of
+/// its framing.
 #[derive(Debug, PartialEq, Eq)]
 struct Taken {
     messages: Vec<String>,
@@ -11,10 +12,11 @@ struct Taken {
     out: Vec<u8>,
 }
 
-/// Takes the stream whole and cut, and compares. Each cut is so many bytes after the one before, over and over.
+/// Reads the stream whole and cut, and compares. `cuts` are the distances between the cuts,
+/// repeated over and over.
 ///
 /// # Panics
-/// If what comes of it differs.
+/// If the results differ.
 pub(crate) fn compare(new: impl Fn() -> Codec, cuts: &[u8], stream: &[u8]) {
     let whole = take(new(), &[stream.len()], stream);
     let cuts: Vec<usize> = cuts.iter().map(|cut| usize::from(*cut) + 1).collect();
@@ -34,7 +36,7 @@ fn take(mut codec: Codec, cuts: &[usize], stream: &[u8]) -> Taken {
                     assert!(bytes > 0 && start + bytes <= end, "a message of {bytes} bytes");
                     start += bytes;
                     taken.messages.push(format!("{message:?}"));
-                    // After a goodbye nothing more is read.
+                    // Nothing is read after a goodbye.
                     if matches!(message, Incoming::Closed) {
                         taken.dialect = codec.dialect().word();
                         return taken;
@@ -51,7 +53,7 @@ fn take(mut codec: Codec, cuts: &[usize], stream: &[u8]) -> Taken {
     taken
 }
 
-/// How long a line is without its end depends on how much of it was there, and on nothing else.
+/// The length of a line without its end depends on how much of it was there, so it is not compared.
 fn seen(violation: &Violation, out: &mut Vec<u8>) -> String {
     match violation {
         Violation::TooLong { .. } => {

@@ -1,5 +1,5 @@
-//! A TCP connection. Its first bytes tell the dialect: most seeds are gob streams, the others are lines of JSON. The
-//! first two bytes choose how the rest is cut.
+//! A TCP connection. Its first bytes tell the dialect: most seeds are gob streams, the others are
+//! lines of JSON. The first two bytes choose how the rest is cut.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! One JSON text, as a request of version 1 and of version 0.1. What is taken is taken again from what it is written as.
+//! One JSON text, as a request of version 1 and of version 0.1. A request that is read can be
+//! written and read again.
 
 #![no_main]
 
@@ -6,7 +7,7 @@ use distrilock_protocol::limits::ID_BYTES_MAX;
 use distrilock_protocol::{v0, v1};
 use libfuzzer_sys::fuzz_target;
 
-/// A refusal quotes the request; it is not as long as one.
+/// A refusal quotes the request, but is not as long as one.
 const MESSAGE_BYTES_MAX: usize = 2000;
 
 fuzz_target!(|text: &[u8]| {

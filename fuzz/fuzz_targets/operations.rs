@@ -1,17 +1,18 @@
-//! The engine: whatever sessions, files and timers do, its answers keep the rules. The first byte chooses the linger, each three
-//! bytes more are a step of the run that the engine's own tests make, too.
+//! The engine: whatever sessions, files and timers do, its answers keep the rules. The first byte
+//! chooses the linger; each three further bytes are one step of the run, which the engine's own
+//! tests make as well.
 
 #![no_main]
 
+use distrilock_engine::fault::{Cause, Fault, Operation};
 use distrilock_engine::{
-    Answer, Asked, Config, Effect, Engine, FileOp, Input, Mode, Outcome, Pace, RequestId, SessionId, Timer, Want,
-    Withdrawal,
+    Answer, Asked, Config, Effect, Engine, Extent, FileOp, Input, Mode, Outcome, Pace, RequestId, SessionId, Timer,
+    Want, Withdrawal,
 };
-use distrilock_engine::fault::Fault;
 use distrilock_protocol::name::LockName;
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../src/engine/tests/run.rs"]
+#[path = "../../crates/distrilock-engine/src/tests/run.rs"]
 mod run;
 
 fuzz_target!(|bytes: &[u8]| {

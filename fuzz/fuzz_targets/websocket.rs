@@ -1,5 +1,5 @@
-//! A WebSocket connection after its handshake: frames, and the messages of every dialect in them. The
-//! first two bytes choose how the rest is cut.
+//! A WebSocket connection after its handshake: frames, and the messages of every dialect in them.
+//! The first two bytes choose how the rest is cut.
 
 #![no_main]
 

@@ -38,15 +38,13 @@ fn request(client: &Client, options: &AcquireOptions) -> Acquire {
     let named = options.names.0.iter().map(|name| {
         let wanted = Wanted::new(name.as_str());
         match options.slots {
-            Some(slots) => wanted.slots(slots.into()),
+            Some(slots) => wanted.slots(slots),
             None if options.shared => wanted.shared(),
             None => wanted,
         }
     });
-    let leased = options
-        .leases
-        .iter()
-        .map(|lease| Wanted::new(lease.name.as_str()).slots(lease.slots.into()).take(lease.take.into()));
+    let leased =
+        options.leases.iter().map(|lease| Wanted::new(lease.name.as_str()).slots(lease.slots).take(lease.take));
     let mut acquire = client.locks(named.chain(leased));
     if options.fence {
         acquire = acquire.fence();

@@ -17,8 +17,8 @@ use super::fence;
 use super::local::LocalExecutor;
 use super::lock_directory::Files;
 use distrilock_engine::FileOp;
-use distrilock_engine::fault::Fault;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::fault::{Fault, Operation};
+use distrilock_engine::steps::call::CallResult;
 use distrilock_protocol::name::LockName;
 
 /// What a collector did with one lock file.
@@ -60,7 +60,7 @@ impl Files {
         dry_run: bool,
         mut report: impl FnMut(&LockName, Collected),
     ) -> Result<(), Fault> {
-        let now = server_time(self.directory()).map_err(|error| self.failed("write", &error))?;
+        let now = server_time(self.directory()).map_err(|error| self.failed(Operation::Write, &error))?;
         let latest = now.saturating_sub(i64::try_from(idle.as_secs()).unwrap_or(i64::MAX));
         self.each_file(|name, metadata| {
             let old = metadata.mtime().max(metadata.ctime()) <= latest;
@@ -78,8 +78,8 @@ impl Files {
     }
 
     fn each_file(&self, mut see: impl FnMut(&LockName, &fs::Metadata)) -> Result<(), Fault> {
-        for entry in fs::read_dir(self.directory()).map_err(|error| self.failed("read", &error))? {
-            let entry = entry.map_err(|error| self.failed("read", &error))?;
+        for entry in fs::read_dir(self.directory()).map_err(|error| self.failed(Operation::Read, &error))? {
+            let entry = entry.map_err(|error| self.failed(Operation::Read, &error))?;
             let file = entry.file_name();
             let Some(name) = Self::name_of(file.as_bytes()) else { continue };
             // The file may have been deleted meanwhile.
@@ -102,7 +102,7 @@ impl Files {
             None
         } else {
             let mut executor = LocalExecutor::new(self, name, None);
-            if executor.open(OFlag::O_RDWR) != Answer::Yes {
+            if executor.open(OFlag::O_RDWR) != CallResult::Yes {
                 return false;
             }
             executor.into_file()
@@ -111,9 +111,8 @@ impl Files {
         lstat(&*self.c_path(name)).is_err()
     }
 
-    fn failed(&self, operation: &'static str, error: &io::Error) -> Fault {
-        let errno = error.raw_os_error().unwrap_or(nix::libc::EIO);
-        Fault { operation, path: path_text(self.directory()), errno }
+    fn failed(&self, operation: Operation, error: &io::Error) -> Fault {
+        Fault::io(operation, path_text(self.directory()), error)
     }
 }
 

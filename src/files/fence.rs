@@ -27,9 +27,9 @@ use super::ranges::{ALL, FENCE};
 use super::{daemon_folder, ofd_lock};
 use crate::limits::FENCE_WAIT_MS_MAX;
 use distrilock_engine::Mode;
-use distrilock_engine::fault::Fault;
+use distrilock_engine::fault::{Cause, Fault, Operation};
 use distrilock_engine::fence::following;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::steps::call::CallResult;
 
 /// How each of our texts begins.
 const MAGIC: &str = "distrilock fence ";
@@ -84,16 +84,16 @@ pub(super) fn is_ours(path: &Path, bytes: u64) -> bool {
 impl OpenFile {
     /// Takes the next fence. An exclusive holder is alone; others exclude each other while they do
     /// it.
-    pub(super) fn take_fence(&self, mode: Mode, mark: &Mark) -> Answer {
+    pub(super) fn take_fence(&self, mode: Mode, mark: &Mark) -> CallResult {
         if mode == Mode::Exclusive {
             return self.fence(mark);
         }
         let answer = waited(|| match self.set(Some(Mode::Exclusive), FENCE) {
-            Answer::No => None,
+            CallResult::No => None,
             answer => Some(answer),
         });
         match answer {
-            Some(Answer::Yes) => {
+            Some(CallResult::Yes) => {
                 let fence = self.fence(mark);
                 // If the unlock fails, the byte is unlocked together with the name. Until then
                 // others wait, and are refused with that reason.
@@ -101,21 +101,25 @@ impl OpenFile {
                 fence
             }
             Some(answer) => answer,
-            None => self.failed("wait for the fence of", Errno::EBUSY),
+            None => self.failed_for(Cause::FenceBusy),
         }
     }
 
-    fn fence(&self, mark: &Mark) -> Answer {
+    fn failed_for(&self, cause: Cause) -> CallResult {
+        CallResult::Failed(Fault { cause, path: self.path.to_string_lossy().into() })
+    }
+
+    fn fence(&self, mark: &Mark) -> CallResult {
         let mut bytes = [0; TEXT_BYTES + 1];
         let last = match pread(self.descriptor(), &mut bytes, 0).map(|count| content(&bytes[..count])) {
             Ok(Content::Nothing) => None,
             Ok(Content::Fence(number)) => Some(number),
-            Ok(Content::Foreign) => return self.failed("read the fence of", Errno::EBADMSG),
-            Err(errno) => return self.failed("read", errno),
+            Ok(Content::Foreign) => return self.failed_for(Cause::ForeignContent),
+            Err(errno) => return self.failed(Operation::Read, errno),
         };
         let fence = match mark.next(last) {
             Ok(fence) => fence,
-            Err(fault) => return Answer::Failed(fault),
+            Err(fault) => return CallResult::Failed(fault),
         };
         let text = text(fence);
         let written = pwrite(self.descriptor(), text.as_bytes(), 0).and_then(|count| match count {
@@ -123,8 +127,8 @@ impl OpenFile {
             _ => Err(Errno::ENOSPC),
         });
         match written {
-            Ok(()) => Answer::Fence(fence),
-            Err(errno) => self.failed("write", errno),
+            Ok(()) => CallResult::Fence(fence),
+            Err(errno) => self.failed(Operation::Write, errno),
         }
     }
 }
@@ -155,32 +159,31 @@ impl Mark {
 
     fn raise(&self, last: Option<u64>) -> Result<u64, Fault> {
         let path = daemon_folder::path(&self.directory).join(daemon_folder::FENCE_MARK);
-        let fault = |operation, errno| Fault { operation, path: path.to_string_lossy().into(), errno };
-        let failed = |operation| move |error: io::Error| (operation, error.raw_os_error().unwrap_or(Errno::EIO as i32));
+        let failed = |operation| move |error: io::Error| Cause::io(operation, &error);
         let raised = || {
-            let file = self.open(&path).map_err(failed("open"))?;
-            lock(&file).map_err(|errno| ("lock", errno as i32))?;
+            let file = self.open(&path).map_err(failed(Operation::Open))?;
+            lock(&file)?;
             let copies = [0, SECOND_COPY].map(|place| read_copy(&file, place));
-            let empty = file.metadata().map_err(failed("stat"))?.len() == 0;
+            let empty = file.metadata().map_err(failed(Operation::Stat))?.len() == 0;
             let mark = match copies.iter().filter_map(|copy| *copy).max() {
                 Some(mark) => mark,
                 None if empty => 0,
-                None => return Err(("read", Errno::EBADMSG as i32)),
+                None => return Err(Cause::ForeignMark),
             };
             if empty {
                 // A daemon that finds something in the file relies on it surviving a loss of power.
-                self.keep(&file).map_err(failed("write"))?;
+                self.keep(&file).map_err(failed(Operation::Write))?;
             }
             let (fence, needed) = following(last, mark);
             if needed > mark {
                 let place = if copies[0] < copies[1] { 0 } else { SECOND_COPY };
-                file.write_all_at(text(needed).as_bytes(), place).map_err(failed("write"))?;
-                file.sync_all().map_err(failed("write"))?;
+                file.write_all_at(text(needed).as_bytes(), place).map_err(failed(Operation::Write))?;
+                file.sync_all().map_err(failed(Operation::Write))?;
             }
             self.known.fetch_max(needed.max(mark), Ordering::SeqCst);
             Ok(fence)
         };
-        raised().map_err(|(operation, errno)| fault(operation, errno))
+        raised().map_err(|cause| Fault { cause, path: path.to_string_lossy().into() })
     }
 
     /// Opens the file of the mark, and creates it if there is none.
@@ -215,12 +218,14 @@ fn read_copy(file: &File, place: u64) -> Option<u64> {
 }
 
 /// Locks a file until it is closed.
-fn lock(file: &File) -> Result<(), Errno> {
+fn lock(file: &File) -> Result<(), Cause> {
     let tried = waited(|| match ofd_lock::set(file, Some(Mode::Exclusive), ALL) {
         Ok(false) => None,
-        tried => Some(tried.map(drop)),
+        tried => {
+            Some(tried.map(drop).map_err(|errno| Cause::System { operation: Operation::Lock, errno: errno as i32 }))
+        }
     });
-    tried.unwrap_or(Err(Errno::EBUSY))
+    tried.unwrap_or(Err(Cause::MarkBusy))
 }
 
 /// Asks once a millisecond, for as long as a fence may wait.
@@ -284,6 +289,6 @@ mod tests {
         }
         fs::write(&path, "not ours").unwrap();
         let fault = Mark::new(directory.path(), OFlag::empty()).next(None).unwrap_err();
-        assert_eq!(fault.errno, Errno::EBADMSG as i32, "{fault}");
+        assert_eq!(fault.cause, Cause::ForeignMark, "{fault}");
     }
 }

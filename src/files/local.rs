@@ -10,7 +10,9 @@ use super::file_id::FileId;
 use super::lock_directory::Files;
 use super::lock_file::{OpenFile, failed};
 use super::ranges::{ALL, BEYOND_SHARED, DELETION, HELD, Range, SHARED};
-use distrilock_engine::steps::local::{Answer, Call, Next, Steps};
+use distrilock_engine::fault::Operation;
+use distrilock_engine::steps::call::CallResult;
+use distrilock_engine::steps::local::{Call, Next, Steps};
 use distrilock_engine::{FileOp, Mode, Outcome};
 use distrilock_protocol::name::LockName;
 
@@ -34,7 +36,7 @@ impl<'a> LocalExecutor<'a> {
         let (mut steps, mut next) = Steps::begin(op, self.file.is_some(), locked);
         loop {
             match next {
-                Next::Call(call) => next = steps.answered(self.make(call)),
+                Next::Call(call) => next = steps.returned(self.make(call)),
                 Next::End(outcome) => return (self.file, outcome),
             }
         }
@@ -44,7 +46,7 @@ impl<'a> LocalExecutor<'a> {
         self.file
     }
 
-    fn make(&mut self, call: Call) -> Answer {
+    fn make(&mut self, call: Call) -> CallResult {
         match call {
             Call::Open => self.open(OFlag::O_RDWR | OFlag::O_CREAT),
             Call::OpenToRead => self.open(OFlag::O_RDONLY),
@@ -68,12 +70,12 @@ impl<'a> LocalExecutor<'a> {
             Call::Held(mode) => self.held(mode),
             Call::Yield => {
                 std::thread::yield_now();
-                Answer::Yes
+                CallResult::Yes
             }
             Call::Unlink => self.unlink(),
             Call::Close => {
                 self.file = None;
-                Answer::Yes
+                CallResult::Yes
             }
         }
     }
@@ -82,16 +84,16 @@ impl<'a> LocalExecutor<'a> {
         self.file.as_mut().expect("the steps use a file only while it is open")
     }
 
-    pub(super) fn open(&mut self, flags: OFlag) -> Answer {
+    pub(super) fn open(&mut self, flags: OFlag) -> CallResult {
         let (file, answer) = OpenFile::open(self.files.c_path(self.name), flags, PERMISSIONS);
         self.file = file.or(self.file.take());
         answer
     }
 
-    fn lock(&mut self, mode: Option<Mode>, range: Range) -> Answer {
+    fn lock(&mut self, mode: Option<Mode>, range: Range) -> CallResult {
         let file = self.open_file();
         let answer = file.set(mode, range);
-        if answer == Answer::Yes {
+        if answer == CallResult::Yes {
             file.locked = mode;
             file.slots.clear();
         }
@@ -100,46 +102,46 @@ impl<'a> LocalExecutor<'a> {
 
     /// A shared lock leaves out the bytes that are locked to take a fence. An exclusive lock, if
     /// the file had one, included them.
-    fn lock_shared(&mut self) -> Answer {
+    fn lock_shared(&mut self) -> CallResult {
         let exclusive = self.open_file().locked == Some(Mode::Exclusive);
         match self.lock(Some(Mode::Shared), SHARED) {
-            Answer::Yes if exclusive => self.open_file().set(None, BEYOND_SHARED),
+            CallResult::Yes if exclusive => self.open_file().set(None, BEYOND_SHARED),
             answer => answer,
         }
     }
 
-    fn check(&mut self) -> Answer {
+    fn check(&mut self) -> CallResult {
         let file = self.open_file();
         match lstat(&*file.path) {
-            Ok(stat) if FileId::from(&stat) == file.id => Answer::Yes,
-            Ok(_) => Answer::No,
-            Err(Errno::ENOENT) => Answer::Gone,
-            Err(errno) => failed("stat", &file.path, errno),
+            Ok(stat) if FileId::from(&stat) == file.id => CallResult::Yes,
+            Ok(_) => CallResult::No,
+            Err(Errno::ENOENT) => CallResult::Gone,
+            Err(errno) => failed(Operation::Stat, &file.path, errno),
         }
     }
 
-    fn linked(&mut self) -> Answer {
+    fn linked(&mut self) -> CallResult {
         let file = self.open_file();
         match fstat(&file.descriptor) {
-            Ok(stat) if stat.st_nlink > 0 => Answer::Yes,
-            Ok(_) => Answer::No,
-            Err(errno) => failed("stat", &file.path, errno),
+            Ok(stat) if stat.st_nlink > 0 => CallResult::Yes,
+            Ok(_) => CallResult::No,
+            Err(errno) => failed(Operation::Stat, &file.path, errno),
         }
     }
 
-    fn unlink(&mut self) -> Answer {
+    fn unlink(&mut self) -> CallResult {
         let file = self.open_file();
         match unlink(&*file.path) {
-            Ok(()) => Answer::Yes,
-            Err(Errno::ENOENT) => Answer::Gone,
-            Err(errno) => failed("remove", &file.path, errno),
+            Ok(()) => CallResult::Yes,
+            Err(Errno::ENOENT) => CallResult::Gone,
+            Err(errno) => failed(Operation::Remove, &file.path, errno),
         }
     }
 
-    fn held(&mut self, mode: Mode) -> Answer {
+    fn held(&mut self, mode: Mode) -> CallResult {
         match self.open_file().ask(mode, HELD) {
-            Ok(None) => Answer::No,
-            Ok(Some(_)) => Answer::Yes,
+            Ok(None) => CallResult::No,
+            Ok(Some(_)) => CallResult::Yes,
             Err(answer) => answer,
         }
     }

@@ -13,8 +13,8 @@ use super::file_id::FileId;
 use super::ofd_lock;
 use super::ranges::Range;
 use distrilock_engine::Mode;
-use distrilock_engine::fault::Fault;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::fault::{Fault, Operation};
+use distrilock_engine::steps::call::CallResult;
 
 /// An open lock file. Dropping it closes it, and the kernel drops its lock.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub struct OpenFile {
 impl OpenFile {
     /// Opens a lock file, with these flags besides those that every lock file is opened with.
     /// Without `O_RDWR`, anything but a regular file counts as absent.
-    pub(super) fn open(path: CString, flags: OFlag, permissions: u32) -> (Option<Self>, Answer) {
+    pub(super) fn open(path: CString, flags: OFlag, permissions: u32) -> (Option<Self>, CallResult) {
         // O_NOFOLLOW: no lock outside the directory; O_NONBLOCK: a FIFO or a device must not block
         // us.
         let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
@@ -45,14 +45,14 @@ impl OpenFile {
         let reading = !flags.contains(OFlag::O_RDWR);
         let (stat, descriptor) = match opened {
             Ok(opened) => opened,
-            Err(Errno::ENOENT) if reading => return (None, Answer::Gone),
-            Err(errno) => return (None, failed("open", &path, errno)),
+            Err(Errno::ENOENT) if reading => return (None, CallResult::Gone),
+            Err(errno) => return (None, failed(Operation::Open, &path, errno)),
         };
         if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
-            return (None, if reading { Answer::Gone } else { failed("open", &path, Errno::EINVAL) });
+            return (None, if reading { CallResult::Gone } else { failed(Operation::Open, &path, Errno::EINVAL) });
         }
         let id = FileId::from(&stat);
-        (Some(Self { descriptor, path, id, locked: None, slots: Vec::new(), epoch: 0, lost: false }), Answer::Yes)
+        (Some(Self { descriptor, path, id, locked: None, slots: Vec::new(), epoch: 0, lost: false }), CallResult::Yes)
     }
 
     /// Which file it is.
@@ -67,20 +67,20 @@ impl OpenFile {
     }
 
     /// Locks or unlocks a range, if no other process is in the way.
-    pub(super) fn set(&self, mode: Option<Mode>, range: Range) -> Answer {
+    pub(super) fn set(&self, mode: Option<Mode>, range: Range) -> CallResult {
         match ofd_lock::set(&self.descriptor, mode, range) {
-            Ok(true) => Answer::Yes,
-            Ok(false) => Answer::No,
-            Err(errno) => self.failed("lock", errno),
+            Ok(true) => CallResult::Yes,
+            Ok(false) => CallResult::No,
+            Err(errno) => self.failed(Operation::Lock, errno),
         }
     }
 
     /// Returns a lock of another process that would be in the way, if there is one.
-    pub(super) fn ask(&self, mode: Mode, range: Range) -> Result<Option<flock>, Answer> {
-        ofd_lock::in_the_way(&self.descriptor, mode, range).map_err(|errno| self.failed("lock", errno))
+    pub(super) fn ask(&self, mode: Mode, range: Range) -> Result<Option<flock>, CallResult> {
+        ofd_lock::in_the_way(&self.descriptor, mode, range).map_err(|errno| self.failed(Operation::Lock, errno))
     }
 
-    pub(super) fn failed(&self, operation: &'static str, errno: Errno) -> Answer {
+    pub(super) fn failed(&self, operation: Operation, errno: Errno) -> CallResult {
         failed(operation, &self.path, errno)
     }
 
@@ -97,6 +97,6 @@ impl OpenFile {
     }
 }
 
-pub(super) fn failed(operation: &'static str, path: &CStr, errno: Errno) -> Answer {
-    Answer::Failed(Fault { operation, path: path.to_string_lossy().into(), errno: errno as i32 })
+pub(super) fn failed(operation: Operation, path: &CStr, errno: Errno) -> CallResult {
+    CallResult::Failed(Fault::system(operation, path.to_string_lossy(), errno as i32))
 }

@@ -15,7 +15,7 @@ use crate::clock::now_ms;
 use crate::limits::UNLINK_MS_MAX;
 use crate::sync::locked;
 use distrilock_engine::Mode;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::steps::call::CallResult;
 use distrilock_protocol::name::LockName;
 
 /// A network file system, as far as lock files are concerned.
@@ -52,24 +52,24 @@ impl Network {
     }
 
     /// Locks a name's byte of the gate, or unlocks it.
-    pub(super) fn gate(&self, directory: &Path, name: &LockName, mode: Option<Mode>) -> Answer {
+    pub(super) fn gate(&self, directory: &Path, name: &LockName, mode: Option<Mode>) -> CallResult {
         let mut reopened = false;
         loop {
             let entered = locked(&self.gate).enter(directory, self.epoch(), name, mode);
             let (file, place) = match entered {
                 Ok(Some(entered)) => entered,
-                Ok(None) => return Answer::No,
+                Ok(None) => return CallResult::No,
                 Err(error) => return gate_failed(directory, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
             };
             // Not under the mutex: the call may take as long as the server does not answer.
             let set = ofd_lock::set(&*file, mode, (place, 1));
             if set == Ok(true) {
-                return Answer::Yes;
+                return CallResult::Yes;
             }
             let reopen = !reopened && matches!(set, Err(Errno::EIO | Errno::EBADF | Errno::ESTALE));
             locked(&self.gate).refused(place, reopen);
             match set {
-                Ok(_) => return Answer::No,
+                Ok(_) => return CallResult::No,
                 Err(_) if reopen => reopened = true,
                 Err(errno) => return gate_failed(directory, errno),
             }

@@ -14,8 +14,8 @@ use nix::fcntl::OFlag;
 
 use super::{daemon_folder, ofd_lock};
 use distrilock_engine::Mode;
-use distrilock_engine::fault::Fault;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::fault::{Fault, Operation};
+use distrilock_engine::steps::call::CallResult;
 use distrilock_protocol::name::LockName;
 
 /// The bytes of names begin here. Before them, each daemon has an anchor, as it has on lock files.
@@ -106,7 +106,7 @@ fn place_of(name: &LockName) -> i64 {
     i64::try_from(FIRST + (hash >> 3)).expect("61 bits and a little fit")
 }
 
-pub(super) fn gate_failed(directory: &Path, errno: Errno) -> Answer {
-    let path = daemon_folder::path(directory).join(daemon_folder::GATE).to_string_lossy().into();
-    Answer::Failed(Fault { operation: "lock", path, errno: errno as i32 })
+pub(super) fn gate_failed(directory: &Path, errno: Errno) -> CallResult {
+    let path = daemon_folder::path(directory).join(daemon_folder::GATE);
+    CallResult::Failed(Fault::system(Operation::Lock, path.to_string_lossy(), errno as i32))
 }

@@ -15,7 +15,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode as Permissions;
 
 use super::daemon_folder::{self, NEW_SOCKET_SUFFIX, SOCKET_SUFFIX};
-use distrilock_engine::fault::Fault;
+use distrilock_engine::fault::{Fault, Operation};
 
 /// How many names are tried for this daemon's socket.
 const NAMES_MAX: u8 = 5;
@@ -35,9 +35,9 @@ impl PeerSockets {
     pub fn join(directory: &Path) -> Result<(Self, UnixListener), Fault> {
         let path = daemon_folder::path(directory);
         let fault = |operation, errno: Errno| fault(operation, &path, errno);
-        daemon_folder::create(directory).map_err(|error| fault("create", errno_of(&error)))?;
+        daemon_folder::create(directory).map_err(|error| fault(Operation::Create, errno_of(&error)))?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let folder = open(&path, flags, Permissions::empty()).map_err(|errno| fault("open", errno))?;
+        let folder = open(&path, flags, Permissions::empty()).map_err(|errno| fault(Operation::Open, errno))?;
         let mut sockets = Self { folder, own: String::new() };
         let mut last = Ok(());
         for _ in 0..NAMES_MAX {
@@ -47,7 +47,9 @@ impl PeerSockets {
                     sockets.own = name + SOCKET_SUFFIX;
                     return Ok((sockets, listener));
                 }
-                Err(error) => last = Err(fault("listen in", Errno::from_raw(error.raw_os_error().unwrap_or(0)))),
+                Err(error) => {
+                    last = Err(fault(Operation::ListenIn, Errno::from_raw(error.raw_os_error().unwrap_or(0))))
+                }
             }
         }
         last.map(|()| unreachable!("an attempt without an error returns"))
@@ -71,7 +73,7 @@ impl PeerSockets {
     /// If the folder cannot be read.
     pub fn others(&self) -> Result<Vec<String>, Fault> {
         let folder = self.path("");
-        let failed = |error: &io::Error| fault("read", &folder, errno_of(error));
+        let failed = |error: &io::Error| fault(Operation::Read, &folder, errno_of(error));
         let mut others = Vec::new();
         for entry in std::fs::read_dir(&folder).map_err(|error| failed(&error))? {
             let name = entry.map_err(|error| failed(&error))?.file_name();
@@ -105,8 +107,8 @@ fn errno_of(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-fn fault(operation: &'static str, path: &Path, errno: Errno) -> Fault {
-    Fault { operation, path: path.to_string_lossy().into(), errno: errno as i32 }
+fn fault(operation: Operation, path: &Path, errno: Errno) -> Fault {
+    Fault::system(operation, path.to_string_lossy(), errno as i32)
 }
 
 #[cfg(test)]
@@ -137,7 +139,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/", base.path().join(daemon_folder::NAME)).unwrap();
         let fault = PeerSockets::join(base.path()).unwrap_err();
-        assert_eq!(fault.operation, "open");
+        assert_eq!(fault.operation(), Operation::Open);
         assert!(fault.path.ends_with(daemon_folder::NAME), "{fault}");
     }
 }

@@ -5,23 +5,23 @@ use nix::libc::{F_RDLCK, flock};
 use super::lock_file::OpenFile;
 use super::ranges::{NUMBERS, SLOTS_HELD, TURN, number, slots};
 use distrilock_engine::Mode;
-use distrilock_engine::steps::local::Answer;
+use distrilock_engine::steps::call::CallResult;
 
 impl OpenFile {
-    pub(super) fn lock_turn(&mut self) -> Answer {
+    pub(super) fn lock_turn(&mut self) -> CallResult {
         self.set(Some(Mode::Exclusive), TURN)
     }
 
-    pub(super) fn unlock_turn(&mut self) -> Answer {
+    pub(super) fn unlock_turn(&mut self) -> CallResult {
         self.set(None, TURN)
     }
 
-    pub(super) fn lock_held(&mut self) -> Answer {
+    pub(super) fn lock_held(&mut self) -> CallResult {
         self.set(Some(Mode::Shared), SLOTS_HELD)
     }
 
     /// No other process changes the number of slots in between: only the one whose turn it is may.
-    pub(super) fn lock_number(&mut self, of: u16) -> Answer {
+    pub(super) fn lock_number(&mut self, of: u16) -> CallResult {
         let file = self;
         let (start, _) = number(of);
         let before = (NUMBERS.0, start - NUMBERS.0);
@@ -31,29 +31,29 @@ impl OpenFile {
             if range.1 > 0 {
                 match file.ask(Mode::Exclusive, range) {
                     Ok(None) => {}
-                    Ok(Some(found)) => return Answer::Uses(mode_of(&found)),
+                    Ok(Some(found)) => return CallResult::Uses(mode_of(&found)),
                     Err(answer) => return answer,
                 }
             }
         }
         let answer = file.set(Some(Mode::Shared), number(of));
-        if answer == Answer::Yes {
+        if answer == CallResult::Yes {
             file.locked = Some(Mode::Slots(of));
         }
         answer
     }
 
-    pub(super) fn uses(&mut self) -> Answer {
+    pub(super) fn uses(&mut self) -> CallResult {
         match self.ask(Mode::Exclusive, NUMBERS) {
             // A process that deletes the file does not use it.
-            Ok(Some(found)) if found.l_start > 0 && mode_of(&found) == Mode::Exclusive => Answer::No,
-            Ok(Some(found)) => Answer::Uses(mode_of(&found)),
-            Ok(None) => Answer::No,
+            Ok(Some(found)) if found.l_start > 0 && mode_of(&found) == Mode::Exclusive => CallResult::No,
+            Ok(Some(found)) => CallResult::Uses(mode_of(&found)),
+            Ok(None) => CallResult::No,
             Err(answer) => answer,
         }
     }
 
-    pub(super) fn lock_slots(&mut self, of: u16, take: u16) -> Answer {
+    pub(super) fn lock_slots(&mut self, of: u16, take: u16) -> CallResult {
         let file = self;
         let mut free = Vec::new();
         if let Err(answer) = file.free_slots(0, of, &mut free) {
@@ -62,11 +62,11 @@ impl OpenFile {
         free.retain(|slot| !file.slots.contains(slot));
         free.truncate(take.into());
         if free.len() < take.into() {
-            return Answer::No;
+            return CallResult::No;
         }
         for (n, slot) in free.iter().enumerate() {
             let answer = file.set(Some(Mode::Exclusive), slots(*slot, 1));
-            if answer != Answer::Yes {
+            if answer != CallResult::Yes {
                 // Another program locks what it should not. Give back what was taken.
                 for taken in &free[..n] {
                     file.set(None, slots(*taken, 1));
@@ -76,13 +76,13 @@ impl OpenFile {
         }
         file.slots.extend(&free);
         file.slots.sort_unstable();
-        Answer::Slots(free.into())
+        CallResult::Slots(free.into())
     }
 
-    pub(super) fn unlock_slots(&mut self, first: u16, count: u16) -> Answer {
+    pub(super) fn unlock_slots(&mut self, first: u16, count: u16) -> CallResult {
         let file = self;
         let answer = file.set(None, slots(first, count));
-        if answer == Answer::Yes {
+        if answer == CallResult::Yes {
             file.slots.retain(|slot| !(first..first + count).contains(slot));
         }
         answer
@@ -93,7 +93,7 @@ impl OpenFile {
     /// Appends to `free`, in ascending order, the slots from `from` to before `to` that no other
     /// process has. The kernel returns one lock that is in the way; both sides of it are then asked
     /// for in turn.
-    fn free_slots(&self, from: u16, to: u16, free: &mut Vec<u16>) -> Result<(), Answer> {
+    fn free_slots(&self, from: u16, to: u16, free: &mut Vec<u16>) -> Result<(), CallResult> {
         if from == to {
             return Ok(());
         }

@@ -120,8 +120,8 @@ impl HandedConnection {
         table.mailboxes.reopen(self.session.id(), introduction)
     }
 
-    /// The connection as it was. Its bytes are the first of these, of which there have to be as
-    /// many, and are taken away.
+    /// Makes the connection again. Its bytes are taken from the front of `bytes`, which must have
+    /// enough of them.
     #[must_use]
     pub fn revive(self, table: &Arc<LockTable>, mailbox: Arc<Mailbox>, socket: OwnedFd, bytes: &mut &[u8]) -> Frozen {
         let mut take = |count: usize| {

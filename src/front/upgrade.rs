@@ -58,7 +58,7 @@ fn respond(request: &Request<Incoming>, allowed: &[String]) -> TextResponse {
         return text(StatusCode::BAD_REQUEST, format!("{PATH} speaks WebSocket (RFC 6455); this is a plain request\n"));
     }
     if !origin_allowed(request, allowed) {
-        return text(StatusCode::FORBIDDEN, "Forbidden: pages of this origin are let in by --allow-origin\n".into());
+        return text(StatusCode::FORBIDDEN, "Forbidden: to admit pages of this origin, use --allow-origin\n".into());
     }
     match tungstenite::handshake::server::create_response_with_body(request, Full::default) {
         Ok(response) => response,

@@ -125,7 +125,7 @@ pub struct Mailboxes {
 
 /// The session limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this daemon serves {sessions_max} sessions at once and has them; try again later, or raise --sessions")]
+#[error("this daemon already serves {sessions_max} sessions, its limit; try again later, or raise --sessions")]
 pub struct TooManySessions {
     /// The limit.
     pub sessions_max: usize,

@@ -275,7 +275,7 @@ impl LockTable {
             let before = file.as_ref().filter(|file| file.is_locked()).map(OpenFile::id);
             let (left, outcome) = self.storage.files.perform(name, op, file);
             match &outcome {
-                Outcome::Failed(fault) if matches!(fault.errno, EMFILE | ENFILE) && self.shed() => {
+                Outcome::Failed(fault) if matches!(fault.errno(), Some(EMFILE | ENFILE)) && self.shed() => {
                     file = left;
                     continue;
                 }

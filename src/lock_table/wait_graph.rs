@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
 
 use crate::sync::locked;
-use distrilock_engine::{Mode, SessionId, ViewedSession};
+use distrilock_engine::{Claim, Extent, Mode, SessionId};
 use distrilock_protocol::name::LockName;
 
 /// The names that each session waits for.
@@ -29,9 +29,9 @@ pub struct WaitGraph(Mutex<Waits>);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Queue {
     /// The sessions that hold it.
-    pub(super) holders: Vec<ViewedSession>,
+    pub(super) holders: Vec<Claim>,
     /// The sessions that wait for it.
-    pub(super) waiters: Vec<ViewedSession>,
+    pub(super) waiters: Vec<Claim>,
 }
 
 /// A session waits for a name, because of another session.
@@ -148,14 +148,14 @@ impl Reachable {
         let Some(queue) = self.queues.get(name) else { return Vec::new() };
         let Some(place) = queue.waiters.iter().position(|waiter| waiter.session == session) else { return Vec::new() };
         let edge = |because_of, holds| Edge { waits: session, name: name.clone(), because_of, holds };
-        let stuck = |other: &&ViewedSession| self.stuck.contains_key(&other.session);
+        let stuck = |other: &&Claim| self.stuck.contains_key(&other.session);
         let seen = seen.entry(name.clone()).or_default();
         let ahead =
             queue.waiters[(*seen).min(place)..place].iter().filter(stuck).map(|other| edge(other.session, false));
         let wants = &queue.waiters[place];
         let kept = Kept::by_stuck(queue, &self.stuck);
         let in_the_way =
-            |holder: &&ViewedSession| kept.from(wants) && (holder.mode != wants.mode || wants.mode != Mode::Shared);
+            |holder: &&Claim| kept.from(wants) && (holder.mode() != wants.mode() || wants.mode() != Mode::Shared);
         let holders = queue.holders.iter().filter(in_the_way).filter(stuck);
         let edges = holders.map(|holder| edge(holder.session, true)).chain(ahead).collect();
         *seen = place.max(*seen);
@@ -227,18 +227,18 @@ impl Kept {
         let mut kept = Self::default();
         for holder in queue.holders.iter().filter(|holder| stuck.contains_key(&holder.session)) {
             kept.holders += 1;
-            kept.exclusive |= holder.mode == Mode::Exclusive;
+            kept.exclusive |= holder.mode() == Mode::Exclusive;
             kept.slots += holder.slots.len();
         }
         kept
     }
 
     /// Whether that is enough to keep the name from a waiter.
-    fn from(self, waiter: &ViewedSession) -> bool {
-        match waiter.mode {
-            Mode::Exclusive => self.holders > 0,
-            Mode::Shared => self.exclusive,
-            Mode::Slots(of) => self.exclusive || self.slots + usize::from(waiter.take) > usize::from(of),
+    fn from(self, waiter: &Claim) -> bool {
+        match waiter.extent {
+            Extent::Exclusive => self.holders > 0,
+            Extent::Shared => self.exclusive,
+            Extent::Slots { of, take } => self.exclusive || self.slots + usize::from(take) > usize::from(of),
         }
     }
 }
@@ -266,11 +266,11 @@ mod tests {
                     (_, Some(number)) => (Mode::Slots(2), number),
                     _ => (Mode::Exclusive, word),
                 };
-                ViewedSession::new(SessionId(number.parse().unwrap()), Want::from(mode), 0)
+                Claim::new(SessionId(number.parse().unwrap()), Want::from(mode), 0)
             };
-            let mut holders: Vec<ViewedSession> = holders.split_whitespace().map(seen).collect();
-            holders.iter_mut().for_each(|holder| holder.slots = vec![0; holder.take.into()].into());
-            let waiters: Vec<ViewedSession> = waiters.split_whitespace().map(seen).collect();
+            let mut holders: Vec<Claim> = holders.split_whitespace().map(seen).collect();
+            holders.iter_mut().for_each(|holder| holder.slots = vec![0; holder.extent.slots().into()].into());
+            let waiters: Vec<Claim> = waiters.split_whitespace().map(seen).collect();
             waiters.iter().for_each(|waiter| waits.add(waiter.session, &name(text)));
             all.insert(name(text), Queue { holders, waiters });
         }

@@ -62,7 +62,7 @@ impl MultiAcquire {
 
 impl Part {
     fn grant(&self) -> Grant<'_> {
-        let mode = (self.want.mode == Mode::Shared).then_some(ModeWord::Shared);
+        let mode = (self.want.mode() == Mode::Shared).then_some(ModeWord::Shared);
         let already = self.already.then_some(true);
         Grant { mode, already, fence: self.fence, ..Grant::of(&self.lock) }.with_slots(&self.slots)
     }

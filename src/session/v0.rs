@@ -2,7 +2,7 @@
 //! chapter 8).
 
 use super::{Kind, ReplyTo, Session};
-use distrilock_engine::fault::Fault;
+use distrilock_engine::fault::{Fault, Operation};
 use distrilock_engine::{Answer, Input, Mode};
 use distrilock_protocol::Form;
 use distrilock_protocol::name::{LockName, NameError};
@@ -57,8 +57,8 @@ impl Session {
         if matches!(command, v0::RELEASE | v0::VERIFY) {
             return self.answer_v0(form, command, name, Outcome::Failed, v0::NOT_FOUND, out);
         }
-        let path = self.table.storage.lock_path(&String::from_utf8_lossy(name)).into();
-        let fault = Fault { operation: "open", path, errno: nix::libc::ENAMETOOLONG };
+        let path = self.table.storage.lock_path(&String::from_utf8_lossy(name));
+        let fault = Fault::system(Operation::Open, path, nix::libc::ENAMETOOLONG);
         self.answer_v0(form, command, name, Outcome::InternalError, &fault.to_string(), out);
     }
 
@@ -82,7 +82,9 @@ impl Session {
                 return self.codec.reply_v0(form, &reply, out);
             }
             // The original omits the path where fcntl fails, which has only a descriptor.
-            Answer::Storage(fault) if fault.operation == "lock" => (Outcome::InternalError, fault.reason().into()),
+            Answer::Storage(fault) if fault.operation() == Operation::Lock => {
+                (Outcome::InternalError, fault.reason().into())
+            }
             Answer::Storage(fault) => (Outcome::InternalError, fault.to_string().into()),
             // The session ends with this; version 0.1 has no waits that could be cancelled.
             Answer::Closing | Answer::Cancelled | Answer::TimedOut | Answer::Deadlock => {
@@ -93,8 +95,8 @@ impl Session {
     }
 
     fn removed(&self, name: &LockName) -> std::borrow::Cow<'static, str> {
-        let path = self.table.storage.lock_path(name.as_str()).into();
-        Fault { operation: "remove", path, errno: nix::libc::ENOENT }.to_string().into()
+        let path = self.table.storage.lock_path(name.as_str());
+        Fault::system(Operation::Remove, path, nix::libc::ENOENT).to_string().into()
     }
 
     fn answer_v0(&mut self, form: Form, command: u8, name: &[u8], outcome: Outcome, reason: &str, out: &mut Vec<u8>) {

@@ -7,7 +7,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use super::{End, Kind, Pending, ReplyTo, Session};
 use crate::clock::now_ms;
 use crate::limits::LIST_BYTES_ENOUGH;
-use distrilock_engine::{Answer, Input, Mode, View, ViewedSession, Want, Withdrawal};
+use distrilock_engine::{Answer, Claim, Extent, Input, Mode, View, Want, Withdrawal};
 use distrilock_protocol::limits::LIST_LOCKS_MAX;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{
@@ -19,7 +19,7 @@ impl Session {
     pub(super) fn request_v1(&mut self, request: Request, out: &mut Vec<u8>) {
         let Request { id, op } = request;
         if let Some(used) = id.as_ref().filter(|id| self.place_of(id).is_some()) {
-            let message = "a request with this id is still waiting for its answer; give each one its own";
+            let message = "a request with this id is still unanswered; give each request its own id";
             return self.refuse(Some(used), ErrorWord::BadRequest, message, out);
         }
         match op {
@@ -73,12 +73,13 @@ impl Session {
         let waits = self.pending.iter().filter(|pending| pending.kind == Kind::Wait).count();
         if self.full(new) {
             let message = format!(
-                "this session holds or is acquiring {} locks, as many as it may (--locks-per-session)",
+                "this session cannot hold or acquire more than {} locks at once (--locks-per-session)",
                 settings.locks_per_session
             );
             Some((ErrorWord::Limit, message))
         } else if wait != Wait::No && waits >= settings.waits_per_session {
-            let message = format!("{waits} requests of this session wait, as many as may (--waits-per-session)");
+            let message =
+                format!("{waits} requests of this session are waiting, which is the limit (--waits-per-session)");
             Some((ErrorWord::Limit, message))
         } else if self.waits_for(lock) {
             let message = format!("a request of this session already waits for the lock {lock}");
@@ -170,11 +171,11 @@ impl Session {
     }
 
     fn listed(&self, name: &LockName, view: &View) -> Listed {
-        let seen = |sessions: &[ViewedSession]| sessions.iter().map(|session| self.seen(session)).collect::<Vec<_>>();
+        let seen = |sessions: &[Claim]| sessions.iter().map(|session| self.seen(session)).collect::<Vec<_>>();
         let (holders, waiters) = (seen(&view.holders), seen(&view.waiters));
         Listed {
             lock: name.to_string(),
-            mode: view.holders.first().map(|holder| ModeWord::from(holder.mode)),
+            mode: view.holders.first().map(|holder| ModeWord::from(holder.mode())),
             holders_total: (view.holders_total > holders.len()).then_some(view.holders_total),
             waiters_total: (view.waiters_total > waiters.len()).then_some(view.waiters_total),
             holders,
@@ -183,18 +184,20 @@ impl Session {
         }
     }
 
-    fn seen(&self, session: &ViewedSession) -> SessionInfo {
+    fn seen(&self, session: &Claim) -> SessionInfo {
         let introduction = self.table.mailboxes.introduction(session.session);
         let since_ms = now_ms().saturating_sub(session.since_ms);
-        let slots = if let Mode::Slots(of) = session.mode { Some(of) } else { None };
-        let waits = slots.is_some() && session.slots.is_empty();
+        let (slots, take) = match session.extent {
+            Extent::Slots { of, take } => (Some(of), session.slots.is_empty().then_some(take)),
+            Extent::Shared | Extent::Exclusive => (None, None),
+        };
         SessionInfo {
             session: session.session.to_string(),
             introduction,
-            mode: session.mode.into(),
+            mode: session.mode().into(),
             slots,
             taken: session.slots.clone(),
-            take: waits.then_some(session.take),
+            take,
             fence: session.fence,
             since_ms,
         }
@@ -251,7 +254,7 @@ impl Session {
         }
     }
 
-    fn busy(&self, holder: Option<&ViewedSession>) -> String {
+    fn busy(&self, holder: Option<&Claim>) -> String {
         let Some(holder) = holder else { return "others wait for the lock".into() };
         let SessionInfo { session, introduction, since_ms, .. } = self.seen(holder);
         match introduction.name {

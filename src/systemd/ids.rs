@@ -1,7 +1,7 @@
-//! What an operator may act on: the `MESSAGE_ID=` of each such event, sd_journal_print(3).
+//! The events that an operator may act on: the `MESSAGE_ID=` of each, sd_journal_print(3).
 //!
-//! Each has an entry in `systemd/distrilock.catalog`, which `journalctl -x` shows, and which names
-//! the journal fields that the event carries. An event has its id as a field:
+//! Each has an entry in `systemd/distrilock.catalog`, which `journalctl -x` shows; the entry names
+//! the journal fields that the event carries. An event carries its id as a field:
 //! `tracing::warn!(MESSAGE_ID = ids::SLOW_READER, SESSION = %session, PEER = %peer, "...")`.
 //! An id is never changed and never used for anything else.
 
@@ -11,31 +11,32 @@ pub const DAEMON_READY: &str = "f37211dafd7f4622993f69748ce11720";
 /// The daemon was asked to stop, and ends its sessions.
 pub const DAEMON_STOPPING: &str = "bd02056e397841fe99f3f2a65c674dc6";
 
-/// A descriptor could not be had, so that new sessions wait.
+/// The daemon is out of file descriptors, so new sessions wait.
 pub const DESCRIPTORS_EXHAUSTED: &str = "026342be0d504d759c3671487192b1d4";
 
-/// At start, the limit of descriptors is low; `LIMIT=` is it.
+/// The limit of file descriptors is low; `LIMIT=` is the limit. Logged at start.
 pub const DESCRIPTOR_LIMIT_LOW: &str = "eb9c3f5a71484ebfb34a5c49f47c0a9e";
 
-/// There are as many sessions as are allowed, so that new ones are turned away; `LIMIT=` is it.
+/// The maximum number of sessions is reached, so new ones are refused; `LIMIT=` is the maximum.
 pub const SESSION_LIMIT: &str = "1015ec24d6234199af1b18130d27729d";
 
-/// The lock directory failed; `LOCK=` is the name whose file it was, if it was one name's.
+/// An operation in the lock directory failed; `LOCK=` is the name, if it was for one name.
 pub const STORAGE_FAULT: &str = "32e98d82e32e457dbce593c71110dc72";
 
-/// A lock that a session held is gone; `LOCK=` tells which, and `SESSION=` whose, if it was held until now.
+/// A lock that a session held is lost; `LOCK=` is the lock, and `SESSION=` its holder, if it was
+/// held until now.
 pub const LOCK_LOST: &str = "5468911fb838457ebc321dea1812422d";
 
-/// A peer broke the protocol and was closed; `SESSION=`, `PEER=` and `DIALECT=` tell which.
+/// A peer broke the protocol and was closed; `SESSION=`, `PEER=` and `DIALECT=` identify it.
 pub const SESSION_VIOLATION: &str = "b6a2da7e7a064beeb1e2c1f5f28520a1";
 
-/// A peer did not read what it was sent and was closed; `SESSION=` and `PEER=` tell which.
+/// A peer did not read what it was sent and was closed; `SESSION=` and `PEER=` identify it.
 pub const SLOW_READER: &str = "f7071ec758cf4d3094db50ac1ee55a18";
 
-/// An engine shard or the runtime does not turn, so that the watchdog is not pinged.
+/// An engine shard or the runtime does not make progress, so the watchdog is not pinged.
 pub const ENGINE_STALLED: &str = "acec9fbd91fd456a9de5f0055955ba3e";
 
-/// The NFS server does not answer, so that locks are in doubt or count as lost.
+/// The NFS server does not answer, so locks are in doubt or count as lost.
 pub const STORAGE_SILENT: &str = "4868bfcff536481db2f1bd50e0286e49";
 
 /// The NFS server answers again.
@@ -44,16 +45,16 @@ pub const STORAGE_HEARD: &str = "e38a8cae92e748f39e2ea2c07eeab944";
 /// The NFS server has dropped this host's locks.
 pub const LEASE_LOST: &str = "1b1468275ac1404c81e031d867001f16";
 
-/// Two hosts have the same name for the NFS server.
+/// Two hosts identify themselves to the NFS server by the same name.
 pub const CLIENT_CLASH: &str = "0f97a21293f3421db2f244e00c083e01";
 
-/// The lock directory's file system is not one on which exclusion was measured.
+/// Exclusion has not been verified on the lock directory's file system.
 pub const STORAGE_UNPROVEN: &str = "a98a29cc267d45998d22eca3ed7ff27f";
 
-/// Sessions go to the next process of the daemon.
+/// Sessions are handed to the next process of the daemon.
 pub const HAND_OVER: &str = "5e9c6d0c0f6a4c0f8a6b7f5f1c7e2a94";
 
-/// Sessions of the process before are served again.
+/// Sessions of the previous process are served again.
 pub const TAKE_OVER: &str = "c1b0d3e27f5d4b6e9d3c8a4e6f902b17";
 
 /// Sessions could not be handed over or taken over, and have ended.
@@ -68,7 +69,7 @@ mod tests {
 
     #[test]
     fn each_id_is_unique_and_has_a_complete_entry() {
-        // An id is added here and its entry forgotten, or an entry outlives its id.
+        // Somebody adds an id without an entry, or removes an id and leaves its entry.
         let ids: Vec<&str> = SOURCE
             .lines()
             .filter_map(|line| line.strip_prefix("pub const "))

@@ -1,7 +1,8 @@
-//! What the daemon takes from systemd and tells it: sockets, readiness, watchdog, journal.
+//! The daemon's side of systemd: passed sockets, readiness, watchdog, journal, and descriptors that
+//! outlive a process.
 //!
-//! Everything here also works, or stands aside, where systemd is not. Nothing here knows about
-//! locks, sessions or messages.
+//! Without systemd everything here still works or does nothing. Nothing here knows about locks,
+//! sessions or messages.
 
 pub mod ids;
 pub mod journal;

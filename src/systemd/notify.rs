@@ -1,8 +1,8 @@
-//! Messages to the service manager, sd_notify(3), and how often its watchdog wants one.
+//! Messages to the service manager, sd_notify(3), and the interval of watchdog pings.
 //!
-//! `sd-notify` words the messages; they are sent here, because its own sending opens a descriptor
-//! for each message and blocks. A watchdog ping must get through when descriptors have run out, and
-//! a service manager that reads nothing must not stop the daemon.
+//! `sd-notify` formats the messages; this module sends them, because the crate opens a descriptor
+//! for each message and may block. A watchdog ping must get through when descriptors have run out,
+//! and a service manager that reads nothing must not stop the daemon.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -19,29 +19,29 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr};
 use sd_notify::NotifyState;
 
-/// How long [`Notifier::ready`] waits for room. It alone waits: the manager kills a service whose
-/// `READY=1` was lost, and nobody is served yet.
+/// How long [`Notifier::ready`] waits for room in the manager's queue. Only this message waits: the
+/// manager kills a service whose `READY=1` was lost, and no session is served yet.
 const READY_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// How long [`Notifier::barrier`] waits for a manager that does not come to it.
+/// How long [`Notifier::barrier`] waits for the manager.
 const BARRIER_MS_MAX: u16 = 1000;
 
-/// How often [`Notifier::while_starting`] asks for more time, and for how much each time: the manager gives up only a daemon
-/// that has not asked for a good while.
+/// How often [`Notifier::while_starting`] asks for more time, and how much it asks for. The manager
+/// gives up only on a daemon that has not asked for a while.
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 const EXTEND_BY_USEC: u32 = 30_000_000;
 
-/// For so long it asks. Grace periods of file servers are shorter; a server that has not answered until then may be looked after
-/// by whoever sees the service fail.
+/// How long it keeps asking. Grace periods of file servers are shorter; if the server has not
+/// answered by then, the service fails, and an operator sees it.
 const EXTEND_FOR_MAX: Duration = Duration::from_secs(600);
 
-/// Tells the service manager about the daemon; does nothing without one.
+/// Informs the service manager about the daemon; does nothing without one.
 #[derive(Debug, Default)]
 pub struct Notifier {
     manager: Option<Manager>,
 }
 
-/// The service manager's socket, sent to afresh each time so that the manager may restart.
+/// The service manager's socket. It is not connected, so the manager may restart.
 #[derive(Debug)]
 struct Manager {
     socket: UnixDatagram,
@@ -49,7 +49,7 @@ struct Manager {
 }
 
 impl Notifier {
-    /// Speaks to the manager that `NOTIFY_SOCKET` names; the environment is left as it is.
+    /// Uses the manager that `NOTIFY_SOCKET` names, and leaves the environment unchanged.
     #[must_use]
     pub fn from_env() -> Self {
         match std::env::var_os("NOTIFY_SOCKET") {
@@ -58,10 +58,10 @@ impl Notifier {
         }
     }
 
-    /// Speaks to the manager whose socket is at `path`; a leading `@` is the abstract name space,
+    /// Uses the manager whose socket is at `path`; a leading `@` means the abstract namespace,
     /// unix(7).
     ///
-    /// A path that cannot be used is logged at debug level, and the notifier does nothing.
+    /// If the path cannot be used, that is logged at debug level, and the notifier does nothing.
     #[must_use]
     pub fn to(path: &Path) -> Self {
         let manager =
@@ -69,13 +69,14 @@ impl Notifier {
         Self { manager }
     }
 
-    /// The daemon serves: `READY=1`. Waits for room, for two seconds at most.
+    /// Sends `READY=1`: the daemon serves. Waits for room for two seconds at most.
     pub fn ready(&self) {
         self.send(&NotifyState::Ready);
     }
 
-    /// Does a part of the start that may take long, and asks the manager for more time meanwhile: `EXTEND_TIMEOUT_USEC=`,
-    /// which counts from when TimeoutStartSec= of the service has run out (sd_notify(3)).
+    /// Runs a part of the start that may take long, and meanwhile asks the manager for more time:
+    /// `EXTEND_TIMEOUT_USEC=`, which takes effect when the service's TimeoutStartSec= has run out
+    /// (sd_notify(3)).
     pub fn while_starting<T>(&self, work: impl FnOnce() -> T) -> T {
         self.ask_every(EXTEND_EVERY, work)
     }
@@ -93,32 +94,34 @@ impl Notifier {
                 }
             });
             let value = work();
-            // The asking ends with this.
+            // This ends the thread.
             drop(working);
             value
         })
     }
 
-    /// The daemon has begun to stop: `STOPPING=1`.
+    /// Sends `STOPPING=1`: the daemon has begun to stop.
     pub fn stopping(&self) {
         self.send(&NotifyState::Stopping);
     }
 
-    /// One line for `systemctl status`; control characters become spaces, because a line break
+    /// Sends a line for `systemctl status`. Control characters become spaces, because a line break
     /// would begin another message.
     pub fn status(&self, text: &str) {
         let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         self.send(&NotifyState::Status(&line));
     }
 
-    /// Whether there is a manager that keeps descriptors for the next process. Before version 254 systemd does not say how many it
-    /// would keep (`FDSTORE`, systemd.exec(5)): then it is taken to do as its unit says.
+    /// Whether there is a manager that keeps descriptors for the next process. Before version 254
+    /// systemd does not say how many it keeps (`FDSTORE`, systemd.exec(5)); the daemon then assumes
+    /// that it keeps them, as its unit says.
     #[must_use]
     pub fn keeps_descriptors(&self) -> bool {
         self.manager.is_some() && std::env::var_os("FDSTORE").is_none_or(|count| count != "0" && count != "1")
     }
 
-    /// Has the manager keep descriptors for the next process, though nobody be at their other ends: `FDSTORE=1`, `FDPOLL=0`.
+    /// Asks the manager to keep descriptors for the next process, even if their other ends are
+    /// closed: `FDSTORE=1`, `FDPOLL=0`.
     ///
     /// # Errors
     /// If the message cannot be sent.
@@ -127,19 +130,20 @@ impl Notifier {
         self.manager.as_ref().map_or(Ok(()), |manager| manager.send_and_wait(&message, descriptors))
     }
 
-    /// Has the manager forget what nobody knows: `FDSTOREREMOVE=1`.
+    /// Asks the manager to drop descriptors that the daemon does not know: `FDSTOREREMOVE=1`.
     pub fn forget(&self, names: &[String]) {
         for name in names {
-            tracing::warn!("the service manager kept {name:?}, which this daemon does not know: it is closed");
+            tracing::warn!("the service manager kept {name:?}, which this daemon does not know; it has been closed");
             if let Some(manager) = &self.manager
                 && let Err(error) = manager.send(&joined(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]))
             {
-                tracing::warn!("the service manager was not told to forget {name:?}: {error}");
+                tracing::warn!("cannot ask the service manager to drop {name:?}: {error}");
             }
         }
     }
 
-    /// Waits until the manager has seen to all that it was told before, for a second at most: `BARRIER=1`, sd_notify_barrier(3).
+    /// Waits until the manager has processed all earlier messages, for a second at most:
+    /// `BARRIER=1`, sd_notify_barrier(3).
     ///
     /// # Errors
     /// If it cannot be asked, or does not answer in time.
@@ -148,7 +152,7 @@ impl Notifier {
         let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         manager.send_and_wait("BARRIER=1", &[theirs.as_fd()])?;
         drop(theirs);
-        // The manager closes its end when it has come to this message.
+        // The manager closes its end when it reaches this message.
         let mut pipe = [PollFd::new(ours.as_fd(), PollFlags::empty())];
         match poll(&mut pipe, PollTimeout::from(BARRIER_MS_MAX))? {
             0 => Err(io::ErrorKind::TimedOut.into()),
@@ -156,7 +160,7 @@ impl Notifier {
         }
     }
 
-    /// The daemon is alive: `WATCHDOG=1`.
+    /// Sends `WATCHDOG=1`: the daemon is alive.
     pub fn watchdog(&self) {
         self.send(&NotifyState::Watchdog);
     }
@@ -192,8 +196,8 @@ impl Manager {
         self.socket.send_to_addr(message.as_bytes(), &self.address).map(drop)
     }
 
-    /// Sends a message that must arrive, with descriptors or without: waits for room. It uses a socket of its own, so that a ping from
-    /// another thread meanwhile does not wait too.
+    /// Sends a message that must arrive, with or without descriptors, and waits for room. It uses a
+    /// socket of its own, so that a ping from another thread does not have to wait as well.
     fn send_and_wait(&self, message: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let address = match (self.address.as_pathname(), self.address.as_abstract_name()) {
             (Some(path), _) => SocketAddrUnix::new(path)?,
@@ -217,8 +221,8 @@ fn joined(states: &[NotifyState<'_>]) -> String {
     states.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// How often the watchdog wants a ping: half of `WATCHDOG_USEC`, as sd_watchdog_enabled(3) advises.
-/// None without a watchdog, or with one that watches another process (`WATCHDOG_PID`).
+/// The interval of watchdog pings: half of `WATCHDOG_USEC`, as sd_watchdog_enabled(3) advises. None
+/// without a watchdog, or if it watches another process (`WATCHDOG_PID`).
 #[must_use]
 pub fn watchdog_interval() -> Option<Duration> {
     half(sd_notify::watchdog_enabled())
@@ -233,7 +237,7 @@ fn half(limit: Option<Duration>) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    /// A manager's socket that gives up after a while, and a notifier that speaks to it.
+    /// A manager's socket with a read timeout, and a notifier that uses it.
     fn manager() -> (tempfile::TempDir, UnixDatagram, Notifier) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
@@ -264,7 +268,8 @@ mod tests {
 
     #[test]
     fn a_long_start_asks_for_time() {
-        // Work that ends when the manager has been asked three times; one that is done at once asks for nothing.
+        // Work that ends after three requests for time, and work that ends at once and asks for
+        // nothing.
         let (_dir, socket, notifier) = manager();
         let answer = notifier.ask_every(Duration::from_millis(1), || {
             (0..3).for_each(|_| assert_eq!(read(&socket), "EXTEND_TIMEOUT_USEC=30000000"));
@@ -306,7 +311,7 @@ mod tests {
         let start = Instant::now();
         notifier.ready();
         assert!(start.elapsed() >= READY_WAIT_MAX / 2, "READY=1 did not wait");
-        // Once there is room, the notifier goes on.
+        // When there is room again, messages arrive again.
         assert_eq!(read(&socket), "WATCHDOG=1");
         notifier.stopping();
         while read(&socket) != "STOPPING=1" {}
@@ -327,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_manager_that_is_gone_is_ignored() {
-        // No socket, an address of a kind that is not spoken here, and no manager at all.
+        // The socket is gone, the address is of an unsupported kind, or there is no manager.
         let (dir, socket, notifier) = manager();
         drop(socket);
         drop(dir);

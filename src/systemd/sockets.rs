@@ -1,9 +1,9 @@
 //! The sockets that systemd passes, told apart by name; sd_listen_fds(3).
 //!
 //! The order of the descriptors differs between versions of systemd, so only their names in
-//! `LISTEN_FDNAMES` say what they are for. [`take`] gathers the names and what each descriptor is;
-//! `plan`, which is pure, decides; a descriptor that does not fit stops the daemon at start, where
-//! an operator sees it.
+//! `LISTEN_FDNAMES` say what they are for. [`take`] collects the names and the kinds of the
+//! descriptors, and `plan`, which is pure, decides. A descriptor that does not fit stops the daemon
+//! at start, where an operator sees it.
 
 use std::fmt;
 use std::io;
@@ -16,7 +16,7 @@ use listenfd::ListenFd;
 use nix::libc;
 use nix::sys::socket::{getsockopt, sockopt};
 
-/// A listening stream socket, set not to block.
+/// A listening, non-blocking stream socket.
 #[derive(Debug)]
 pub enum Listener {
     /// IPv4 or IPv6.
@@ -25,7 +25,7 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
-/// The descriptors that systemd passed, by what they are for; all close on exec.
+/// The descriptors that systemd passed, by purpose; all are close-on-exec.
 #[derive(Debug, Default)]
 pub struct Passed {
     /// Listeners of the line and gob protocols.
@@ -34,12 +34,13 @@ pub struct Passed {
     pub ws: Vec<Listener>,
     /// What an earlier process of the daemon left in the file descriptor store, with its names.
     pub stored: Vec<(String, OwnedFd)>,
-    /// The names of what is in the store and not known here. It has been closed, and is to be removed from there.
+    /// The names of unknown descriptors in the store. They have been closed; the store still has to
+    /// drop them.
     pub unknown_fds: Vec<String>,
 }
 
 impl Passed {
-    /// True if there is no listener, so that the daemon has to bind its own.
+    /// Whether there is no listener, so that the daemon has to bind its own.
     #[must_use]
     pub fn has_no_listener(&self) -> bool {
         self.tcp.is_empty() && self.ws.is_empty()
@@ -49,10 +50,10 @@ impl Passed {
 /// Why the passed descriptors cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// `LISTEN_FDNAMES` and `LISTEN_FDS` do not agree, so no name can be trusted.
+    /// `LISTEN_FDNAMES` and `LISTEN_FDS` disagree, so no name can be trusted.
     #[error(
         "LISTEN_FDNAMES has {names} names for the {descriptors} descriptors of LISTEN_FDS: \
-         whoever passes sockets has to set both for this process, as systemd does, or neither"
+         a program that passes sockets must set both for this process, as systemd does, or neither"
     )]
     Count {
         /// How many names there are.
@@ -60,7 +61,7 @@ pub enum SocketError {
         /// How many descriptors there are.
         descriptors: usize,
     },
-    /// A name that says nothing about what the socket is for.
+    /// The name does not say what the socket is for.
     #[error(
         "passed descriptor {position} has the name {name:?}, which is neither tcp nor ws: \
          set FileDescriptorName=tcp or FileDescriptorName=ws in its .socket unit"
@@ -68,10 +69,10 @@ pub enum SocketError {
     Name {
         /// Its place in `LISTEN_FDS`, from 1.
         position: usize,
-        /// What it is called; empty if it has no name.
+        /// Its name; empty if it has none.
         name: String,
     },
-    /// A good name on something that cannot accept sessions.
+    /// The name is good, but the descriptor cannot accept sessions.
     #[error(
         "passed descriptor {position}, {name:?}, is {found}, not a listening stream socket: \
          its .socket unit needs ListenStream= and Accept=no"
@@ -79,7 +80,7 @@ pub enum SocketError {
     Unfit {
         /// Its place in `LISTEN_FDS`, from 1.
         position: usize,
-        /// What it is called.
+        /// Its name.
         name: String,
         /// What it is.
         found: Found,
@@ -87,7 +88,7 @@ pub enum SocketError {
     /// A system call on a passed descriptor failed.
     #[error("{operation} of passed descriptor {position}: {source}")]
     System {
-        /// What was tried.
+        /// The failed operation.
         operation: &'static str,
         /// Its place in `LISTEN_FDS`, from 1.
         position: usize,
@@ -96,10 +97,10 @@ pub enum SocketError {
     },
 }
 
-/// What a passed descriptor turned out to be.
+/// What a passed descriptor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// A socket of a family and type that are known here.
+    /// A socket of a known family and type.
     Socket {
         /// Its address family.
         family: Family,
@@ -108,7 +109,7 @@ pub enum Found {
         /// Whether it has been through listen(2); `SO_ACCEPTCONN`, socket(7).
         listening: bool,
     },
-    /// A socket of a family or type that is not known here.
+    /// A socket of an unknown family or type.
     OtherSocket,
     /// A pipe or FIFO.
     Pipe,
@@ -120,7 +121,7 @@ pub enum Found {
     Closed,
 }
 
-/// The address families that are told apart.
+/// The known address families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// IPv4 or IPv6; for a stream socket, TCP.
@@ -133,7 +134,7 @@ pub enum Family {
     Netlink,
 }
 
-/// The socket types that are told apart.
+/// The known socket types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `SOCK_STREAM`.
@@ -183,27 +184,27 @@ enum Use {
     Tcp,
     Ws,
     Stored,
-    /// In the store, and not known.
+    /// From the store, and unknown.
     Unknown,
 }
 
-/// Takes the descriptors that systemd passed to this process; none if there are none.
+/// Takes the descriptors that systemd passed to this process, if any.
 ///
-/// This has to be the first thing that a process does: `listenfd` removes `LISTEN_PID` and
-/// `LISTEN_FDS` from the environment, which is sound only while there is one thread, and whatever
-/// opened a descriptor earlier could have got a number that systemd had promised but not passed.
+/// Call this first: `listenfd` removes `LISTEN_PID` and `LISTEN_FDS` from the environment, which is
+/// sound only in a process with one thread, and a descriptor opened earlier could have a number
+/// that `LISTEN_FDS` announces but nobody passed.
 ///
 /// # Errors
 ///
-/// If names and number disagree, if a name is unknown, or if a descriptor is not what its name
-/// needs. All descriptors taken until then are closed.
+/// If the number of names is wrong, if a name is unknown, or if a descriptor does not fit its name.
+/// All descriptors taken until then are closed.
 pub fn take() -> Result<Passed, SocketError> {
     let names = std::env::var_os("LISTEN_FDNAMES").map(|n| n.to_string_lossy().into_owned());
     let mut listen_fd = ListenFd::from_env();
     let count = listen_fd.len();
     if count == 0 {
-        // Either nothing was passed, or it was passed to another process whose environment this
-        // one inherited; the names mean nothing then.
+        // Nothing was passed, or it was passed to another process whose environment this one
+        // inherited. The names mean nothing then.
         return Ok(Passed::default());
     }
     let names = names_of(names.as_deref(), count)?;
@@ -219,14 +220,14 @@ pub fn take() -> Result<Passed, SocketError> {
         if uses[index] == Use::Unknown {
             match descriptor {
                 Taken::Socket(socket) => drop(socket),
-                // It cannot fail but for what is closed already.
+                // This fails only if it is closed already.
                 Taken::Other(number) => drop(nix::unistd::close(number)),
                 Taken::Nothing => {}
             }
             passed.unknown_fds.push(name);
             continue;
         }
-        // `plan` accepts sockets only, and `look` owns each socket that it recognises.
+        // `plan` accepts only sockets, and `look` owns each socket that it recognizes.
         let Taken::Socket(descriptor) = descriptor else {
             let position = index + 1;
             return Err(SocketError::Unfit { position, name, found });
@@ -241,7 +242,7 @@ pub fn take() -> Result<Passed, SocketError> {
     Ok(passed)
 }
 
-/// Splits `LISTEN_FDNAMES`; without it, all `count` descriptors are without a name.
+/// Splits `LISTEN_FDNAMES`; without it, all `count` descriptors have no name.
 fn names_of(names: Option<&str>, count: usize) -> Result<Vec<String>, SocketError> {
     let Some(names) = names else {
         return Ok(vec![String::new(); count]);
@@ -250,9 +251,9 @@ fn names_of(names: Option<&str>, count: usize) -> Result<Vec<String>, SocketErro
     if names.len() == count { Ok(names) } else { Err(SocketError::Count { names: names.len(), descriptors: count }) }
 }
 
-/// Decides what each descriptor is for, from its name and what it is.
+/// Decides what each descriptor is for, by its name and its kind.
 ///
-/// A single descriptor beside the stored ones may lack a name: then it is for TCP.
+/// If only one descriptor is not from the store, it needs no name: it is for TCP.
 fn plan(names: &[String], found: &[Found]) -> Result<Vec<Use>, SocketError> {
     let from_unit = |(name, found): &(&String, &Found)| !is_stored(name) && !only_stored(**found);
     let single = names.iter().zip(found).filter(from_unit).count() == 1;
@@ -277,18 +278,19 @@ fn plan(names: &[String], found: &[Found]) -> Result<Vec<Use>, SocketError> {
     Ok(uses)
 }
 
-/// True for the names in the store: the daemon's own, and `stored`, which systemd gives to what was
-/// stored without a name (sd_pid_notify_with_fds(3)).
+/// Whether a name is one from the store: the daemon's own, or `stored`, which systemd gives to a
+/// descriptor that was stored without a name (sd_pid_notify_with_fds(3)).
 fn is_stored(name: &str) -> bool {
     name.starts_with("store") || name.starts_with("distrilock-store")
 }
 
-/// True for an end of a pair that the daemon stores (`store`).
+/// Whether it is an end of the pair that the daemon stores (`store`).
 fn is_pair(found: Found) -> bool {
     matches!(found, Found::Socket { family: Family::Unix, kind: Kind::SeqPacket, listening: false })
 }
 
-/// True for what no .socket unit passes (systemd.socket(5)), so that it can only come from the store.
+/// Whether no .socket unit passes such a descriptor (systemd.socket(5)), so that it can only come
+/// from the store.
 fn only_stored(found: Found) -> bool {
     match found {
         Found::Socket { kind, listening, .. } => matches!(kind, Kind::Stream | Kind::SeqPacket) && !listening,
@@ -296,21 +298,21 @@ fn only_stored(found: Found) -> bool {
     }
 }
 
-/// True for what a descriptor is called when nobody named it: `unknown` where the environment has
-/// no names (sd_listen_fds_with_names(3)), and the name of the unit without `FileDescriptorName=`
+/// Whether nobody gave the descriptor a name. It is then called `unknown` if the environment has no
+/// names (sd_listen_fds_with_names(3)), or by its unit if that has no `FileDescriptorName=`
 /// (systemd.socket(5)).
 fn is_nameless(name: &str) -> bool {
     name.is_empty() || name == "unknown" || name.ends_with(".socket")
 }
 
-/// True for a socket that accepts stream connections. A connection, such as one from the store, is
-/// of the same family and type, but does not listen.
+/// Whether it accepts stream connections. A connection, such as one from the store, has the same
+/// family and type, but does not listen.
 fn accepts(found: Found) -> bool {
     matches!(found, Found::Socket { family: Family::Inet | Family::Unix, kind: Kind::Stream, listening: true })
 }
 
-/// Sockets that systemd.socket(5) can create and that can be in a store, as `listenfd` tells them
-/// apart: its AF_INET includes AF_INET6.
+/// The sockets that systemd.socket(5) can create and that can be in a store, as `listenfd`
+/// distinguishes them: its AF_INET includes AF_INET6.
 const SOCKETS: [(libc::c_int, Family, libc::c_int, Kind); 11] = [
     (libc::AF_INET, Family::Inet, libc::SOCK_STREAM, Kind::Stream),
     (libc::AF_UNIX, Family::Unix, libc::SOCK_STREAM, Kind::Stream),
@@ -325,17 +327,17 @@ const SOCKETS: [(libc::c_int, Family, libc::c_int, Kind); 11] = [
     (libc::AF_NETLINK, Family::Netlink, libc::SOCK_DGRAM, Kind::Datagram),
 ];
 
-/// A passed descriptor: owned, if it is a socket.
+/// A passed descriptor, owned if it is a socket.
 enum Taken {
     Socket(OwnedFd),
     Other(libc::c_int),
     Nothing,
 }
 
-/// Finds out what the descriptor at `index` is, and owns it, closing on exec, if it is a socket.
+/// Finds out what the descriptor at `index` is, and takes it, close-on-exec, if it is a socket.
 ///
-/// `listenfd` hands out an owned descriptor only to those who know what it is, so that this asks
-/// for one kind after the other: a refusal leaves the descriptor where it was.
+/// `listenfd` gives an owned descriptor only to a caller who names its kind, so this tries one kind
+/// after the other; a refusal leaves the descriptor in place.
 fn look(listen_fd: &mut ListenFd, index: usize) -> Result<(Found, Taken), SocketError> {
     for (domain, family, number, kind) in SOCKETS {
         let Ok(Some(socket)) = listen_fd.take_custom::<OwnedFd>(index, domain, number, "") else {
@@ -357,7 +359,7 @@ fn look(listen_fd: &mut ListenFd, index: usize) -> Result<(Found, Taken), Socket
     Ok(number.map_or((Found::Closed, Taken::Nothing), |number| (name_other(number), Taken::Other(number))))
 }
 
-/// Says what an open file is that is not a known socket, by its number alone; proc_pid_fd(5).
+/// What an open file is that is not a known socket, by its number alone; proc_pid_fd(5).
 fn name_other(number: libc::c_int) -> Found {
     let file = std::fs::metadata(format!("/proc/self/fd/{number}"));
     match file.map(|file| file.file_type()) {
@@ -371,7 +373,7 @@ fn name_other(number: libc::c_int) -> Found {
     }
 }
 
-/// Makes a listener that does not block of a socket that `plan` accepted.
+/// Makes a non-blocking listener of a socket that `plan` accepted.
 fn listener(socket: OwnedFd, found: Found, index: usize) -> Result<Listener, SocketError> {
     let unix = matches!(found, Found::Socket { family: Family::Unix, .. });
     let (listener, set) = if unix {
@@ -512,7 +514,8 @@ mod tests {
 
     #[test]
     fn unknown_fds_in_the_store_do_not_stop_the_daemon() {
-        // What can only come from the store, and was not put there by this daemon, and what a .socket unit can pass.
+        // Descriptors that only the store can hold but this daemon did not put there, and ones that
+        // a .socket unit can pass.
         for found in [Found::Pipe, Found::File, Found::Anonymous, CONNECTION, TCP] {
             assert_eq!(decide(Some("tcp:store"), &[TCP, found]), Ok(vec![Use::Tcp, Use::Unknown]));
         }

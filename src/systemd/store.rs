@@ -1,7 +1,9 @@
-//! What a process of the daemon leaves to the next one: descriptors, and bytes that tell what they are. They wait in the queue of
-//! a pair of sockets that the service manager keeps in its file descriptor store (sd_pid_notify_with_fds(3)): two entries, however
-//! many descriptors there are, since the manager's work grows with the square of their number. A queue keeps its descriptors open
-//! (unix(7), SCM_RIGHTS), and everything in it is closed when the manager drops the pair.
+//! What a process of the daemon leaves to the next one: descriptors, and bytes that describe them.
+//! They wait in the queue of a socket pair that the service manager keeps in its file descriptor
+//! store (sd_pid_notify_with_fds(3)). The pair takes two entries of the store, however many
+//! descriptors are queued; the manager's work grows with the square of the number of entries. The
+//! queue keeps its descriptors open (unix(7), SCM_RIGHTS), and everything in it is closed when the
+//! manager drops the pair.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
@@ -17,20 +19,21 @@ use rustix::net::{
 
 use super::notify::Notifier;
 
-/// What the pair is called in the store: `sockets` knows names that begin with `store`.
+/// The pair's name in the store; `sockets` recognizes names that begin with `store`.
 pub const NAME: &str = "store";
 
 /// How many descriptors a message carries: the kernel takes 253 (SCM_MAX_FD).
 const DESCRIPTORS_PER_MESSAGE: usize = 250;
 
-/// How much the queue is asked to take; net.core.wmem_max bounds it. A message of 250 descriptors counts as about one KiB.
+/// The size that is asked for the queue; net.core.wmem_max bounds it. A message of 250 descriptors
+/// counts as about one KiB.
 const QUEUE_BYTES: usize = 4 << 20;
 
-/// A begun message: the bytes are in a memory file, its one descriptor.
+/// The first message. Its one descriptor is a memory file with the bytes.
 const BEGIN: &[u8] = b"begin";
-/// Descriptors.
+/// A message with descriptors.
 const MORE: &[u8] = b"more";
-/// Nothing was left out.
+/// The last message: nothing is missing.
 const END: &[u8] = b"end";
 
 /// The pair that the service manager keeps.
@@ -39,34 +42,34 @@ pub struct Store {
     ends: [OwnedFd; 2],
 }
 
-/// What the process before has left.
+/// What the previous process left.
 #[derive(Debug)]
 pub struct Left {
-    /// What it wrote.
+    /// The bytes that describe the descriptors.
     pub bytes: Vec<u8>,
-    /// The descriptors, in its order.
+    /// The descriptors, in the order in which they were left.
     pub descriptors: Vec<OwnedFd>,
 }
 
-/// What is in the store is of no use.
+/// The contents of the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The process before was killed in the middle.
-    #[error("the process before was ended while it handed over")]
+    /// The previous process was killed in the middle.
+    #[error("the previous process ended while it was handing over")]
     Cut,
-    /// Not all of its descriptors could be opened here.
-    #[error("more descriptors were left than this process may open (LimitNOFILE=)")]
+    /// This process could not open all of the descriptors.
+    #[error("the previous process left more descriptors than this one may open (LimitNOFILE=)")]
     Descriptors,
     /// A system call failed.
-    #[error("reading what the process before has left: {0}")]
+    #[error("cannot read what the previous process left: {0}")]
     System(#[from] io::Error),
 }
 
 impl Store {
-    /// The pair among what the service manager has passed, if it is there and nothing else.
+    /// The pair that the service manager passed, if it passed one.
     ///
     /// # Errors
-    /// The names of what is there and is of no use; all of it is closed.
+    /// The names of everything that was passed, if it is not exactly one pair; all of it is closed.
     pub fn of(stored: Vec<(String, OwnedFd)>) -> Result<Option<Self>, Vec<String>> {
         if stored.is_empty() {
             return Ok(None);
@@ -76,7 +79,7 @@ impl Store {
         ends.try_into().map(|ends| Some(Self { ends })).map_err(|_: Vec<OwnedFd>| names)
     }
 
-    /// A new pair, which the service manager is asked to keep; `None` if there is nobody to keep it.
+    /// Makes a new pair and asks the service manager to keep it; `None` without such a manager.
     ///
     /// # Errors
     /// If the system refuses the pair, or the manager does not take the message.
@@ -93,12 +96,12 @@ impl Store {
     /// Leaves bytes and descriptors to the next process.
     ///
     /// # Errors
-    /// If the system refuses: too many descriptors of this user are on their way (RLIMIT_NOFILE), or the queue is full. The next
-    /// process then finds [`StoreError::Cut`].
+    /// If the system refuses: too many descriptors of this user are in flight (RLIMIT_NOFILE), or
+    /// the queue is full. The next process then gets [`StoreError::Cut`].
     pub fn leave(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut memory = File::from(memfd_create("distrilock hand-over", MFdFlags::MFD_CLOEXEC)?);
         memory.write_all(bytes)?;
-        // It may be as much as the system's maximum allows.
+        // The kernel reduces it to the system's maximum.
         let _ = set_socket_send_buffer_size(&self.ends[0], QUEUE_BYTES);
         self.send(BEGIN, &[memory.as_fd()])?;
         for some in descriptors.chunks(DESCRIPTORS_PER_MESSAGE) {
@@ -111,16 +114,20 @@ impl Store {
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_MESSAGE))];
         let mut control = SendAncillaryBuffer::new(&mut room);
         if !descriptors.is_empty() {
-            assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)), "there is room for as many");
+            assert!(
+                control.push(SendAncillaryMessage::ScmRights(descriptors)),
+                "the buffer is large enough for a whole chunk"
+            );
         }
         sendmsg(&self.ends[0], &[IoSlice::new(word)], &mut control, SendFlags::DONTWAIT)?;
         Ok(())
     }
 
-    /// Takes what the process before has left, if it has left anything. Afterwards the queue is empty, come what may.
+    /// Takes what the previous process left, if anything. The queue is empty afterwards, even if
+    /// this fails.
     ///
     /// # Errors
-    /// If it is not whole.
+    /// If it is incomplete.
     pub fn take(&self) -> Result<Option<Left>, StoreError> {
         let mut messages = Vec::new();
         let mut failed = None;
@@ -128,7 +135,7 @@ impl Store {
             loop {
                 match receive(end) {
                     Ok(Received { word, descriptors, whole: true }) => messages.push((word, descriptors)),
-                    // What stays in the queue stays open and locked, though nobody has it.
+                    // Goes on: descriptors that stay in the queue stay open and locked.
                     Ok(_) => failed = Some(StoreError::Descriptors),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => {
@@ -162,11 +169,11 @@ impl Store {
     }
 }
 
-/// One message: its word, and the descriptors that it carries.
+/// One message, with the descriptors that it carries.
 struct Received {
     word: Vec<u8>,
     descriptors: Vec<OwnedFd>,
-    /// Whether that is all of them.
+    /// Whether none of the descriptors is missing.
     whole: bool,
 }
 
@@ -196,7 +203,8 @@ mod tests {
         Store { ends: [one, other] }
     }
 
-    /// The bytes and descriptors arrive in their order, in several messages, once; and the pair can be used again.
+    /// Bytes and descriptors arrive once and in order, over several messages, and the pair can be
+    /// used again.
     #[test]
     fn left_and_taken() {
         let store = store();
@@ -222,7 +230,8 @@ mod tests {
         }
     }
 
-    /// A process is ended in the middle: the next one finds that, closes what was left, and can use the pair.
+    /// A process ends in the middle: the next one notices, closes what was left, and can use the
+    /// pair.
     #[test]
     fn cut_in_the_middle() {
         let store = store();
@@ -241,7 +250,8 @@ mod tests {
         assert_eq!(store.take().unwrap().unwrap().bytes, b"x");
     }
 
-    /// As many descriptors as 65,536 sessions with a lock each need fit into the queue, as far as the test may open them.
+    /// The queue has room for the descriptors of 65,536 sessions with one lock each, as far as the
+    /// test may open them.
     #[test]
     fn the_queue_is_long_enough() {
         let store = store();

@@ -1,4 +1,5 @@
-//! The client library against the real daemon, over every transport, and against servers that play a script.
+//! The client library against the real daemon over every transport, and against daemons that follow
+//! a script.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -28,7 +29,7 @@ fn server(text: &str) -> Server {
     text.parse().expect("a server")
 }
 
-/// A daemon with a front of each kind, and where they are.
+/// A daemon with one listener of each kind, and their addresses.
 fn every_front() -> (Daemon, Vec<Server>, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder for the socket");
     let unix = format!("unix:{}", folder.path().join("socket").display());
@@ -37,17 +38,18 @@ fn every_front() -> (Daemon, Vec<Server>, tempfile::TempDir) {
     (daemon, servers, folder)
 }
 
-/// A client that notices soon that nobody answers.
+/// A client that soon notices that nobody answers.
 fn quick() -> Builder {
     Client::builder().heartbeat(Duration::from_millis(100)).silence_max(Duration::from_secs(2))
 }
 
-/// Waits for what must happen.
+/// Waits for something that must happen.
 async fn due<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("never came: {what}"))
 }
 
-/// The end of a script, and what it gives; meanwhile the client's connection is driven.
+/// Waits for the end of a script and returns its result. The client's connection is driven
+/// meanwhile.
 async fn end_of<T: Send + 'static>(script: JoinHandle<T>) -> T {
     let joined = tokio::task::spawn_blocking(|| script.join());
     due("the end of the script", joined).await.expect("it is not cancelled").expect("the script does not panic")
@@ -57,7 +59,8 @@ async fn is_free(client: &Client, lock: &str) -> bool {
     !client.peek(lock).await.expect("the daemon answers").locked
 }
 
-/// Two clients over each pair of transports: what one holds the other does not get, until it is released or dropped.
+/// Two clients over each pair of transports: one does not get what the other holds, until it is
+/// released or dropped.
 #[tokio::test]
 async fn every_transport_locks() -> Outcome {
     let (_daemon, servers, _folder) = every_front();
@@ -81,7 +84,7 @@ async fn every_transport_locks() -> Outcome {
     Ok(())
 }
 
-/// The same without async, and a lock that outlives the handle of its client.
+/// The same without async, and with a lock that outlives the handle of its client.
 #[test]
 fn the_blocking_twin_locks() -> Outcome {
     let (_daemon, servers, _folder) = every_front();
@@ -106,7 +109,7 @@ fn the_blocking_twin_locks() -> Outcome {
     Ok(())
 }
 
-/// The daemon dies: every lock is lost at once, and nothing is connected anew.
+/// The daemon dies: every lock is lost at once, and the client does not reconnect.
 #[tokio::test]
 async fn the_daemon_dies() -> Outcome {
     let (mut daemon, servers, _folder) = every_front();
@@ -133,13 +136,14 @@ async fn the_daemon_dies() -> Outcome {
         let anew = Client::connect(from_ref(server)).await?;
         anew.lock("a").acquire().await?;
         let before = std::mem::replace(&mut daemon, next);
-        // Its directory is the next one's: it goes last.
+        // The next daemon uses its directory, so it must not be deleted.
         std::mem::forget(before);
     }
     Ok(())
 }
 
-/// The daemon is stopped, and answers nothing: the client's own clock ends what it holds, with the reason, and its wait.
+/// The daemon is stopped and answers nothing: the client's own clock ends what it holds, and its
+/// wait, with the reason.
 #[tokio::test]
 async fn the_daemon_falls_silent() -> Outcome {
     let (daemon, servers, _folder) = every_front();
@@ -170,7 +174,8 @@ async fn the_daemon_falls_silent() -> Outcome {
         let waited = due("the end of the wait", waiting).await?;
         assert!(matches!(waited, Err(AcquireError::Disconnected(DisconnectedError::Silent { .. }))), "{waited:?}");
         daemon.signal(Signal::SIGCONT);
-        // Until then the daemon sees them live: the work that the lock guards may not have been stopped.
+        // Until then the daemon considers them alive: the work that the lock guards may not have
+        // stopped.
         drop((held, one, other));
         let again = Client::connect(from_ref(server)).await?;
         due("what the silent clients left", again.lock("a").wait().acquire()).await?;
@@ -178,7 +183,8 @@ async fn the_daemon_falls_silent() -> Outcome {
     Ok(())
 }
 
-/// A program blocks the thread that should send heartbeats: its own clock says so, as soon as it looks.
+/// A program blocks the thread that should send heartbeats: the lock counts as lost by its own
+/// clock, as soon as it looks.
 #[tokio::test]
 async fn a_runtime_that_stands_still() -> Outcome {
     let (_daemon, servers, _folder) = every_front();
@@ -194,7 +200,8 @@ async fn a_runtime_that_stands_still() -> Outcome {
     Ok(())
 }
 
-/// Somebody deletes the file of a lock by hand: verify finds out, and so does everybody who waits for the loss.
+/// Somebody deletes the file of a lock by hand: verify notices, and everybody who waits for the
+/// loss hears of it.
 #[tokio::test]
 async fn the_lock_file_is_deleted() -> Outcome {
     let (daemon, servers, _folder) = every_front();
@@ -207,7 +214,7 @@ async fn the_lock_file_is_deleted() -> Outcome {
     assert!(matches!(&lost, LostError::Told { lock, .. } if lock.as_str() == "a"), "{lost:?}");
     assert!(held.is_lost() && !other.is_lost());
     other.verify().await?;
-    // The session may take it again, and the first one's end does not touch that.
+    // The session can acquire it again, and the end of the first grant does not affect that.
     due("the end of the loss", async {
         while matches!(client.lock("a").acquire().await, Err(AcquireError::AlreadyHeld { .. })) {
             sleep(Duration::from_millis(1)).await;
@@ -221,7 +228,7 @@ async fn the_lock_file_is_deleted() -> Outcome {
     Ok(())
 }
 
-/// A session holds a lock once; what was dropped can be asked for again at once.
+/// A session holds a lock once. A dropped lock can be requested again at once.
 #[tokio::test]
 async fn a_client_holds_a_lock_once() -> Outcome {
     let (_daemon, servers, _folder) = every_front();
@@ -236,12 +243,12 @@ async fn a_client_holds_a_lock_once() -> Outcome {
     }
     let other = Client::connect(&servers).await?;
     let held = due("what was dropped", other.lock("a").wait().acquire()).await?;
-    // An acquire that is abandoned makes room as well.
+    // An abandoned acquire makes room too.
     for _ in 0..100 {
         let waiting = tokio::spawn(client.lock("a").wait().acquire());
         tokio::task::yield_now().await;
         waiting.abort();
-        // It is abandoned when its task has been dropped, which comes after the call.
+        // It is abandoned once its task has been dropped, which happens after the call.
         assert!(waiting.await.is_err_and(|error| error.is_cancelled()), "it was granted what another one holds");
     }
     drop(held);
@@ -249,7 +256,8 @@ async fn a_client_holds_a_lock_once() -> Outcome {
     Ok(())
 }
 
-/// What a client says of itself, others see, whether it holds or waits; what it says anew takes the place of that.
+/// Others see what a client says of itself, whether it holds or waits. A new introduction replaces
+/// the old one.
 #[tokio::test]
 async fn clients_are_introduced() -> Outcome {
     let (_daemon, servers, _folder) = every_front();
@@ -300,7 +308,7 @@ async fn long_lists() -> Outcome {
     Ok(())
 }
 
-/// What is wrong is refused before it is sent, and names what it is about.
+/// An invalid request is refused before it is sent, and the error names what it is about.
 #[tokio::test]
 async fn what_cannot_be_asked() -> Outcome {
     let (_daemon, servers, _folder) = every_front();
@@ -325,8 +333,9 @@ async fn what_cannot_be_asked() -> Outcome {
     Ok(())
 }
 
-/// Tasks drop their acquires at any moment, over every transport, on clients of their own and on shared ones: nobody ever holds
-/// what another one has, and in the end nothing is held, although every client is still connected.
+/// Tasks drop their acquires at any moment, over every transport, on clients of their own and on
+/// shared ones. No two ever hold the same lock, and in the end nothing is held, although every
+/// client is still connected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn acquires_are_dropped_at_any_moment() -> Outcome {
     const TASKS: usize = 24;
@@ -391,7 +400,8 @@ async fn acquires_are_dropped_at_any_moment() -> Outcome {
     Ok(())
 }
 
-/// A server that accepts, sends `bytes` over and over if it is to, and reads what comes.
+/// A server that accepts connections, sends `bytes` (over and over if `endless`), and reads what
+/// comes.
 fn stranger(bytes: &'static [u8], endless: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address").to_string();
@@ -407,7 +417,8 @@ fn stranger(bytes: &'static [u8], endless: bool) -> String {
     address
 }
 
-/// What listens is no daemon: every kind of garbage gives an error of its own, in time, over TCP and WebSocket.
+/// The server is not a daemon: each kind of garbage causes an error in time, over TCP and
+/// WebSocket.
 #[tokio::test]
 async fn strangers_are_told_apart() -> Outcome {
     let within = Duration::from_millis(500);
@@ -448,7 +459,8 @@ async fn strangers_are_told_apart() -> Outcome {
     Ok(())
 }
 
-/// Nobody listens: the error names each address, the reason, and what to do; the next server is tried.
+/// Nobody listens: the error names each address, the reason, and the remedy. The next server is
+/// tried.
 #[tokio::test]
 async fn nobody_listens() -> Outcome {
     let (daemon, servers, folder) = every_front();
@@ -465,7 +477,8 @@ async fn nobody_listens() -> Outcome {
     Ok(())
 }
 
-/// The daemon gives silent clients up early: the client's own deadline is earlier still, or it does not connect at all.
+/// The daemon gives silent clients up early: the client's own deadline is even earlier, or it does
+/// not connect at all.
 #[tokio::test]
 async fn the_deadline_fits_the_daemon() -> Outcome {
     let daemon = Daemon::setup().flag("--dead-after", "12").start();
@@ -482,7 +495,7 @@ async fn the_deadline_fits_the_daemon() -> Outcome {
     Ok(())
 }
 
-/// Slots, fences and several locks: what is asked, and what the grant says.
+/// Slots, fences and several locks: the requests, and the grants.
 #[tokio::test]
 async fn more_than_a_lock() -> Outcome {
     let (server, script) = play(|mut peer| {
@@ -508,7 +521,7 @@ async fn more_than_a_lock() -> Outcome {
     let several = client.locks(wanted).wait().acquire().await?;
     assert!(several.names().map(|name| name.as_str()).eq(["b", "a", "gpu2"]));
     assert_eq!((several.fence(), several.locks()[2].slots.clone()), (Some(7), vec![5]));
-    // The script answers nothing to the first of the three.
+    // The script does not answer the first of the three.
     assert!(timeout(Duration::from_millis(50), several.verify()).await.is_err());
     several.release().await?;
     drop((held, client));
@@ -518,7 +531,8 @@ async fn more_than_a_lock() -> Outcome {
     Ok(())
 }
 
-/// Every word of the protocol is a variant, and one that is not known is an error all the same; so are unknown events no harm.
+/// Every word of the protocol has a variant, an unknown one is an error too, and unknown events do
+/// no harm.
 #[tokio::test]
 async fn refusals_are_typed() -> Outcome {
     const WORDS: [&str; 11] = [
@@ -561,7 +575,8 @@ async fn refusals_are_typed() -> Outcome {
     Ok(())
 }
 
-/// The daemon cannot reach the storage: what is held becomes suspect, then held again, then suspect until it is lost.
+/// The daemon cannot reach the storage: what is held becomes suspect, then held again, then suspect
+/// until it is lost.
 #[tokio::test]
 async fn the_daemon_doubts() -> Outcome {
     let (server, script) = play(|mut peer| {
@@ -600,21 +615,22 @@ async fn the_daemon_doubts() -> Outcome {
     step();
     assert_eq!(due("the loss", held.lost()).await, LostError::Unproven);
     assert!(!other.is_lost() && client.ended().is_none());
-    // It is given back all the same.
+    // It is released all the same.
     drop((held, other, client));
     let rest = end_of(script).await;
     assert!(rest.iter().all(|request| request["op"] != "acquire"), "{rest:?}");
     Ok(())
 }
 
-/// The storage's deadline: heartbeats push it on, and a grant that was waited for gets a fresh one before it is handed over.
+/// The storage has a deadline: heartbeats extend it, and a grant after a wait gets a fresh one
+/// before it is delivered.
 #[tokio::test]
 async fn the_storage_has_a_deadline() -> Outcome {
     let (server, script) = play(|mut peer| {
         peer.welcome("nfs4");
         let request = peer.expect("acquire");
         peer.yes(&request, &json!({"lock":"a","valid_ms":700}));
-        // Three heartbeats are answered with a proof, which is more than the first deadline.
+        // Three heartbeats are answered with a proof; together they outlast the first deadline.
         for _ in 0..3 {
             let ping = peer.request().expect("a heartbeat");
             assert_eq!(ping["op"], "ping");
@@ -653,7 +669,7 @@ async fn the_storage_has_a_deadline() -> Outcome {
     Ok(())
 }
 
-/// The daemon breaks the protocol in the middle of a session: all is lost, with the reason.
+/// The daemon breaks the protocol in the middle of a session: everything is lost, with the reason.
 #[tokio::test]
 async fn a_daemon_goes_mad() -> Outcome {
     for nonsense in [
@@ -685,7 +701,7 @@ async fn a_daemon_goes_mad() -> Outcome {
         drop((held, client));
         end_of(script).await;
     }
-    // A grant of something else is no grant.
+    // A grant of something else does not count.
     for grant in
         [json!({"lock":"b"}), json!({}), json!({"lock":"a","slot":-1}), json!({"lock":"a","slot":1,"taken":[1,1]})]
     {
@@ -708,7 +724,7 @@ async fn a_daemon_goes_mad() -> Outcome {
     Ok(())
 }
 
-/// The daemon closes with last words: they are the reason.
+/// The daemon's last words before it closes are the reason.
 #[tokio::test]
 async fn last_words() -> Outcome {
     let (server, script) = play(|mut peer| {
@@ -737,7 +753,7 @@ async fn last_words() -> Outcome {
     Ok(())
 }
 
-/// What is granted while the session says goodbye is not held: the daemon releases it.
+/// A lock that is granted while the session says goodbye is not held: the daemon releases it.
 #[tokio::test]
 async fn a_grant_behind_goodbye() -> Outcome {
     let (server, script) = play(|mut peer| {
@@ -760,7 +776,8 @@ async fn a_grant_behind_goodbye() -> Outcome {
     Ok(())
 }
 
-/// The runtime that drives the connection ends: what was held is lost, also for those who look from outside.
+/// The runtime that drives the connection ends: what was held is lost, even as seen from outside
+/// the runtime.
 #[test]
 fn the_runtime_ends() -> Outcome {
     let (_daemon, servers, _folder) = every_front();

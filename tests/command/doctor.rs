@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::support::{Daemon, command, ended, eventually, files};
 
-/// What the doctor finds out about a peer of this directory, and its status.
+/// Runs the doctor on this directory with a peer; returns its status and its finding about the
+/// peer.
 #[track_caller]
 fn with_peer(directory: &Path, peer: &str) -> (i32, Value) {
     let run = ended(command("", &["doctor", directory.to_str().expect("a path"), "--peer", peer, "--json"]));
@@ -20,8 +21,8 @@ fn with_peer(directory: &Path, peer: &str) -> (i32, Value) {
     (run.code(), of("peer"))
 }
 
-/// Two daemons on one directory: the doctor of either place finds that it and the other one's
-/// daemon exclude each other, and leaves nothing behind.
+/// Two daemons share a directory: on either side the doctor finds that it and the other side's
+/// daemon exclude each other, and it leaves nothing behind.
 #[test]
 fn one_directory() {
     let first = Daemon::start();
@@ -31,15 +32,15 @@ fn one_directory() {
             let (code, found) = with_peer(first.directory(), &peer);
             assert_eq!(found["level"], "ok", "{found}");
             assert!(found["found"].as_str().expect("text").contains(&peer), "{found}");
-            // A low limit of descriptors is a warning, wherever the test runs.
+            // A low descriptor limit on the machine that runs the test is a warning.
             assert!(code < 2, "{code}");
         }
     }
     eventually("no file of the doctor is left", || files(first.directory()).is_empty());
 }
 
-/// A peer on another directory is granted what this host holds: that is wrong, and the doctor says
-/// what to compare.
+/// A peer on another directory grants a lock that this host holds: that is wrong, and the doctor
+/// says what to compare.
 #[test]
 fn different_directories() {
     let (here, elsewhere) = (Daemon::start(), Daemon::start());
@@ -52,7 +53,7 @@ fn different_directories() {
     }
 }
 
-/// Where no daemon listens nothing is proved, which is wrong as well.
+/// If no daemon listens at the peer's address, nothing is proved, which is wrong as well.
 #[test]
 fn no_peer() {
     let here = Daemon::start();

@@ -15,8 +15,8 @@ use distrilock_testing::Scripted;
 
 use super::support::{DISTRILOCK, Daemon, Running, V1, command, ended, eventually};
 
-/// A tree that does not want to end: one that ignores TERM, one in a session of its own whose
-/// parent has gone, one in another group.
+/// A tree that is hard to end: one process ignores TERM, one is in its own session and has lost its
+/// parent, one is in another group.
 const STUBBORN: &str =
     "trap '' TERM; setsid sh -c 'sleep 1001 & exit' & setsid sleep 1002 & sleep 1003 & exec sleep 1004";
 
@@ -54,7 +54,7 @@ fn no_daemon() {
     assert_eq!((anyway.code(), anyway.out.as_str()), (0, "ran\n"));
 }
 
-/// Several servers are tried in turn, and what is no address is refused with what one looks like.
+/// Several servers are tried in turn. A bad address is refused, and the message shows a good one.
 #[test]
 fn servers_in_turn() {
     let daemon = Daemon::start();
@@ -70,7 +70,7 @@ fn servers_in_turn() {
     }
 }
 
-/// A port that speaks something else.
+/// A port where something else answers.
 #[test]
 fn a_strange_port() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -85,11 +85,11 @@ fn a_strange_port() {
     for server in [server.clone(), format!("ws://{server}")] {
         let run = ended(command(&server, &["run", "x", "echo", "ran"]));
         assert_eq!((run.code(), run.out.as_str()), (76, ""), "{}", run.err);
-        assert!(run.err.contains(&server) && run.err.contains("mend the address"), "{}", run.err);
+        assert!(run.err.contains(&server) && run.err.contains("check the address"), "{}", run.err);
     }
 }
 
-/// A port that accepts and says nothing.
+/// A port that accepts connections and never answers.
 #[test]
 fn a_silent_port() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -99,7 +99,7 @@ fn a_silent_port() {
     assert!(run.err.contains("no answer") && run.err.contains("systemctl status"), "{}", run.err);
 }
 
-/// The daemon dies while CMD runs, and CMD does not want to end.
+/// The daemon dies while CMD runs, and CMD is hard to end.
 #[test]
 fn the_daemon_dies() {
     let mut daemon = Daemon::start();
@@ -117,8 +117,8 @@ fn the_daemon_dies() {
     );
 }
 
-/// The daemon hangs while CMD runs: our own clock ends CMD. When the daemon goes on, the lock is
-/// held until then, and free afterwards.
+/// The daemon hangs while CMD runs, so our own clock ends CMD. The lock stays held until the daemon
+/// resumes, and is free afterwards.
 #[test]
 fn the_daemon_hangs() {
     let daemon = Daemon::setup().flag("--dead-after", "5").start();
@@ -134,8 +134,8 @@ fn the_daemon_hangs() {
     eventually("the lock is free", || V1::connect(&server).gets("x"));
 }
 
-/// A daemon that hangs, and comes back while CMD is being ended: it must not give the lock to
-/// another before CMD is gone.
+/// A daemon hangs and comes back while CMD is being ended: it must not give the lock to anybody
+/// else before CMD is gone.
 #[test]
 fn the_lock_outlives_the_work() {
     let daemon = Daemon::setup().flag("--dead-after", "20").start();
@@ -168,10 +168,10 @@ fn the_daemon_dies_before_the_grant() {
     running.tree.goes();
 }
 
-/// SIGKILL for the process that the user started, or for its whole process group, takes the tree
-/// with it.
+/// SIGKILL for the process that the user started, or for its whole process group, ends the tree,
+/// too.
 #[test]
-fn the_front_is_killed() {
+fn the_launcher_is_killed() {
     let daemon = Daemon::start();
     let server = daemon.tcp();
     for whole_group in [false, true] {
@@ -184,7 +184,7 @@ fn the_front_is_killed() {
         } else {
             running.signal(Signal::SIGKILL)
         }
-        // Whoever gets the lock next finds nothing of CMD any more.
+        // Nothing of CMD is left when the next session gets the lock.
         let mut other = V1::connect(&server);
         eventually("the lock is free", || other.gets("x"));
         running.tree.assert_commands_gone();
@@ -193,9 +193,9 @@ fn the_front_is_killed() {
     }
 }
 
-/// The front is killed while the guard waits for the lock, which must not be granted to nobody.
+/// The launcher is killed while the guard waits for the lock: the guard gives up its place.
 #[test]
-fn the_front_is_killed_before_the_grant() {
+fn the_launcher_is_killed_before_the_grant() {
     let daemon = Daemon::start();
     let server = daemon.tcp();
     let mut holder = V1::connect(&server);
@@ -208,7 +208,8 @@ fn the_front_is_killed_before_the_grant() {
     eventually("nobody waits", || holder.request(serde_json::json!({"op": "peek", "lock": "x"}))["waiters"] == 0);
 }
 
-/// The guard is killed, and the lock with it: the front ends what was guarded.
+/// The guard is killed, and the lock is gone with it: the launcher ends everything that was
+/// guarded.
 #[test]
 fn the_guard_is_killed() {
     let daemon = Daemon::start();
@@ -223,8 +224,8 @@ fn the_guard_is_killed() {
     assert!(V1::connect(&server).gets("x"));
 }
 
-/// CMD forks into the background. The lock stays with what is left, as under flock(1), and that is
-/// still guarded; with -o it does not.
+/// CMD forks into the background. The processes that are left keep the lock, as under flock(1), and
+/// are still guarded. With -o they are not, and the lock is released.
 #[test]
 fn cmd_goes_into_the_background() {
     let mut daemon = Daemon::start();
@@ -253,7 +254,7 @@ fn cmd_goes_into_the_background() {
     running.tree.goes();
 }
 
-/// CMD is not there, or is no program.
+/// CMD does not exist, or is not a program.
 #[test]
 fn cmd_cannot_run() {
     let daemon = Daemon::start();
@@ -279,7 +280,7 @@ fn cmd_cannot_run() {
     }
 }
 
-/// Our streams are closed, or nobody reads them.
+/// Our streams are closed, or nobody reads them any more.
 #[test]
 fn streams_are_gone() {
     let daemon = Daemon::start();
@@ -355,8 +356,7 @@ fn bad_command_lines() {
     }
 }
 
-/// A deadlock, a limit and a broken lock directory each have their status and the daemon's
-/// sentence.
+/// Each refusal has its exit status, and the daemon's message is shown.
 #[test]
 fn refusals() {
     for (word, code) in [
@@ -380,7 +380,7 @@ fn refusals() {
     }
 }
 
-/// No time is left to notice a dead daemon if CMD may take that long to end.
+/// If CMD may take that long to end, no time is left to notice a dead daemon.
 #[test]
 fn a_stop_that_takes_too_long() {
     let daemon = Daemon::start();
@@ -389,11 +389,10 @@ fn a_stop_that_takes_too_long() {
     assert!(run.err.contains("--dead-after") && run.err.contains("--kill-after"), "{}", run.err);
 }
 
-/// A program that runs as somebody else may not be killed by us; we say so, and do not wait for it
-/// for ever.
+/// We may not kill a program that runs as another user. We say so, and do not wait for it forever.
 #[cfg(feature = "system-tests")]
 #[test]
-fn strangers_are_told_about() {
+fn survivors_are_reported() {
     use crate::support::number_of;
     use nix::unistd::Pid;
 
@@ -419,7 +418,7 @@ fn strangers_are_told_about() {
     let run = running.end();
     assert_eq!(number_of(run.status), 124, "{}", run.err);
     assert!(run.err.contains("goes on"), "{}", run.err);
-    let stranger: i32 =
+    let survivor: i32 =
         run.err.split("process ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
-    kill(Pid::from_raw(stranger), Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(survivor), Signal::SIGKILL).unwrap();
 }

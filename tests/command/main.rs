@@ -1,5 +1,5 @@
-//! The command against real daemons: what `run` does with processes, and how everything ends. What
-//! goes wrong on purpose is in `command/faults.rs`, after the list of bad input and faults.
+//! The command against real daemons: what `run` does with processes, and how everything ends. Bad
+//! input and faults are in `command/faults.rs`.
 
 mod doctor;
 mod faults;
@@ -38,7 +38,8 @@ fn a_command_under_a_lock() {
     assert!(V1::connect(&server).gets("nightly"));
 }
 
-/// A status, a signal and a string for the shell come through; what comes after NAME is CMD's.
+/// A status, a signal and a string for the shell come through; everything after NAME belongs to
+/// CMD.
 #[test]
 fn words_and_statuses() {
     let daemon = Daemon::start();
@@ -56,12 +57,11 @@ fn words_and_statuses() {
         let run = ended(command(&server, arguments));
         assert_eq!((run.code(), run.out.as_str(), run.err.as_str()), (code, out, ""), "{arguments:?}");
     }
-    // Who is killed by a signal that was not passed on is told about by a status, as under
-    // flock(1).
+    // A command killed by a signal that was not passed on shows as a status, as under flock(1).
     assert_eq!(ended(command(&server, &["run", "x", "sh", "-c", "kill -TERM $$"])).status.code(), Some(143));
 }
 
-/// CMD reads the input that it would have read without us, unless it is to have none.
+/// CMD reads the input that it would have read without us, unless `--no-stdin` is given.
 #[test]
 fn the_input_is_cmds() {
     let daemon = Daemon::start();
@@ -76,7 +76,7 @@ fn the_input_is_cmds() {
     }
 }
 
-/// An inner `distrilock run` tells CMD of its own lock, and leaves nothing of the outer one.
+/// An inner `distrilock run` tells CMD about its own lock, and nothing about the outer one.
 #[test]
 fn inner_values_win() {
     let daemon = Daemon::start();
@@ -88,8 +88,8 @@ fn inner_values_win() {
     assert_eq!((outer.code(), outer.out.as_str()), (0, "inner\n"), "{}", outer.err);
 }
 
-/// Ten at once, on two daemons of one directory, run one after the other: each makes a file that
-/// must not be there.
+/// Ten commands started at once, on two daemons of one directory, run one after the other: each
+/// creates a file that must not exist yet.
 #[test]
 fn ten_at_once_on_two_daemons() {
     let one = Daemon::start();
@@ -113,7 +113,7 @@ fn ten_at_once_on_two_daemons() {
     assert!(V1::connect(&servers[0]).gets("one"));
 }
 
-/// `--max-hold` ends everything that CMD started, by SIGKILL if need be.
+/// `--max-hold` ends everything that CMD started, with SIGKILL if necessary.
 #[test]
 fn max_hold() {
     let daemon = Daemon::start();
@@ -124,7 +124,7 @@ fn max_hold() {
     assert!(V1::connect(&daemon.tcp()).gets("x"));
 }
 
-/// `--term-signal` is the first signal, and who obeys is not killed.
+/// `--term-signal` is the first signal, and a process that obeys it is not killed.
 #[test]
 fn term_signal() {
     let daemon = Daemon::start();
@@ -133,7 +133,7 @@ fn term_signal() {
     assert_eq!((run.code(), run.out.as_str()), (124, "cleaned up\n"), "{}", run.err);
 }
 
-/// `--min-hold` keeps the lock, and us, beyond CMD's end; a signal is enough to end that.
+/// `--min-hold` keeps the lock, and us, after CMD's end; a signal ends that.
 #[test]
 fn min_hold() {
     let daemon = Daemon::start();
@@ -155,8 +155,8 @@ fn min_hold() {
     assert!(V1::connect(&server).gets("x"));
 }
 
-/// `--once-per`: of several hosts' cron jobs one runs; the others do nothing, with status 0, until
-/// the time is over.
+/// `--once-per`: one of several hosts' cron jobs runs; until the time is over, the others do
+/// nothing and exit with status 0.
 #[test]
 fn once_per() {
     let daemon = Daemon::start();
@@ -168,7 +168,7 @@ fn once_per() {
     assert_eq!((second.code(), second.out.as_str(), second.err.as_str()), (0, "", ""));
     let third = ended(command(&server, &["run", "--once-per", "1.5", "-E", "9", "x", "echo", "ran"]));
     assert_eq!(third.code(), 9);
-    // What keeps the lock has no stream of the user's open.
+    // The process that keeps the lock has none of the user's streams open.
     let guard = first.tree.guard();
     for descriptor in 0..3 {
         let target = fs::read_link(format!("/proc/{guard}/fd/{descriptor}")).unwrap();
@@ -179,7 +179,7 @@ fn once_per() {
     assert_eq!((fourth.code(), fourth.out.as_str()), (0, "ran\n"));
 }
 
-/// The helpers for cron: another host, a busy lock that is no failure, and a random wait.
+/// The options for cron: another host, a busy lock that is no failure, and a random wait.
 #[test]
 fn cron_helpers() {
     let daemon = Daemon::start();
@@ -198,7 +198,7 @@ fn cron_helpers() {
     assert!(anyway.err.contains("without the lock"), "{}", anyway.err);
 }
 
-/// The whole table of statuses for a lost lock: `--on-lost` and `--lost-exit-code`.
+/// The exit status after a lost lock, with `--on-lost` and `--lost-exit-code`.
 #[test]
 fn what_to_do_about_a_loss() {
     for (options, code, out) in [
@@ -221,8 +221,7 @@ fn what_to_do_about_a_loss() {
     }
 }
 
-/// `-F`: there is no process of ours, and the lock lives as long as the last one that has inherited
-/// the connection.
+/// `-F`: no process of ours is left, and the lock lasts as long as any process has the connection.
 #[test]
 fn no_fork() {
     let daemon = Daemon::start();
@@ -239,7 +238,7 @@ fn no_fork() {
     }
 }
 
-/// `lock` holds until the end of its input, answers verify, and is seen by peek, ls and wait.
+/// `lock` holds until its input ends, answers verify, and is visible to peek, ls and wait.
 #[test]
 fn lock_and_who_looks() {
     let daemon = Daemon::start();
@@ -274,14 +273,14 @@ fn lock_and_who_looks() {
     assert_eq!(lock.end().code(), 0);
     assert_eq!(waiting.end().code(), 0);
     assert_eq!(ended(command(server, &["peek", "x"])).code(), 0);
-    // An input that has ended: it is taken, and given back.
+    // The input has ended already: the lock is taken and given back.
     let tried = ended(command(server, &["try", "x"]));
     assert_eq!(tried.code(), 0);
     assert!(tried.out.contains("\"lock\":\"x\""), "{}", tried.out);
 }
 
-/// A signal ends `lock`, with the status that a shell gives for it when it still waited, and leaves
-/// no lock.
+/// A signal ends `lock` and leaves no lock. If it still waited, the status is the one that a shell
+/// gives for the signal.
 #[test]
 fn lock_and_signals() {
     let daemon = Daemon::start();
@@ -303,7 +302,7 @@ fn lock_and_signals() {
     assert!(V1::connect(&server).gets("x"));
 }
 
-/// ping and bench say what they measured, and leave no lock.
+/// ping and bench print what they measured, and leave no lock.
 #[test]
 fn ping_and_bench() {
     let daemon = Daemon::setup().flag("--linger", "0").start();
@@ -321,8 +320,7 @@ fn ping_and_bench() {
     eventually("no lock file is left", || files(daemon.directory()).is_empty());
 }
 
-/// Several fences of one file at once: the highest is what is kept, and none lower is accepted
-/// after it.
+/// Several fences for one file at once: the highest is kept, and no lower one is accepted after it.
 #[test]
 fn fences() {
     let folder = tempfile::tempdir().unwrap();
@@ -353,7 +351,7 @@ fn fences() {
     assert_eq!(ended(command("", &["fence", "/nonexistent/data", "1"])).code(), 71);
 }
 
-/// How long tests wait is not how long anything took.
+/// A wait ends as soon as the lock is free, not when some time is over.
 #[test]
 fn a_wait_ends_when_the_lock_is_free() {
     let daemon = Daemon::start();
@@ -370,7 +368,7 @@ fn a_wait_ends_when_the_lock_is_free() {
     assert!(run.err.contains("granted after") && began.elapsed() < PATIENCE, "{}", run.err);
 }
 
-/// `ls` and `peek` tell of a holder who, where and what it is.
+/// `ls` shows who a holder is, where it runs, and what it runs; `--watch` shows changes.
 #[test]
 fn who_holds() {
     let daemon = Daemon::start();

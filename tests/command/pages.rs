@@ -1,4 +1,4 @@
-//! What is written for people: that it mentions every option, and that what it shows works.
+//! Documentation and generated pages: they mention every option, and their examples work.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -22,7 +22,7 @@ fn options(help: &str) -> Vec<String> {
     words.map(|word| word.trim_end_matches(']').to_owned()).collect()
 }
 
-/// An option is added, and the manual does not tell of it.
+/// An option is added, but the manual does not mention it.
 #[test]
 fn every_option_is_documented() {
     let manual = page("distrilock.md");
@@ -40,7 +40,7 @@ fn every_option_is_documented() {
     assert!(seen > 40, "this test finds only {seen} options");
 }
 
-/// Man pages are made for every verb and for the daemon, and completions for every shell.
+/// There are man pages for every verb and for the daemon, and completions for every shell.
 #[test]
 fn man_pages_and_completions() {
     let folder = tempfile::tempdir().unwrap();
@@ -73,7 +73,7 @@ fn program(folder: &Path, name: &str, text: &str) {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
 }
 
-/// Each of our lines on the page works as it stands.
+/// Each distrilock line in coming-from.md works as it stands.
 #[test]
 fn coming_from() {
     let daemon = Daemon::start();
@@ -111,8 +111,7 @@ fn coming_from() {
     }
 }
 
-/// The examples of flock(1)'s manual, with `distrilock run` in place: two at once exclude each
-/// other.
+/// The examples in flock(1)'s manual work with `distrilock run` in place of flock.
 #[test]
 fn flocks_own_examples() {
     let daemon = Daemon::start();
@@ -125,7 +124,7 @@ fn flocks_own_examples() {
     first.tree.waits_for("cat");
     let second = ended(command(&server, &["run", "-w", ".007", "/tmp", "-c", "echo"]));
     assert_eq!((second.code(), second.out.as_str()), (1, ""));
-    // shell1> flock -s /tmp -c cat would share it with others that do.
+    // shell1> flock -s /tmp -c cat would share the lock with others that use -s.
     drop(keys);
     assert_eq!(first.end().code(), 0);
     // shell> flock -x local-lock-file echo 'a b c'
@@ -142,7 +141,7 @@ fn flocks_own_examples() {
     holder.release("__tmp");
 }
 
-/// The manual's way to hold a lock beside the commands of a script.
+/// The manual's way to hold a lock while a script runs.
 #[test]
 fn a_lock_beside_a_script() {
     let daemon = Daemon::start();

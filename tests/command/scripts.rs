@@ -1,5 +1,5 @@
-//! What is asked of a daemon, and what becomes of its answers, against one that follows a script:
-//! slots, several names, fences, events.
+//! The requests that reach a daemon, and what the command does with the replies, against a scripted
+//! daemon: slots, several names, fences, events.
 
 use std::thread::JoinHandle;
 
@@ -11,7 +11,7 @@ use distrilock_testing::{Peer, Scripted, play};
 
 const SHOW: &str = "echo \"$DISTRILOCK_LOCK|$DISTRILOCK_SLOT|$DISTRILOCK_FENCE|$DISTRILOCK_TOKEN|$DISTRILOCK_SESSION\"";
 
-/// A slot and a fence are asked for as the protocol has it, and reach CMD.
+/// The request for a slot and a fence follows the protocol, and both reach CMD.
 #[test]
 fn a_slot_with_a_fence() {
     let daemon = Scripted::start(|request| json!({"ok": true, "lock": request["lock"], "slot": 2, "fence": 91}));
@@ -37,7 +37,7 @@ fn several_names() {
     assert_eq!(released["locks"], json!(["b", "a", "cpu"]), "{released}");
 }
 
-/// The hello says who we are and what we run; not what, if that may be secret.
+/// The hello says who we are and what we run, unless `--no-argv` keeps that secret.
 #[test]
 fn the_hello() {
     let daemon = Scripted::start(|request| json!({"ok": true, "lock": request["lock"]}));
@@ -51,7 +51,7 @@ fn the_hello() {
     assert!(hello[1].get("command").is_none(), "{}", hello[1]);
 }
 
-/// What others say of themselves does not command our terminal.
+/// What others say about themselves cannot control our terminal.
 #[test]
 fn nothing_reaches_the_terminal() {
     let evil = "\u{1b}[2J\u{202e}evil\n";
@@ -76,7 +76,7 @@ fn nothing_reaches_the_terminal() {
     }
 }
 
-/// A lock that the daemon says is lost.
+/// The daemon says that the lock is lost.
 #[test]
 fn the_daemon_says_lost() {
     let daemon = Scripted::start(|request| json!({"ok": true, "lock": request["lock"]}))
@@ -94,22 +94,24 @@ fn the_daemon_says_lost() {
     assert!(lock.out.contains("\"event\":\"lost\""), "{}", lock.out);
 }
 
-/// A daemon on a file server with a lease of ten seconds, which grants a lock: how many heartbeats it has answered when `done`
-/// says that it is enough, and what it was asked for besides.
-fn short_lease(done: impl FnMut(usize) + Send + 'static) -> (Server, JoinHandle<(usize, Vec<Value>)>) {
-    let mut done = done;
+/// A daemon on a file server with a lease of ten seconds, which grants a lock. `answered` learns
+/// the number of each heartbeat that was answered. The handle returns how many there were, and the
+/// other requests.
+fn short_lease(answered: impl FnMut(usize) + Send + 'static) -> (Server, JoinHandle<(usize, Vec<Value>)>) {
+    let mut answered = answered;
     play(move |mut peer: Peer| {
         let hello = peer.expect("hello");
-        let times = json!({"dead_after_ms": 45_000, "stop_ms": 1666, "valid_ms_min": 4444});
-        let mut welcome = json!({"version": 1, "session": "s-1", "node": "db1", "directory": "nfs4"});
-        welcome.as_object_mut().unwrap().append(&mut times.as_object().unwrap().clone());
+        let welcome = json!({
+            "version": 1, "session": "s-1", "node": "db1", "directory": "nfs4",
+            "dead_after_ms": 45_000, "stop_ms": 1666, "valid_ms_min": 4444,
+        });
         peer.yes(&hello, &welcome);
         let (mut heartbeats, mut others) = (0, Vec::new());
         while let Some(request) = peer.request() {
             peer.yes(&request, &json!({"lock": "x", "valid_ms": 5000}));
             if request["op"] == "ping" {
                 heartbeats += 1;
-                done(heartbeats);
+                answered(heartbeats);
             } else {
                 others.push(request);
             }
@@ -118,14 +120,14 @@ fn short_lease(done: impl FnMut(usize) + Send + 'static) -> (Server, JoinHandle<
     })
 }
 
-/// A lease so short that five seconds until SIGKILL are too many: the default is shorter there, heartbeats keep the lock, and what
-/// is asked for all the same is refused before anything is acquired.
+/// A lease so short that five seconds until SIGKILL do not fit: the default is shorter there, and
+/// heartbeats keep the lock. A longer time is refused before anything is acquired.
 #[test]
 fn a_short_lease() {
     let folder = tempfile::tempdir().unwrap();
     let enough = folder.path().join("enough");
     let script = format!("until [ -e {} ]; do sleep 0.05; done", enough.display());
-    // Each heartbeat proves the lock for less time than so many take.
+    // So many take longer than one heartbeat proves the lock.
     let (server, daemon) = short_lease(move |heartbeats| {
         if heartbeats == 8 {
             std::fs::write(&enough, "").unwrap();

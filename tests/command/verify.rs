@@ -1,4 +1,4 @@
-//! `distrilock verify`: what a command learns of the lock under which it runs.
+//! `distrilock verify`: what a command learns about the lock that it runs under.
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
@@ -10,7 +10,7 @@ use nix::unistd::{Pid, Uid};
 
 use super::support::{DISTRILOCK, Daemon, Running, V1, command, ended, eventually};
 
-/// `distrilock run` of a script that has `$D` for the command.
+/// `distrilock run` with a script that finds the command in `$D`.
 fn run(server: &str, options: &[&str], script: &str) -> Command {
     let mut arguments = vec!["run"];
     arguments.extend(options);
@@ -20,8 +20,8 @@ fn run(server: &str, options: &[&str], script: &str) -> Command {
     run
 }
 
-/// A held lock is real, by any of its names; another name is not held. Of two runs around a command
-/// the inner one counts.
+/// A held lock is real, whichever of its names is given; another name is not held. If a command is
+/// in two runs, the inner one counts.
 #[test]
 fn a_real_lock() {
     let daemon = Daemon::start();
@@ -46,8 +46,8 @@ fn no_lock() {
     assert!(anyway.err.contains("without the lock"), "{}", anyway.err);
 }
 
-/// Somebody deletes the lock file: verify finds out, and says so ever after; the daemon's word
-/// reaches the guard as well.
+/// Somebody deletes the lock file: verify notices, and says so every time after that. The guard
+/// learns about the loss as well.
 #[test]
 fn a_deleted_file() {
     let daemon = Daemon::start();
@@ -68,8 +68,7 @@ fn a_deleted_file() {
     assert_eq!(told, 3, "{}", run.err);
 }
 
-/// The question itself ends the command if the lock turns out to be lost: that is the guard's
-/// business, whoever finds out.
+/// If verify finds the lock lost, the guard ends the command, as after any other loss.
 #[test]
 fn a_loss_ends_the_command() {
     let daemon = Daemon::start();
@@ -96,7 +95,7 @@ fn the_daemon_is_gone() {
     running.tree.goes();
 }
 
-/// What a command has left behind has the lock, and can verify it, after the command has ended.
+/// Processes that a command left behind keep the lock after the command's end, and can verify it.
 #[test]
 fn in_the_background() {
     let daemon = Daemon::start();
@@ -115,8 +114,8 @@ fn in_the_background() {
     eventually("the lock is free", || V1::connect(&daemon.tcp()).gets("x"));
 }
 
-/// Who holds the lock is not there, is somebody else, or lets go in this moment: that is said, and
-/// is no yes.
+/// The process that holds the lock is gone, belongs to somebody else, or releases the lock just
+/// now: verify says so, and does not answer yes.
 #[test]
 fn nobody_to_ask() {
     let asked = |guard: &str| {
@@ -144,7 +143,7 @@ fn nobody_to_ask() {
     assert!(asked("").contains("is not set"));
 }
 
-/// Under `-F` the connection itself is asked, as the message and the manual say.
+/// Under `-F`, commands ask over the connection itself, as the message and the manual say.
 #[test]
 fn without_a_guard() {
     let daemon = Daemon::start();

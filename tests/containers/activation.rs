@@ -1,4 +1,5 @@
-//! Sockets: the first connection starts the daemon, a stop leaves them, each can be masked, and a drop-in opens one to the network.
+//! Sockets: the first connection starts the daemon, the sockets outlive a stop, each can be masked,
+//! and a drop-in opens one to the network.
 
 use std::net::TcpStream;
 use std::time::Instant;
@@ -11,7 +12,7 @@ use crate::outside::{eventually_free, is_free, lock_files};
 use crate::report::Report;
 use crate::support::{V1, Ws, eventually};
 
-/// Each socket by itself starts the daemon, and outlives it.
+/// Each socket starts the daemon by itself, and outlives it.
 pub(crate) fn by_the_first_connection(report: &Report) {
     installed();
     let speakers = [(Dialect::JsonTcp, SOCKETS[0]), (Dialect::JsonWs, SOCKETS[1]), (Dialect::JsonUnix, SOCKETS[2])];
@@ -51,7 +52,7 @@ fn status(report: &Report) {
     report.check("systemctl status shows it", text.contains(&format!("Status: \"{said}\"")), &said);
 }
 
-/// A stop of the service ends sessions of every dialect, and frees their locks.
+/// A stop of the service ends sessions of every dialect and frees their locks.
 pub(crate) fn stop(report: &Report) {
     installed();
     let mut sessions: Vec<_> = Dialect::ALL.iter().map(|dialect| dialect.session()).collect();
@@ -73,7 +74,7 @@ pub(crate) fn stop(report: &Report) {
     let end = waiter.closed();
     let end = String::from_utf8_lossy(&end).into_owned();
     report.check("who waits is not granted", !end.contains("\"ok\":true"), end);
-    // Nothing is left of the sessions for the next one.
+    // No session is left for the next process.
     sh(&format!("systemctl start {SERVICE}"));
     let mut session = V1::connect(TCP);
     let granted = (0..sessions.len()).all(|number| session.gets(&format!("lock{number}")));
@@ -83,7 +84,7 @@ pub(crate) fn stop(report: &Report) {
     report.check("a stop of the socket stops all three", stopped, SOCKETS.join(" "));
 }
 
-/// Each socket can be masked, and the others go on.
+/// Each socket can be masked, and the others work on.
 pub(crate) fn masks(report: &Report) {
     guest::install();
     let connects = |socket: &str| match socket {
@@ -94,7 +95,7 @@ pub(crate) fn masks(report: &Report) {
     for masked in SOCKETS {
         sh(&format!("systemctl stop {} {SERVICE}", SOCKETS.join(" ")));
         sh(&format!("systemctl mask {masked}"));
-        // Without the first one, the others are started by their names.
+        // Without the first one, the others are started by name.
         let started = if masked == SOCKETS[0] { SOCKETS[1..].join(" ") } else { SOCKETS[0].to_owned() };
         sh(&format!("systemctl start {started}"));
         for socket in SOCKETS {
@@ -121,7 +122,7 @@ pub(crate) fn network(report: &Report) {
     let example = "/usr/share/doc/distrilock/examples/network.conf";
     let drop_in = "/etc/systemd/system/distrilock.socket.d/network.conf";
     sh(&format!("mkdir -p $(dirname {drop_in}) && cp {example} {drop_in}"));
-    // The line that the example itself tells to run.
+    // The line that the example says to run.
     let text = sh(&format!("cat {example}"));
     let line = text.lines().find_map(|line| line.strip_prefix("# systemctl ")).expect("it tells what to run");
     sh(&format!("systemctl {line}"));
@@ -130,7 +131,7 @@ pub(crate) fn network(report: &Report) {
     report.check("open with the drop-in", !is_free("open"), &outside);
     for _ in 0..20 {
         V1::connect(TCP).ping();
-        // Nobody but a test does this so often that systemd refuses it.
+        // Only a test does this so often that systemd refuses.
         sh("systemctl reset-failed 'distrilock*' && systemctl restart distrilock.socket");
     }
     report.check("a restart of the sockets always finds their addresses free", true, "20 restarts");
@@ -138,13 +139,14 @@ pub(crate) fn network(report: &Report) {
     report.check("the service still has its hardening", guest::property(SERVICE, "PrivateNetwork") == "yes", "");
 }
 
-/// A connection that never says anything is no reason to be slow; the daemon that fails tries again.
+/// A silent connection does not slow the daemon down; a daemon that fails tries again.
 pub(crate) fn trouble(report: &Report) {
     installed();
     let _silent: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(TCP).expect("systemd listens")).collect();
     V1::connect(TCP).ping();
     report.check("served beside silent connections", true, "50");
-    // The lock directory cannot be used for a while: connections come, the daemon fails, and the socket must live.
+    // The lock directory is unusable for a while: connections arrive, the daemon fails, and the
+    // socket must survive.
     sh(&format!("systemctl stop {SERVICE} && mv {d} {d}.away && touch {d}", d = guest::DIRECTORY));
     let waiting = TcpStream::connect(TCP).expect("systemd listens");
     eventually("the daemon has failed some times", || {

@@ -1,5 +1,5 @@
-//! A daemon that hangs, is killed or aborts: every lock is free at once, systemd starts another one, and what was left in the
-//! store of descriptors does no harm.
+//! A daemon hangs, is killed or aborts: every lock is free at once, systemd starts another one, and
+//! what was left in the store of descriptors does no harm.
 
 use std::fs;
 use std::time::Instant;
@@ -15,10 +15,11 @@ use crate::outside::{eventually_free, is_free};
 use crate::report::Report;
 use crate::support::{V1, eventually};
 
-/// MESSAGE_ID of systemd's own: the main process of a unit has exited (sd-messages.h, SD_MESSAGE_UNIT_PROCESS_EXIT).
+/// systemd's own MESSAGE_ID: the main process of a unit has exited (sd-messages.h,
+/// SD_MESSAGE_UNIT_PROCESS_EXIT).
 const PROCESS_EXIT: &str = "98e322203f7a4ed290d09fe03c09fe15";
 
-/// A session of each dialect, each with a lock of its own.
+/// A session of each dialect, each with a lock.
 fn holders(report: &Report) -> Vec<Session> {
     let mut sessions: Vec<_> = Dialect::ALL.iter().map(|dialect| dialect.session()).collect();
     let granted = sessions.iter_mut().enumerate().all(|(n, session)| session.does(Verb::Acquire, &format!("lock{n}")));
@@ -47,7 +48,7 @@ fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).expect("it runs, and we are root");
 }
 
-/// A daemon that is stopped (SIGSTOP) does not ping, and is killed.
+/// A stopped daemon (SIGSTOP) does not ping, and is killed.
 pub(crate) fn watchdog(report: &Report) {
     guest::install();
     report.check(
@@ -60,7 +61,7 @@ pub(crate) fn watchdog(report: &Report) {
     sh("systemctl daemon-reload && systemctl start distrilock.socket");
     let mut sessions = holders(report);
     let pid = main_pid(SERVICE);
-    // It is seen to ping for longer than the time: a daemon that runs is not killed.
+    // It pings for longer than the limit: a running daemon is not killed.
     let start = Instant::now();
     eventually("more than the watchdog's time has passed", || start.elapsed().as_secs() >= 4);
     report.check("a daemon that turns is left alone", main_pid(SERVICE) == pid, pid);
@@ -75,8 +76,8 @@ pub(crate) fn watchdog(report: &Report) {
     report.check("systemd counts a restart", property(SERVICE, "NRestarts") == "1", property(SERVICE, "NRestarts"));
 }
 
-/// What a daemon that was killed in the middle of a hand-over leaves in the store, and what nobody knows there: the next one
-/// closes it all.
+/// A daemon was killed in the middle of a hand-over, and the store contains unknown descriptors:
+/// the next process closes all of them.
 pub(crate) fn leftovers(report: &Report) {
     guest::install();
     let folder = "/etc/systemd/system/distrilock.service.d";
@@ -105,8 +106,8 @@ pub(crate) fn leftovers(report: &Report) {
     report.check("the store has the daemon's pair alone", kept == "2", kept);
 }
 
-/// A hand-over that ended in the middle, or that is of a version which nobody knows: everything in it is closed, and the journal
-/// says so.
+/// A hand-over ended in the middle, or has an unknown version: everything in it is closed, and the
+/// journal says so.
 pub(crate) fn garbled(report: &Report) {
     installed();
     let cut: &[(&[u8], Option<&str>)] = &[(b"begin", Some("first")), (b"more", Some("second"))];
@@ -117,7 +118,8 @@ pub(crate) fn garbled(report: &Report) {
     for (what, messages, word) in all {
         let mut sessions = holders(report);
         let pid = main_pid(SERVICE);
-        // The first descriptor is a file that tells of the others: so many bytes of JSON, and what belongs to them.
+        // The first descriptor is a file that describes the others: JSON of the given length, and
+        // the bytes that belong to it.
         let state = br#"{"version":4000000000,"new":["member"]}"#;
         let bytes = [&(state.len() as u64).to_le_bytes()[..], state, b"and bytes"].concat();
         fs::write(format!("{}/first.lck", guest::DIRECTORY), bytes).expect("we are root");

@@ -1,4 +1,4 @@
-//! A session in each dialect on each kind of socket, all with the same few verbs.
+//! A session in each dialect on each kind of socket, all with the same verbs.
 
 use std::fmt;
 use std::io::{ErrorKind, Read};
@@ -9,7 +9,7 @@ use tungstenite::Message;
 use crate::guest::{TCP, UNIX, WS};
 use crate::support::{GOB_REPLY_TYPES, GOB_REQUEST_TYPE, Gob, V1, Ws, gob_request};
 
-/// A dialect and the socket that it goes over.
+/// A dialect and its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
     GobTcp,
@@ -34,7 +34,7 @@ impl Dialect {
         Self::OldJsonWs,
     ];
 
-    /// Whether requests can wait, and fences and slots be asked for.
+    /// Whether requests can wait, and fences and slots can be requested.
     pub(crate) fn is_new(self) -> bool {
         matches!(self, Self::JsonTcp | Self::JsonUnix | Self::JsonWs)
     }
@@ -73,7 +73,7 @@ enum Wire {
     WebSocket(Box<Ws>),
 }
 
-/// The commands of version 0.1, and what version 1 calls them.
+/// The commands of version 0.1, by the names of version 1.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Verb {
     Acquire = 2,
@@ -91,7 +91,7 @@ impl Verb {
     }
 }
 
-/// A session. Whatever is not the reply that is due is a panic.
+/// A session. It panics on anything but the expected reply.
 pub(crate) struct Session {
     pub(crate) dialect: Dialect,
     wire: Wire,
@@ -107,7 +107,7 @@ impl Session {
         self.outcome(verb, lock)
     }
 
-    /// Waits for the lock; version 1 alone has that.
+    /// Waits for the lock; only version 1 can.
     #[track_caller]
     pub(crate) fn waits(&mut self, lock: &str, wait_ms: u64) -> bool {
         let request = json!({"op": "acquire", "lock": lock, "wait_ms": wait_ms});
@@ -120,7 +120,7 @@ impl Session {
         reply["ok"] == true
     }
 
-    /// The bytes of a request, the framing among them.
+    /// The bytes of a request, including its framing.
     pub(crate) fn bytes(&mut self, verb: Verb, lock: &str) -> Vec<u8> {
         let gob = || gob_request(verb as u8, lock);
         let old = || json!({"VersionMinor": 1, "Command": verb as u8, "LockName": lock}).to_string();
@@ -147,7 +147,7 @@ impl Session {
         }
     }
 
-    /// Whether the daemon's side of the connection ends, with nothing more to say than a close frame.
+    /// Whether the daemon's side of the connection ends without anything more than a close frame.
     pub(crate) fn ends(&mut self) -> bool {
         let mut bytes = Vec::new();
         let end = match &mut self.wire {
@@ -188,7 +188,7 @@ fn frame(head: u8, payload: &[u8]) -> Vec<u8> {
     crate::support::frame(head, true, payload)
 }
 
-/// A value message of a reply without its length.
+/// The value message of a reply without its length.
 #[track_caller]
 fn gob_outcome(value: &[u8], lock: &str) -> bool {
     assert!(value.windows(lock.len()).any(|part| part == lock.as_bytes()), "not about {lock}: {value:02x?}");

@@ -1,4 +1,4 @@
-//! The guest's side: what is asked of systemd, dpkg and the journal.
+//! The guest's side: queries to systemd, dpkg and the journal.
 
 use std::any::Any;
 use std::fs;
@@ -19,7 +19,7 @@ pub(crate) const SOCKETS: [&str; 3] = ["distrilock.socket", "distrilock-ws.socke
 /// The lock directory of the package.
 pub(crate) const DIRECTORY: &str = "/var/lib/distrilock";
 
-/// The scenario that this container is for.
+/// The scenario of this container.
 pub(crate) fn scenario() -> String {
     fs::read_to_string("/out/scenario").expect("the host says it")
 }
@@ -38,7 +38,7 @@ pub(crate) fn journal() -> PathBuf {
     path
 }
 
-/// Runs a line of shell: whether it succeeded, and what it said.
+/// Runs a line of shell; returns whether it succeeded, and its output.
 pub(crate) fn attempt(line: &str) -> (bool, String) {
     let mut command = Command::new("bash");
     command.args(["-c", &format!("exec 2>&1; {line}")]).stdin(Stdio::null()).env("DEBIAN_FRONTEND", "noninteractive");
@@ -46,7 +46,7 @@ pub(crate) fn attempt(line: &str) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
-/// Runs a line of shell, which must succeed.
+/// Runs a line of shell that must succeed.
 #[track_caller]
 pub(crate) fn sh(line: &str) -> String {
     let (success, said) = attempt(line);
@@ -82,19 +82,19 @@ pub(crate) fn eventually_in(unit: &str, wanted: &str) {
     eventually(&format!("{unit} is {wanted}"), || state(unit) == wanted);
 }
 
-/// The number of a service's main process; 0 if it has none.
+/// The process id of a service's main process; 0 if it has none.
 #[track_caller]
 pub(crate) fn main_pid(unit: &str) -> i32 {
     property(unit, "MainPID").parse().expect("systemd says a number")
 }
 
-/// What the journal has of some fields, as JSON lines.
+/// The journal's entries that match, as JSON.
 pub(crate) fn events(matches: &str) -> Vec<serde_json::Value> {
     let text = sh(&format!("journalctl -b -q --no-pager -o json {matches} || true"));
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// A session with the daemon that follows one that was killed: until its sockets are there, nobody answers.
+/// A session with the daemon that follows a killed one: nobody answers until its sockets are there.
 pub(crate) fn again() -> V1 {
     let mut session = None;
     eventually("the next daemon serves", || {

@@ -1,5 +1,5 @@
-//! Messages that are on their way when the daemon is restarted: half a request, replies that nobody has read yet, events among
-//! them.
+//! Messages that are on their way when the daemon is restarted: half a request, and unread replies
+//! and events.
 
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
@@ -13,19 +13,20 @@ use crate::guest::{self, DIRECTORY, TCP, UNIX, WS, sh};
 use crate::report::Report;
 use crate::support::{GOB_REPLY_TYPES, GOB_REQUEST_TYPE, Gob, V1, Ws, eventually, frame, gob_request};
 
-/// Requests in a clogged connection at least: the daemon has to have stopped reading.
+/// The minimum of requests in a clogged connection: the daemon must have stopped reading.
 const CLOGGED_MIN: u64 = 1000;
 
-/// At most: what more the kernel would keep shows nothing.
+/// The maximum: more than this would only fill the kernel's buffers.
 const CLOGGED_MAX: u64 = 6000;
 
 fn restart() {
     sh("systemctl restart distrilock.service");
 }
 
-/// Waits until the daemon has read whatever it was sent.
+/// Waits until the daemon has read everything that was sent.
 fn all_is_read() {
-    // The daemon's ends of TCP connections, and, since the table of Unix sockets has no queues of this direction, pings.
+    // By the daemon's ends of TCP connections; by pings for Unix sockets, because their table does
+    // not show queues of this direction.
     eventually("the daemon has read everything", || {
         let table = sh("ss -Htn state established '( sport = :40800 or sport = :40801 )'");
         table.lines().all(|line| line.split_whitespace().next() == Some("0"))
@@ -33,7 +34,7 @@ fn all_is_read() {
     V1::connect(UNIX).ping();
 }
 
-/// Requests of each dialect that are cut at several places, the first one of a session and a later one.
+/// Requests of each dialect, cut at several places: the first one of a session, and a later one.
 pub(crate) fn requests(report: &Report) {
     guest::installed();
     for replacement in
@@ -68,7 +69,7 @@ pub(crate) fn requests(report: &Report) {
 /// A session that has sent the first part of a request; the lock, and the rest.
 fn cut_session(dialect: Dialect, later: bool, cut: usize, number: usize) -> (Session, String, Vec<u8>) {
     let mut session = dialect.session();
-    // As long as the name by which the places of the cuts are reckoned.
+    // As long as the name for which the places of the cuts are computed.
     let lock = format!("h{number:03}");
     if later {
         assert!(session.does(Verb::Acquire, "other") && session.does(Verb::Release, "other"), "a first request");
@@ -96,7 +97,8 @@ fn fragments(report: &Report) {
     report.check("a message in fragments", reply["ok"] == true && reply["id"] == 1, &reply);
 }
 
-/// Half a head of HTTP is no session yet: it goes on, or is closed so that the client tries again.
+/// Half an HTTP head is not a session yet: it continues, or is closed so that the client tries
+/// again.
 fn upgrades(report: &Report) {
     let head = "GET /distrilock HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -111,7 +113,8 @@ fn upgrades(report: &Report) {
     report.check("half an upgrade goes on or is closed", fits, said.lines().next().unwrap_or("closed"));
 }
 
-/// Writes requests until nothing goes any more, or a good many have gone, and says how many went, and what is left of the last one.
+/// Writes requests until the connection takes no more or many have been written; returns their
+/// number, and the rest of the last one.
 fn clog(stream: &TcpStream, mut request: impl FnMut(u64) -> Vec<u8>) -> (u64, Vec<u8>) {
     stream.set_nonblocking(true).expect("it is a socket");
     let mut stream = stream;
@@ -119,7 +122,7 @@ fn clog(stream: &TcpStream, mut request: impl FnMut(u64) -> Vec<u8>) -> (u64, Ve
     for number in 1..=CLOGGED_MAX {
         let bytes = request(number);
         let mut rest = &bytes[..];
-        // The daemon may still be about to read: only what does not go for a while does not go.
+        // The daemon may be about to read: only a write that fails for a while has failed.
         for _ in 0..200 {
             match stream.write(rest) {
                 Ok(count) => rest = &rest[count..],
@@ -141,20 +144,20 @@ fn clog(stream: &TcpStream, mut request: impl FnMut(u64) -> Vec<u8>) -> (u64, Ve
     clogged
 }
 
-/// The rest of the last request goes while replies are read, with room for many.
+/// The rest of the last request is sent while replies are read, with room for many.
 fn flush(stream: &TcpStream, rest: Vec<u8>) -> thread::JoinHandle<()> {
     setsockopt(stream, sockopt::RcvBuf, &(1 << 20)).expect("SO_RCVBUF");
     let mut stream = stream.try_clone().expect("a descriptor");
     thread::spawn(move || stream.write_all(&rest).expect("the daemon reads again"))
 }
 
-/// The kernel keeps little of what is to be read, so that the daemon has to keep the rest.
+/// The kernel buffers little, so the daemon must keep the rest.
 fn narrow(stream: &TcpStream) {
     setsockopt(stream, sockopt::RcvBuf, &4096).expect("SO_RCVBUF");
     setsockopt(stream, sockopt::SndBuf, &(64 << 10)).expect("SO_SNDBUF");
 }
 
-/// Replies and events that wait for a client that does not read are there after a restart, each once and in order.
+/// Unread replies and events are there after a restart, each once and in order.
 pub(crate) fn replies(report: &Report) {
     guest::installed();
     lines(report, "v1 JSON, TCP", TCP);
@@ -167,7 +170,7 @@ fn ping(number: u64) -> String {
     json!({"id": id(number), "op": "ping"}).to_string()
 }
 
-/// As long as an id may be.
+/// The maximum length of an id.
 fn id(number: u64) -> String {
     format!("{number:064}")
 }
@@ -177,7 +180,7 @@ fn lines(report: &Report, what: &str, address: &str) {
     narrow(session.stream());
     session.acquire("gone");
     sh(&format!("rm {DIRECTORY}/gone.lck"));
-    // This finds out that the lock is lost: an event and a reply, which are not read.
+    // This notices that the lock is lost: an event and a reply, neither of which is read.
     session.send(&json!({"id": "verify", "op": "verify", "lock": "gone"}));
     let (count, rest) = clog(session.stream(), |number| format!("{}\n", ping(number)).into_bytes());
     restart();

@@ -1,4 +1,5 @@
-//! What a daemon could find of the one before it, and not know: each with the lock of a file.
+//! What a daemon could find from the previous process but does not know, each with the lock of a
+//! file.
 
 use std::env;
 use std::fs::{self, File};
@@ -15,9 +16,9 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::guest::DIRECTORY;
 
-/// Run by the service itself, once (ExecStartPost=): puts strangers into its store of descriptors. The first are of a kind that the
-/// daemon has never had; the others are the two ends of a hand-over that was cut off after its beginning. True if it is done, now or
-/// by an earlier start.
+/// Run once by the service itself (ExecStartPost=): puts unknown descriptors into its store. The
+/// first are of a kind that the daemon never had; the others are the two ends of a hand-over that
+/// was cut off after its beginning. Returns true if that is done, now or by an earlier start.
 pub(crate) fn in_the_store() -> bool {
     if File::create_new(format!("{DIRECTORY}/left")).is_err() {
         return true;
@@ -37,7 +38,7 @@ pub(crate) fn in_the_store() -> bool {
     true
 }
 
-/// A lock file, locked as the daemon does it.
+/// A lock file, locked in the daemon's way.
 fn locked(lock: &str) -> File {
     let path = format!("{DIRECTORY}/{lock}.lck");
     let file = File::options()
@@ -71,8 +72,9 @@ fn store(message: &str, descriptors: &[RawFd]) {
     sent.expect("systemd hears");
 }
 
-/// Writes into the daemon's own pair what a process would leave that was killed in the middle, or that is of a version which is not
-/// known: messages with the locks of files. The daemon keeps the pair open, so that it can be had from it (pidfd_getfd(2)).
+/// Writes into the daemon's own pair what a process would leave that was killed in the middle, or
+/// that has an unknown version: messages with the locks of files. The daemon keeps the pair open,
+/// so this can get it from there (pidfd_getfd(2)).
 pub(crate) fn in_the_queue(pid: i32, messages: &[(&[u8], Option<&str>)]) {
     let process = rustix::process::Pid::from_raw(pid).expect("it runs");
     let process = pidfd_open(process, PidfdFlags::empty()).expect("it runs");

@@ -1,6 +1,6 @@
-//! Sessions that work while something is done to the daemon: holders that keep a lock each, and rivals of all dialects that take
-//! and give back a few names. Each waits for the reply to each of its requests, so that one which is lost is noticed, and tells
-//! the witness what it holds.
+//! Sessions that work while something happens to the daemon: holders that keep one lock each, and
+//! rivals of all dialects that acquire and release a few names. Each waits for the reply to each of
+//! its requests, so a lost one is noticed, and each tells the witness what it holds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,16 +16,16 @@ use crate::outside::Witness;
 use crate::report::Report;
 use crate::support::{Dice, V1};
 
-/// How long a rival waits at most: long enough that restarts fall into waits.
+/// The longest wait of a rival: long enough that waits span restarts.
 const WAIT_MS_MAX: u64 = 400;
 
-/// Between two requests of a holder.
+/// The pause between two requests of a holder.
 const HOLDER_PAUSE: Duration = Duration::from_millis(500);
 
-/// A thread has little to keep, and there are a thousand.
+/// A small stack: a thread keeps little, and there are a thousand.
 const STACK_BYTES: usize = 256 << 10;
 
-/// How many sessions of each kind, and over how many names the rivals fight.
+/// How many sessions of each kind there are, and over how many names the rivals fight.
 #[derive(Clone, Copy)]
 pub(crate) struct Size {
     pub(crate) holders: usize,
@@ -39,7 +39,7 @@ impl Size {
     }
 }
 
-/// Sessions that have several requests under way.
+/// Sessions with several requests in flight.
 const PIPELINES: usize = 4;
 
 /// What all threads of a load share.
@@ -47,12 +47,12 @@ struct Shared {
     witness: Witness,
     end: AtomicBool,
     requests: AtomicU64,
-    /// What went wrong, by dialect.
+    /// Failures, by dialect.
     faults: Mutex<Vec<String>>,
     pause: AtomicU64,
 }
 
-/// A load that runs.
+/// A running load.
 pub(crate) struct Load {
     size: Size,
     shared: Arc<Shared>,
@@ -101,18 +101,18 @@ impl Load {
         self.threads.push(builder.spawn(run).expect("there is room for a thread"));
     }
 
-    /// Grants, looks and requests until now: whoever waits for progress compares two of them.
+    /// Grants, looks and requests so far: compare two of them to see progress.
     pub(crate) fn progress(&self) -> [u64; 3] {
         let Shared { witness, requests, .. } = &*self.shared;
         [witness.grants(), witness.seen(), requests.load(Ordering::Relaxed)]
     }
 
-    /// The longest time from a ping to its reply since this was asked last.
+    /// The longest time from a ping to its reply since the last call.
     pub(crate) fn longest_pause(&self) -> Duration {
         Duration::from_micros(self.shared.pause.swap(0, Ordering::Relaxed))
     }
 
-    /// What went wrong so far, in a few words; empty if nothing did.
+    /// The failures so far, in a few words; empty if there are none.
     pub(crate) fn faults(&self) -> String {
         let faults = self.shared.faults.lock().expect("nobody panics with it");
         let (offended, offences) = self.shared.witness.offences();
@@ -129,7 +129,7 @@ impl Load {
         self.threads.drain(..).for_each(|thread| drop(thread.join()));
     }
 
-    /// Ends the sessions, each of which gives back what it has, and says what was found.
+    /// Ends the sessions, each of which releases its locks, and reports the findings.
     pub(crate) fn finish(mut self, report: &Report) {
         self.shared.end.store(true, Ordering::Relaxed);
         let joined = self.threads.drain(..).map(JoinHandle::join).filter(Result::is_ok).count();
@@ -155,7 +155,7 @@ impl Load {
     }
 }
 
-/// Has a lock from the beginning to the end, and asks now and then whether it has.
+/// Holds a lock from beginning to end, and verifies it from time to time.
 fn hold(shared: &Shared, ready: &Barrier, number: usize) {
     let mut session = Dialect::ALL[number % Dialect::ALL.len()].session();
     let lock = shared.witness.lock(number).to_owned();
@@ -178,7 +178,7 @@ fn hold(shared: &Shared, ready: &Barrier, number: usize) {
     assert!(session.does(Verb::Release, &lock), "{}: {lock} is not released", session.dialect);
 }
 
-/// Takes and gives back.
+/// Acquires and releases.
 fn rival(shared: &Shared, ready: &Barrier, number: usize, size: Size) {
     let mut session = Dialect::ALL[number % Dialect::ALL.len()].session();
     let mut dice = Dice::new(number as u64 + 1);
@@ -212,7 +212,7 @@ fn compete(shared: &Shared, session: &mut Session, dice: &mut Dice, index: usize
     thread::sleep(Duration::from_millis(5 + dice.below(20)));
 }
 
-/// Has several requests under way, each of which has to be answered once.
+/// Has several requests in flight, each of which must be answered exactly once.
 fn pipeline(shared: &Shared, ready: &Barrier, number: usize) {
     let mut session = V1::connect(if number.is_multiple_of(2) { guest::TCP } else { guest::UNIX });
     ready.wait();
@@ -232,7 +232,7 @@ fn pipeline(shared: &Shared, ready: &Barrier, number: usize) {
             let answered = due.iter().position(|id| reply["id"] == *id);
             let Some(place) = answered else { panic!("not the reply to any of {due:?}: {reply}") };
             due.swap_remove(place);
-            // A release may overtake the acquire that it is for, and is then refused.
+            // A release may overtake its acquire, and is then refused.
             assert!(reply["ok"] == true || reply["error"] == "not_held", "{reply}");
         }
         shared.requests.fetch_add(24, Ordering::Relaxed);
@@ -242,7 +242,7 @@ fn pipeline(shared: &Shared, ready: &Barrier, number: usize) {
     }
 }
 
-/// Measures how long a client waits.
+/// Measures how long a client waits for a reply.
 fn ping(shared: &Shared, ready: &Barrier) {
     let mut session = V1::connect(guest::TCP);
     ready.wait();

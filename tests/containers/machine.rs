@@ -1,4 +1,5 @@
-//! The host's side: the trees to boot from, the package in two versions, and a container for each scenario and suite.
+//! The host's side: the trees to boot from, the package in two versions, and a container for each
+//! scenario and suite.
 
 use std::env;
 use std::fs;
@@ -14,20 +15,20 @@ use tempfile::TempDir;
 use crate::tally::{Run, Tally};
 use crate::{SUITES, chosen};
 
-/// After so long a container is ended, whatever it does; its service has ended itself before.
+/// After this time a container is ended, whatever it does; its service has ended by itself before.
 const CONTAINER_SECONDS_MAX: u32 = 300;
 
 /// Containers at the same time: most of them wait for something.
 const CONTAINERS_MAX: usize = 3;
 
-/// What the second version of the package has more than the first.
+/// The suffix of the second version of the package.
 const NEXT_SUFFIX: &str = "+next1";
 
-/// `$1` and what follows up to `--` are control groups, one of each hierarchy; then comes the command.
+/// `$1` and the words up to `--` are control groups, one of each hierarchy; then comes the command.
 const IN_GROUPS: &str =
     r#"while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@""#;
 
-/// Runs the scenarios that words choose; true if everything holds.
+/// Runs the scenarios selected by words; returns whether everything holds.
 pub(crate) fn run(words: &[String]) -> bool {
     assert!(Uid::effective().is_root(), "containers need root: run this test as root");
     let start = Instant::now();
@@ -60,7 +61,7 @@ pub(crate) fn run(words: &[String]) -> bool {
     passed > 0 && failed == 0
 }
 
-/// The trees of the suites, built if need be.
+/// The trees of the suites; they are built if necessary.
 fn trees(suites: &[&str]) -> Vec<PathBuf> {
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/containers/build");
     let output = Command::new(program).args(suites).stderr(Stdio::inherit()).output().expect("the recipe runs");
@@ -69,14 +70,15 @@ fn trees(suites: &[&str]) -> Vec<PathBuf> {
     paths.lines().map(PathBuf::from).collect()
 }
 
-/// What a container finds in /lab: this program, the package, the next version of it, and what people read.
+/// The contents of /lab in a container: this program, the package, its next version, and the
+/// documentation.
 fn payload(folder: &Path) {
     fs::create_dir(folder).expect("a fresh folder");
     let copy = |from: &Path, to: &str| {
         fs::copy(from, folder.join(to)).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
     };
     copy(&env::current_exe().expect("this program"), "payload");
-    // Symbols are most of it.
+    // They consist mostly of symbols.
     success(Command::new("strip").arg(folder.join("payload")), "binutils are there");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     copy(&root.join("README.md"), "README.md");
@@ -123,14 +125,15 @@ fn success(command: &mut Command, what: &str) {
     assert!(status.as_ref().is_ok_and(|status| status.success()), "{what}: {command:?}: {status:?}");
 }
 
-/// A control group of a container's own in every hierarchy that a first process needs, gone with this value.
+/// A container's own control group in every hierarchy that a first process needs; removed with this
+/// value.
 struct Groups(Vec<PathBuf>);
 
 impl Groups {
     fn new(name: &str) -> Self {
         let top = Path::new("/sys/fs/cgroup");
         let unified = top.join("cgroup.controllers").exists();
-        // Where the hierarchies of version 1 are mounted as well, systemd's own is one of them.
+        // If the hierarchies of version 1 are mounted as well, systemd's own is among them.
         let hierarchies = if unified { vec![top.to_owned()] } else { vec![top.join("systemd"), top.join("unified")] };
         let present = hierarchies.into_iter().filter(|hierarchy| hierarchy.is_dir());
         let groups: Vec<PathBuf> = present.map(|hierarchy| hierarchy.join(name)).collect();
@@ -144,7 +147,7 @@ impl Groups {
 
 impl Drop for Groups {
     fn drop(&mut self) {
-        // The groups that the container made in it come first.
+        // The groups that the container made inside are removed first.
         for group in &self.0 {
             let _ =
                 Command::new("find").arg(group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]).status();
@@ -152,7 +155,7 @@ impl Drop for Groups {
     }
 }
 
-/// Boots one container and waits for its end.
+/// Boots one container and waits until it ends.
 fn boot((suite, scenario): Run, tree: &Path, scratch: &Path, tally: &Tally) {
     let name = format!("distrilock-{}-{suite}-{scenario}", std::process::id());
     let out = scratch.join(format!("{suite}-{scenario}"));
@@ -163,7 +166,7 @@ fn boot((suite, scenario): Run, tree: &Path, scratch: &Path, tally: &Tally) {
     command.args(["-c", IN_GROUPS, "sh"]).args(&groups.0).arg("--");
     command.args(["timeout", "-k", "5", &CONTAINER_SECONDS_MAX.to_string(), "systemd-nspawn", "-q", "-b"]);
     command.arg("-D").arg(tree).args(["-M", &name, "--volatile=overlay", "--console=pipe", "--private-network"]);
-    // The last is for the scenario that looks into the daemon's own descriptors.
+    // The last one is for the scenario that takes the daemon's own descriptors.
     command.args(["--register=no", "--keep-unit", "--system-call-filter=pidfd_getfd"]);
     command.arg(format!("--bind-ro={}:/lab", scratch.join("lab").display()));
     command.arg(format!("--bind={}:/out", out.display()));

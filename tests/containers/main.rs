@@ -1,11 +1,12 @@
-//! The container tests: the Debian package on a real systemd, that of Debian 12 and that of Debian 13, each the first process of
-//! a container. Sockets activate the daemon, the journal explains, packages are upgraded, the daemon is restarted, stopped and
-//! killed, while clients of every dialect hold locks and somebody outside looks at the lock files. README.md beside this file
-//! tells more.
+//! The container tests: the Debian package on a real systemd, that of Debian 12 and that of Debian
+//! 13, each the first process of a container. Sockets activate the daemon, the journal explains,
+//! packages are upgraded, the daemon is restarted, stopped and killed, while clients of every
+//! dialect hold locks and a process outside watches the lock files. README.md beside this file
+//! explains more.
 //!
-//! Arguments choose suites (`trixie`) and scenarios by parts of their names. On the host this program builds what is needed and
-//! boots a container for each scenario (`machine`); inside, as `payload guest`, it is the scenario. The test has no harness for
-//! that reason.
+//! Arguments select suites (`trixie`) and scenarios by parts of their names. On the host this
+//! program builds what is needed and boots a container for each scenario (`machine`); inside, as
+//! `payload guest`, it is the scenario. This is why the test has no harness.
 
 mod activation;
 mod deaths;
@@ -38,7 +39,7 @@ use report::Report;
 /// The suites of Debian, the slowest first.
 const SUITES: [&str; 2] = ["trixie", "bookworm"];
 
-/// What is shown.
+/// What a scenario shows.
 struct Scenario {
     name: &'static str,
     run: fn(&Report),
@@ -72,7 +73,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "readme", run: readme::install_section },
 ];
 
-/// The scenarios that words choose; no word, or only suites: all.
+/// The scenarios that words select; all without words, or with suites only.
 fn chosen(words: &[String]) -> Vec<&'static Scenario> {
     let names: Vec<&String> = words.iter().filter(|word| !SUITES.contains(&word.as_str())).collect();
     let matches = |name: &str| names.is_empty() || names.iter().any(|word| name.contains(word.as_str()));
@@ -93,10 +94,10 @@ fn main() -> ExitCode {
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Inside of a container: runs the scenario of that name. A panic is a failure.
+/// Inside a container: runs the scenario of that name. A panic is a failure.
 fn perform(name: &str) -> bool {
     let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).expect("the host names a scenario");
-    // Of a thousand sessions that fail, the load says what has to be said.
+    // If a thousand sessions fail, the load reports it.
     let speak = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         if thread::current().name() == Some("main") {

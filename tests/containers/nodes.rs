@@ -1,4 +1,5 @@
-//! Several nodes on one host, by the template units, and what works under the hardening of the units.
+//! Several nodes on one host, by the template units, and which features work under the hardening of
+//! the units.
 
 use std::path::Path;
 
@@ -46,7 +47,7 @@ pub(crate) fn on_one_directory(report: &Report) {
         std::mem::swap(&mut one, &mut other);
     }
     report.check("it goes from one to the other", true, "20 times");
-    // The hints of one node reach the other: both have a socket of their own there.
+    // The nodes send each other hints: both have a socket there.
     let hints = sh(&format!("ls {SHARED}/.distrilock"));
     report.check("both can be told at once", hints.matches(".sock").count() == 2, &hints);
     sh("systemctl stop distrilock@a.service distrilock@b.service");
@@ -60,7 +61,7 @@ fn collector(report: &Report) {
     sh(&format!(
         "systemctl stop distrilock@a.service && touch {SHARED}/left.lck && chown distrilock: {SHARED}/left.lck"
     ));
-    // A file is not deleted before it is some minutes old, by a time that cannot be set.
+    // A file is deleted only when it is some minutes old, by a time that cannot be set.
     let folder = "/etc/systemd/system/distrilock-gc@.service.d";
     let lines = "[Service]\\nExecStart=\\nExecStart=/usr/bin/distrilock gc --idle 0 %%f\\n";
     sh(&format!("mkdir -p {folder} && printf '{lines}' > {folder}/young.conf && systemctl daemon-reload"));
@@ -76,7 +77,7 @@ fn collector(report: &Report) {
     report.check("its timer is set", timers.contains(&unit("timer")), timers.lines().count());
 }
 
-/// What the daemon can do, it can do under the hardened unit.
+/// Every feature of the daemon works under the hardened unit.
 pub(crate) fn hardened(report: &Report) {
     installed();
     for (number, dialect) in Dialect::ALL.into_iter().enumerate() {
@@ -149,7 +150,7 @@ pub(crate) fn command(report: &Report) {
     report.check("ls shows the holder", said.contains("listed") && said.contains("friend"), said);
     let (_, said) = as_user("stranger", "distrilock ping");
     report.figure("a user who is not in the group", said);
-    // Without TCP, there is the local socket alone, which a stranger may not use.
+    // Without TCP there is only the local socket, which other users may not use.
     sh("systemctl mask --now distrilock.socket distrilock-ws.socket && systemctl stop distrilock.service");
     sh("systemctl start distrilock-local.socket");
     let (done, said) = as_user("friend", "distrilock run local -- echo done");

@@ -1,6 +1,6 @@
-//! Somebody outside of the daemon: a witness who is told by the clients who is in which lock, and a prober that looks at the lock
-//! files as another process does. A lock that a client holds must never be seen free, and nobody may be granted what another one
-//! has not yet begun to give back.
+//! Outside of the daemon: a witness to whom clients report which lock they have, and a prober that
+//! checks the lock files as another process does. A lock that a client holds must never be seen
+//! free, and nobody may be granted a lock that its holder has not begun to release.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -15,13 +15,13 @@ use nix::libc;
 use crate::guest::DIRECTORY;
 use crate::support::eventually;
 
-/// What was found to be wrong at most, in words; the rest is counted.
+/// The maximum of findings in words; the rest is counted.
 const WORDS_MAX: usize = 20;
 
-/// Between two rounds, so that the prober does not take the processor from the rest.
+/// The pause between two rounds, so that the prober leaves the processor to the others.
 const ROUND_PAUSE: Duration = Duration::from_micros(500);
 
-/// Who is in which lock.
+/// Who has which lock.
 #[derive(Default)]
 pub(crate) struct Witness {
     names: Vec<Name>,
@@ -33,7 +33,7 @@ pub(crate) struct Witness {
 
 struct Name {
     lock: String,
-    /// The ticket of the grant that is in it, or 0.
+    /// The ticket of the current grant, or 0.
     holder: AtomicU64,
 }
 
@@ -57,7 +57,7 @@ impl Witness {
         ticket
     }
 
-    /// A client is about to give back what it has, or to end its session.
+    /// A client is about to release what it has, or to end its session.
     pub(crate) fn leaves(&self, index: usize, ticket: u64) {
         let holder = &self.names[index].holder;
         if holder.compare_exchange(ticket, 0, Ordering::SeqCst, Ordering::SeqCst).is_err() {
@@ -77,13 +77,13 @@ impl Witness {
         }
     }
 
-    /// How often something was wrong, and what.
+    /// The number of errors, and their descriptions.
     pub(crate) fn offences(&self) -> (u64, String) {
         let words = self.offences.lock().expect("nobody panics with it").join("; ");
         (self.offended.load(Ordering::Relaxed), words)
     }
 
-    /// Looks at every file again and again until told to end.
+    /// Checks every file again and again until told to stop.
     pub(crate) fn probe(&self, end: &AtomicBool) {
         while !end.load(Ordering::Relaxed) {
             self.look_around();
@@ -91,12 +91,12 @@ impl Witness {
         }
     }
 
-    /// Looks at every file once.
+    /// Checks every file once.
     pub(crate) fn look_around(&self) {
         self.names.iter().for_each(|name| self.look(name));
     }
 
-    /// How often a lock was looked at that was held before the look and after it, by the same grant.
+    /// How often a lock was checked that was held before and after the check, by the same grant.
     pub(crate) fn seen(&self) -> u64 {
         self.looks.load(Ordering::Relaxed)
     }
@@ -107,7 +107,7 @@ impl Witness {
             return;
         }
         let free = is_free(&name.lock);
-        // Whoever was in it all the while was in it at the time of the look.
+        // A grant that is the same before and after was there at the time of the check.
         if name.holder.load(Ordering::SeqCst) != before {
             return;
         }
@@ -118,7 +118,8 @@ impl Witness {
     }
 }
 
-/// Whether another process could lock the file of a lock now. It is asked, not done (F_OFD_GETLK).
+/// Whether another process could lock the file of a lock now. This asks without locking
+/// (F_OFD_GETLK).
 pub(crate) fn is_free(lock: &str) -> bool {
     is_free_in(DIRECTORY, lock)
 }

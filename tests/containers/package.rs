@@ -1,4 +1,4 @@
-//! The package: what an installation brings, what an upgrade keeps, and what removal and purge leave.
+//! The package: what an installation adds, what an upgrade keeps, and what removal and purge leave.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,11 @@ use crate::guest::{self, SERVICE, SOCKETS, TCP, attempt, sh, state};
 use crate::report::Report;
 use crate::support::{V1, eventually};
 
-/// The highest exposure that `systemd-analyze security` may find, in tenths.
+/// The maximum exposure that `systemd-analyze security` may find, in tenths.
 const EXPOSURE_MAX: u32 = 5;
 
-/// Everything that an installation could leave, but for what dpkg, apt and systemd keep for themselves.
+/// Everything that an installation could leave, except for what dpkg, apt and systemd keep for
+/// themselves.
 fn everything() -> BTreeSet<String> {
     let places = "/etc /usr /var /opt /srv /run/distrilock /run/systemd/system /run/tmpfiles.d";
     let not = ["/var/lib/dpkg", "/var/lib/apt", "/var/log", "/var/cache", "/var/lib/systemd/catalog", "/var/tmp"];
@@ -46,19 +47,19 @@ pub(crate) fn comes_and_goes(report: &Report) {
     let (_, units) = attempt("systemctl list-units --all --no-legend 'distrilock*'");
     report.check("removed: systemd knows no unit that is there", !units.contains("active running"), units);
 
-    // Removed, installed again: it is as before.
+    // Removed and installed again: it is as before.
     guest::install();
     report.check("installed again: the sockets listen", state(SOCKETS[0]) == "active", state(SOCKETS[0]));
     V1::connect(TCP).acquire("again");
     sh("apt-get purge -y -qq distrilock");
-    // dpkg and the tools for users keep copies beside their files.
+    // dpkg and the user tools keep copies beside their files.
     let left: Vec<String> = everything().difference(&before).filter(|path| !is_allowed(path)).cloned().collect();
     report.check("purged: nothing is left", left.is_empty(), left.join(" "));
     let (known, said) = attempt("dpkg-query -s distrilock");
     report.check("purged: dpkg does not know it", !known, said);
 }
 
-/// What systemd and the tools of users leave behind of their own.
+/// What systemd and the user tools leave.
 fn is_allowed(path: &str) -> bool {
     let copies = ["/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-", "/etc/.pwd.lock"];
     copies.contains(&path) || path.starts_with("/var/lib/systemd/") || path.starts_with("/etc/systemd/system.control")
@@ -70,7 +71,7 @@ fn units(report: &Report) {
     report.check("the package has its units", units.lines().count() >= 8, units.lines().count());
     for path in units.lines() {
         let name = path.rsplit('/').next().expect("a path has a last part");
-        // A template is looked at as an instance.
+        // A template is checked as an instance.
         let instance = name.replace("@.", "@srv-locks.");
         let (holds, said) = attempt(&format!("systemd-analyze verify --man=no {instance}"));
         report.check("systemd-analyze verify", holds && said.is_empty(), format!("{instance} {said}"));
@@ -87,7 +88,7 @@ fn exposure(report: &Report, path: &str) {
     report.check("systemd-analyze security, at most 0.5", holds && overall.contains("exposure"), overall);
 }
 
-/// An upgrade without any session to keep: the new version serves, and settings stay.
+/// An upgrade without sessions: the new version serves, and settings stay.
 pub(crate) fn upgrade(report: &Report) {
     guest::installed();
     V1::connect(TCP).acquire("old");

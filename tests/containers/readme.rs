@@ -1,4 +1,4 @@
-//! The README's section for who installs the package, as it stands there.
+//! The README's section on installing the package, unchanged.
 
 use std::fs;
 
@@ -7,9 +7,9 @@ use crate::report::Report;
 
 const HEADING: &str = "## Install it\n";
 
-/// What stands for the clone of the project: a container has no compiler and no network, so that the command which builds the
-/// package only puts the one that was built where the real one puts it, and what it needs for that is not installed: the host has
-/// done both. The other commands are real.
+/// Stands for the clone of the project: a container has no compiler and no network, so the command
+/// that builds the package only copies the built one to where the real command puts it, and its
+/// build dependencies are not installed; the host has done both. The other commands are real.
 const CLONE: &str = r#"mkdir -p /srv/distrilock/packaging && cd /srv/distrilock && cat > packaging/deb <<'SCRIPT'
 #!/bin/sh
 set -e
@@ -21,7 +21,7 @@ SCRIPT
 printf '#!/bin/sh\ncase $* in *debhelper*) exit;; esac\nexec "$@"\n' > /usr/local/bin/sudo
 chmod +x packaging/deb /usr/local/bin/sudo"#;
 
-/// The lines of the section's `sh` blocks, run in their order by one shell.
+/// The lines of the section's `sh` blocks, run in order by one shell.
 pub(crate) fn install_section(report: &Report) {
     let text = fs::read_to_string("/lab/README.md").expect("the host has copied it");
     let section = text.split(HEADING).nth(1).expect("the README tells how to install the package");

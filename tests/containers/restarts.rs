@@ -1,4 +1,5 @@
-//! Restarts, upgrades and re-executions while sessions of all dialects are at work: nobody notices but by a pause.
+//! Restarts, upgrades and re-executions while sessions of all dialects are at work: nobody notices
+//! more than a pause.
 
 use std::time::Instant;
 
@@ -8,17 +9,17 @@ use crate::outside::{Witness, is_free, lock_files};
 use crate::report::Report;
 use crate::support::{V1, eventually};
 
-/// Nearly all of them hold a lock each.
+/// Nearly all of them hold one lock each.
 const CROWD: Size = Size { holders: 800, rivals: 192, names: 16 };
 
 const FEW: Size = Size { holders: 24, rivals: 32, names: 6 };
 
 const STORM_RESTARTS: u32 = 100;
 
-/// Between two disturbances, so many grants have to be seen.
+/// The number of grants that must be seen between two disturbances.
 const GRANTS_BETWEEN: u64 = 20;
 
-/// Every disturbance that a session has to outlive, with a thousand of them.
+/// Every disturbance that a session must survive, with a thousand sessions.
 pub(crate) fn unnoticed(report: &Report) {
     guest::installed();
     let load = Load::start(CROWD);
@@ -38,7 +39,7 @@ pub(crate) fn unnoticed(report: &Report) {
     nothing_stays(report);
 }
 
-/// Does something to the daemon, and looks at what the sessions have of it.
+/// Does something to the daemon, and checks the effect on the sessions.
 fn disturbed(report: &Report, load: &Load, name: &str, line: &str, replaces: bool) {
     let (pid, before) = (main_pid(SERVICE), load.faults());
     load.longest_pause();
@@ -56,7 +57,7 @@ fn disturbed(report: &Report, load: &Load, name: &str, line: &str, replaces: boo
         .figure(&format!("{name}: the longest pause of a session"), format!("{:?} of {took:?}", load.longest_pause()));
 }
 
-/// Waits until some more was granted and seen. Sessions that are gone do nothing: then this does not wait.
+/// Waits until more has been granted and seen. Dead sessions do nothing; then this does not wait.
 fn progresses(load: &Load) {
     let [grants, looks, requests] = load.progress();
     eventually("the load goes on", || {
@@ -102,7 +103,7 @@ pub(crate) fn storm(report: &Report) {
     nothing_stays(report);
 }
 
-/// The witness and the prober notice what they are there for.
+/// The witness and the prober notice what they should.
 pub(crate) fn checker(report: &Report) {
     guest::installed();
     let offences = |witness: &Witness| witness.offences().0;
@@ -127,7 +128,7 @@ pub(crate) fn checker(report: &Report) {
     witness.look_around();
     report.check("so is one without a file", offences(&witness) == 2, witness.offences().1);
 
-    // Sessions that end are noticed, each of them, and all that they held is seen free.
+    // Ended sessions are noticed, every one of them, and all their locks are seen free.
     let load = Load::start(FEW);
     progresses(&load);
     report.check("a load alone has no faults", load.faults().is_empty(), load.faults());

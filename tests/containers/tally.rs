@@ -1,4 +1,4 @@
-//! What the containers say, shown and counted.
+//! The containers' results, shown and counted.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -8,7 +8,7 @@ use crate::report::{self, Read};
 /// A scenario on a suite.
 pub(crate) type Run = (&'static str, &'static str);
 
-/// What was said by all of them.
+/// The results of all of them.
 pub(crate) struct Tally {
     counts: Mutex<Counts>,
 }
@@ -16,7 +16,7 @@ pub(crate) struct Tally {
 struct Counts {
     passed: u32,
     failed: u32,
-    /// What has not yet said that it is done. A scenario that checks nothing stays here.
+    /// Scenarios that have not yet reported their end. One that checks nothing stays here.
     missing: HashSet<Run>,
 }
 
@@ -26,7 +26,8 @@ impl Tally {
         Self { counts: Mutex::new(Counts { passed: 0, failed: 0, missing }) }
     }
 
-    /// Shows the lines of a run that has ended, and, if it did not come to its end, what its console has.
+    /// Shows the lines of a run that has ended and, if it did not finish, the output of its
+    /// console.
     pub(crate) fn add(&self, run: Run, said: &str, console: &str) {
         // The lines of one run stay together.
         let mut counts = self.counts.lock().expect("no container panics");

@@ -1,5 +1,6 @@
-//! What a session has of the daemon beside its connection, before and after a restart: its place among those who wait, the time
-//! that is left to it, slots, fences, parts of several names, what it said of itself, and who waits for whom.
+//! The state that the daemon keeps for a session besides its connection, before and after a
+//! restart: its place in the queue, its remaining time, slots, fences, parts of several names, its
+//! introduction, and who waits for whom.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use crate::guest::{self, SERVICE, TCP, UNIX, main_pid, sh};
 use crate::report::Report;
 use crate::support::V1;
 
-/// How much later than asked a wait may end: restarts and a loaded machine.
+/// How late a wait may end: restarts and a loaded machine take time.
 const LATE_MAX: Duration = Duration::from_secs(5);
 
 fn restart() {
@@ -19,12 +20,12 @@ fn restart() {
 fn waits(lock: &str, wait_ms: Option<u64>, address: &str) -> V1 {
     let mut session = V1::connect(address);
     session.send(&json!({"id": "wait", "op": "acquire", "lock": lock, "wait_ms": wait_ms}));
-    // The wait has begun when this is answered: its place is taken.
+    // When this is answered, the wait has begun and has its place.
     session.ping();
     session
 }
 
-/// Who waits keeps its place, and its time.
+/// A waiter keeps its place and its time.
 pub(crate) fn places(report: &Report) {
     guest::installed();
     let mut holder = V1::connect(TCP);
@@ -67,7 +68,7 @@ pub(crate) fn places(report: &Report) {
     }
 }
 
-/// What `list` tells, without the times.
+/// The reply to `list`, without the times.
 fn picture(watcher: &mut V1) -> (Value, Vec<u64>) {
     let mut list = watcher.request(json!({"id": "list", "op": "list"}));
     let mut ages = Vec::new();
@@ -86,7 +87,7 @@ fn strip(value: &mut Value, ages: &mut Vec<u64>) {
     }
 }
 
-/// Everything that `list` tells is there after a restart, and goes on.
+/// Everything in the reply to `list` is there after a restart, and works on.
 pub(crate) fn belongings(report: &Report) {
     guest::installed();
     let hello = json!({"op": "hello", "version": 1, "name": "nightly@db1", "note": "the backup", "host": "db1", "pid": 4711,
@@ -137,7 +138,7 @@ pub(crate) fn belongings(report: &Report) {
     fences(report);
 }
 
-/// Fences rise, restart after restart, also over deleted files.
+/// Fences increase, restart after restart, also across deleted files.
 fn fences(report: &Report) {
     let mut fences = Vec::new();
     let mut session = V1::connect(TCP);

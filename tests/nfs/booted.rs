@@ -1,6 +1,6 @@
-//! Hosts that are booted: systemd is their first process, with what the package installs and a root of their own over that of the
-//! machine. They are containers in the network of a [`Host`], so that the NFS mounts which their systemd makes are a client of
-//! their own to the server.
+//! Booted hosts: systemd is their first process, with the package installed, and they have a root
+//! of their own on top of the machine's. They are containers in the network of a [`Host`], so the
+//! NFS mounts of their systemd are a separate client to the server.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -11,7 +11,7 @@ use crate::hosts::{Host, sh};
 use crate::report::Report;
 use crate::support::eventually;
 
-/// What the machine's Debian would start, and a host of the lab has no use for.
+/// Units that the machine's Debian would start but a host of the lab does not need.
 const MASKED: &[&str] = &[
     "console-getty.service",
     "dev-hugepages.mount",
@@ -41,15 +41,15 @@ const MASKED: &[&str] = &[
 /// A host whose first process is systemd.
 pub(crate) struct Booted {
     pub(crate) host: Host,
-    /// Its layer over the machine's root, and what both make together.
+    /// Its layer over the machine's root, and the combination of both.
     base: PathBuf,
     container: Child,
-    /// Its first process, as the machine numbers it.
+    /// The machine's process id of its first process.
     first: u32,
 }
 
 impl Booted {
-    /// Makes a host's root, and boots it without waiting for it. `hosts` is its /etc/hosts.
+    /// Makes a host's root and boots it, without waiting. `hosts` is its /etc/hosts.
     pub(crate) fn start(host: Host, hosts: &str, report: &Report) -> Self {
         let base = PathBuf::from("/run/lab").join(format!("booted-{}", host.name));
         let root = base.join("root");
@@ -72,7 +72,7 @@ impl Booted {
         for (file, text) in [
             ("etc/hostname", format!("{}\n", host.name)),
             ("etc/machine-id", format!("{:032x}\n", host.number())),
-            // No two hosts have the same number for the daemon's user.
+            // The daemon's user has a different number on each host.
             ("etc/sysusers.d/another.conf", others),
             ("etc/hosts", format!("127.0.0.1 localhost {}\n{server} files.example.com\n{hosts}", host.name)),
         ] {
@@ -85,7 +85,7 @@ impl Booted {
         Self { host, base, container, first: 0 }
     }
 
-    /// Waits until all that is enabled has been started.
+    /// Waits until all enabled units have been started.
     pub(crate) fn wait_until_up(&mut self) {
         let container = self.container.id();
         eventually("the container has a first process", || {
@@ -98,8 +98,8 @@ impl Booted {
             let (_, state) = self.systemctl(&["is-system-running"]);
             ["running", "degraded"].contains(&state.trim())
         });
-        // Containers get a boot id of their own by a mount over the kernel's, which a unit with a /proc of its own does not see.
-        // Hosts have one.
+        // Containers get their own boot id by a mount over the kernel's, which a unit with its own
+        // /proc does not see. Real hosts have one.
         let (status, text) = self.run("umount", &["/proc/sys/kernel/random/boot_id"]);
         assert_eq!(status, Some(0), "{text}");
     }
@@ -118,7 +118,7 @@ impl Booted {
         self.wait_until_up();
     }
 
-    /// A command inside of it.
+    /// A command inside the host.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.first.to_string(), "-a", program]).stdin(Stdio::null());
@@ -137,17 +137,17 @@ impl Booted {
         self.systemctl(&["is-active", "--quiet", unit]).0 == Some(0)
     }
 
-    /// The Unix socket of a node, from outside; that of the first one has no name.
+    /// The Unix socket of a node, as a path outside the host; the first node has no name.
     pub(crate) fn address(&self, node: &str) -> String {
         format!("unix:{}", self.path(&format!("/run/distrilock/{node}/distrilock.sock")).display())
     }
 
-    /// A path on this host, from outside.
+    /// A path on this host, as a path outside it.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.first))
     }
 
-    /// What the journal, which ends with the boot, has that matches.
+    /// The matching entries of the journal, which ends with the boot.
     pub(crate) fn journal(&self, matches: &[&str]) -> String {
         let options = ["--no-pager", "--quiet", "--output=short-monotonic"];
         self.run("journalctl", &[&options, matches].concat()).1
@@ -166,7 +166,7 @@ impl Drop for Booted {
         if self.first > 0 {
             self.keep_journal();
         }
-        // Its first process dies with it, and so does everything in the container.
+        // When its first process dies, everything in the container dies.
         let _ = self.container.kill();
         let _ = self.container.wait();
     }
@@ -191,7 +191,7 @@ fn contain(host: &Host, base: &Path) -> Child {
         .expect("sh is there")
 }
 
-/// The exit status and what was said.
+/// The exit status and the output.
 pub(crate) fn said(output: Output) -> (Option<i32>, String) {
     let text = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())

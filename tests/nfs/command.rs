@@ -1,11 +1,11 @@
-//! The command on a lease that is so short that little time is left to stop what it runs.
+//! The command with a lease so short that little time is left to stop what it runs.
 
 use crate::hosts::{Host, Node, Server};
 use crate::machine::COMMAND;
 use crate::report::Report;
 
-/// A command that outlives several heartbeats ends as if it had no lock, with the default time to stop it and with the longest that
-/// fits; a longer one is refused, and nothing is run.
+/// A command that runs for several heartbeats keeps its lock, with the default time to stop it and
+/// with the longest that fits. A longer one is refused, and nothing is run.
 pub(crate) fn short_lease(server: &Server, report: &Report) {
     if COMMAND.is_none() {
         return report.check("there is no command", true, "");

@@ -1,5 +1,5 @@
-//! Sessions on three hosts compete for few names: no overlap, with and without a collector beside them; what a warm name
-//! costs; and how long a waiter waits after a release on another host.
+//! Sessions on three hosts compete for a few names: no overlap, with and without a collector; the
+//! cost of a warm name; and the time that a waiter waits after a release on another host.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +17,8 @@ use crate::witness::Witness;
 
 const NAMES: [&str; 3] = ["one", "two", "three"];
 
-/// A session that wants one of some names, again and again, until it is told to stop or its daemon has gone.
+/// A session that acquires one of several names again and again, until it is told to stop or its
+/// daemon is gone.
 struct Fighter<'a> {
     host: &'a Host,
     address: String,
@@ -33,11 +34,11 @@ impl Fighter<'_> {
         let pick = |dice: &mut Dice, count: usize| usize::try_from(dice.below(count as u64)).expect("it is small");
         let home = usize::try_from(self.seed / 2).expect("it is small") % self.names.len();
         while !stop() {
-            // Every other one stays with one name, so that a daemon has several sessions for it.
+            // Every other session keeps to one name, so that a daemon has several sessions for it.
             let roams = self.seed.is_multiple_of(2);
             let chosen = if roams { pick(&mut dice, self.names.len()) } else { home };
             let lock = self.names[chosen];
-            // Mostly in the queue: that is where grants are quick, and where a lost notice would be seen.
+            // Mostly waiting in the queue: there grants are quick, and a lost notice would show.
             let wait_ms = [0, 20, 1000, 10_000, 10_000, 10_000][pick(&mut dice, 6)];
             let reply = session.try_request(json!({"op": "acquire", "lock": lock, "wait_ms": wait_ms}))?;
             if reply["ok"] != true {
@@ -77,7 +78,7 @@ pub(crate) fn many_sessions(server: &Server, report: &Report) {
     report.check("the hosts take turns", changes > 100, format!("{changes} grants from host to host"));
 }
 
-/// A warm name, which nobody else wants, costs a LOCK and a LOCKU.
+/// A warm name without contenders costs one LOCK and one LOCKU.
 pub(crate) fn cost(server: &Server, report: &Report) {
     const CYCLES: u64 = 500;
     let [host] = server.hosts("cost", ["co"]);
@@ -91,10 +92,10 @@ pub(crate) fn cost(server: &Server, report: &Report) {
     let difference = |name: &str| after[name] - before.get(name).copied().unwrap_or(0);
     let counted: BTreeMap<&str, u64> =
         after.keys().map(|name| (name.as_str(), difference(name))).filter(|(_, count)| *count > 0).collect();
-    // Beside them only what goes on in the background, and that goes by time, not by cycles: probes and looks at other daemons.
-    // A third call in each cycle would show as so many of its kind.
-    let probes = elapsed.as_secs_f64() / timing().probe_every.as_secs_f64();
-    let background = (4 + 2 * probes.ceil() as u64).min(CYCLES / 2);
+    // The other calls come from background work, probes and looks at other daemons. Their number
+    // depends on the time, not on the cycles. A third call in each cycle would add 500 of a kind.
+    let probes = elapsed.as_millis() / timing().probe_every.as_millis();
+    let background = (6 + 2 * u64::try_from(probes).expect("it ends")).min(CYCLES / 2);
     let is_right = |(name, count): (&&str, &u64)| match *name {
         "LOCK" | "LOCKU" => (CYCLES..=CYCLES + background).contains(count),
         _ => *count <= background,
@@ -130,7 +131,7 @@ pub(crate) fn quantiles(times: &mut [Duration]) -> String {
     )
 }
 
-/// Two hosts pass a name to and fro; each time the other one waits already.
+/// Two hosts pass a name back and forth; each time, the other one is already waiting.
 pub(crate) fn waiting(server: &Server, report: &Report) {
     let hand_overs = 200;
     let hosts = server.hosts("waiting", ["ta", "tb"]);
@@ -146,7 +147,7 @@ pub(crate) fn waiting(server: &Server, report: &Report) {
         let id = format!("w{n}");
         sessions[waiter].send(&json!({"id": id, "op": "acquire", "lock": "baton", "wait_ms": null}));
         waits(&nodes[waiter].address, "baton", || false);
-        // The time of waiting must not be a whole number of anybody's intervals.
+        // The waiting time must not be a multiple of any interval.
         thread::sleep(Duration::from_millis(40 + n as u64 * 7 % 50));
         let start = Instant::now();
         sessions[holder].send(&json!({"op": "release", "lock": "baton"}));
@@ -159,13 +160,13 @@ pub(crate) fn waiting(server: &Server, report: &Report) {
     }
     let figures = quantiles(&mut times);
     let median = times[times.len() / 2];
-    // A daemon asks again after some 40 ms. On a slow machine the calls take their time as well.
+    // A daemon polls about every 40 ms. On a slow machine, the calls themselves take long, too.
     let limit = Duration::from_millis(100) + 10 * alone[alone.len() / 2];
     report.check("from release to grant on another host", median < limit, format!("{figures}, limit {limit:.0?}"));
     cancel_while_blocked(&mut sessions, &nodes, report);
 }
 
-/// Waits until a daemon has a waiter for a name, or has granted it.
+/// Waits until a daemon has a waiter for a name, or has granted the name.
 pub(crate) fn waits(address: &str, lock: &str, granted: impl Fn() -> bool) {
     let mut session = V1::connect(address);
     let deadline = Instant::now() + PATIENCE;
@@ -180,7 +181,7 @@ pub(crate) fn waits(address: &str, lock: &str, granted: impl Fn() -> bool) {
 }
 
 fn cancel_while_blocked(sessions: &mut [V1; 2], nodes: &[Node; 2], report: &Report) {
-    // After an even number of hand-overs the first one has it.
+    // After an even number of hand-overs, the first one has it.
     let mut times = Vec::new();
     for n in 0..20 {
         let id = format!("c{n}");
@@ -199,7 +200,8 @@ fn cancel_while_blocked(sessions: &mut [V1; 2], nodes: &[Node; 2], report: &Repo
     report.check("a wait that is blocked can be cancelled", times[19] < Duration::from_secs(LEASE_SECONDS), figures);
 }
 
-/// Contention while names are retired all the time, and collectors come by and are killed; nothing is left at the end.
+/// Contention while names are constantly retired and collectors run and are killed; nothing is left
+/// at the end.
 pub(crate) fn collector(server: &Server, report: &Report) {
     let grants = 3000;
     let names = ["c1", "c2", "c3", "c4", "c5", "c6"];
@@ -231,7 +233,7 @@ pub(crate) fn collector(server: &Server, report: &Report) {
     });
     witness.report(report, grants, start);
     report.figure("collectors", format!("{} ran, {} of them were killed", counts.0, counts.1));
-    // What a daemon cannot remove any more since it is killed, the collector removes.
+    // The collector removes what a killed daemon could no longer remove.
     let mut session = nodes[2].session();
     session.acquire("left");
     nodes[2].kill();
@@ -250,7 +252,8 @@ pub(crate) fn collector(server: &Server, report: &Report) {
     }
 }
 
-/// Runs collectors until it is told to stop, and kills about half of them; how many ran, and were killed.
+/// Runs collectors until it is told to stop, and kills about half of them; returns how many ran,
+/// and how many were killed.
 fn collect(host: &Host, seed: u64, done: &AtomicBool) -> (u32, u32) {
     let mut dice = Dice::new(seed);
     let (mut ran, mut killed) = (0, 0);

@@ -1,7 +1,10 @@
-//! A server of Linux 6.6 and later grants a write delegation with every open to read and write that nobody competes with. Under
-//! one, locks stay on the host: they cost no call, and a host that is cut off grants itself what the server has given to another.
-//! Shown first, with a program that opens its file plainly; then that the daemon's flag keeps delegations away, and that no
-//! file which a daemon, a doctor or a collector opens has one.
+//! From Linux 6.6 on, the server grants a write delegation with every open to read and write that
+//! no other host competes with. Under a delegation, locks stay on the host: they cost no call, and
+//! a host that is cut off grants itself what the server has given to another host.
+//!
+//! The scenario shows that first, with a program that opens its file plainly. Then it shows that
+//! the daemon's flag keeps delegations away, and that no file has one that a daemon, a doctor or a
+//! collector opens.
 
 use std::fs;
 use std::thread;
@@ -16,13 +19,13 @@ use crate::partition::{Rival, Watch, works_again};
 use crate::report::Report;
 use crate::support::PATIENCE;
 
-/// A call that is not answered within this time hangs. It is less than the lease.
+/// A call that is not answered within this time hangs. It is shorter than the lease.
 const HANGS: Duration = Duration::from_secs(3);
 
-/// Files that are opened until one has a delegation, at most.
+/// How many files are opened until one gets a delegation.
 const CONTROLS_MAX: u32 = 50;
 
-/// The parts, each with hosts of its own, so that they wait for leases together.
+/// The parts. Each has its own hosts, so that they wait for their leases at the same time.
 pub(crate) fn none(server: &Server, report: &Report) {
     thread::scope(|scope| {
         let threads = [plainly, as_daemons_do, daemons, beside_another_program];
@@ -35,13 +38,14 @@ pub(crate) fn none(server: &Server, report: &Report) {
     });
 }
 
-/// Whether the server grants write delegations to clients of this version: without sessions it cannot tell whose request
-/// it is, and grants none.
+/// Whether the server grants write delegations to clients of this version. On 4.0 it cannot tell
+/// from whom a request comes, and grants none.
 fn grants(server: &Server) -> bool {
     server.version != Version::V40
 }
 
-/// Opens files plainly until one has a delegation: the server is able and willing to grant one to this host.
+/// Opens files plainly until one gets a delegation, which shows that the server grants them to this
+/// host.
 fn control(server: &Server, folder: &str, host: &Host) -> Option<(Locker, String)> {
     for n in 0..CONTROLS_MAX {
         let lock = format!("control{n}");
@@ -54,11 +58,11 @@ fn control(server: &Server, folder: &str, host: &Host) -> Option<(Locker, String
     None
 }
 
-/// What a cut-off host's tries found.
+/// The answers to the tries of a host that is cut off; `None` while a try hangs.
 struct Tries {
     early: Option<String>,
     late: Option<String>,
-    /// What the host was told when it was back, of tries that had hung.
+    /// The answers to the tries that hung, after the heal.
     healed: Vec<String>,
 }
 
@@ -76,9 +80,10 @@ impl std::fmt::Display for Tries {
     }
 }
 
-/// Tries the lock of a file on a host that is cut off, before its lease runs out, and once more when another host holds the lock.
+/// Tries to lock a file on a host that is cut off: before its lease has run out, and again when
+/// another host holds the lock.
 fn cut_off(a: &Host, b: &Host, lock: &str, opened: Opened) -> Tries {
-    // It tells when the lease has run out: until then the server refuses it to everybody else.
+    // It shows when the lease has run out: until then, the server refuses it to everybody else.
     let mut trap = Locker::start(a, "trap", Opened::AsDaemonsDo);
     trap.eventually_locks();
     let [mut first, mut second] = [(); 2].map(|()| Locker::start(a, lock, opened));
@@ -97,7 +102,7 @@ fn cut_off(a: &Host, b: &Host, lock: &str, opened: Opened) -> Tries {
     Tries { healed: healed.collect(), early, late }
 }
 
-/// A file that is opened without the daemon's flag: the danger that the rule keeps away.
+/// A file that is opened without the daemon's flag: the danger that the rule averts.
 fn plainly(server: &Server, report: &Report) {
     let folder = "plainly";
     let [a, b] = server.hosts(folder, ["qa", "qb"]);
@@ -133,8 +138,8 @@ fn as_daemons_do(server: &Server, report: &Report) {
     report.check("a host that is cut off grants itself nothing", !tries.granted(), &tries);
 }
 
-/// All that opens files in a lock directory, on one host that nobody competes with; then the daemon's own tries on a host that is
-/// cut off.
+/// Everything that opens files in a lock directory, on a host that no other one competes with; then
+/// the daemon's own tries while the host is cut off.
 fn daemons(server: &Server, report: &Report) {
     let folder = "daemons";
     let [a, b] = server.hosts(folder, ["da", "db"]);
@@ -160,7 +165,8 @@ fn daemons(server: &Server, report: &Report) {
     let mut retiring = second.session();
     retiring.acquire("retired");
     retiring.release("retired");
-    // What killed daemons left: the doctor looks whether it can be opened, and the collector deletes it.
+    // A killed daemon may leave this. The doctor checks whether it can be opened, and the collector
+    // deletes it.
     fs::write(format!("/export/{folder}/idle.lck"), "").expect("a lock file");
     let doctor = a.command("/lab/distrilockd").args(["--check", "-d", "/mnt"]).output().expect("nsenter is there");
     let said = String::from_utf8_lossy(&doctor.stdout).replace('\n', " / ");
@@ -179,7 +185,7 @@ fn daemons(server: &Server, report: &Report) {
         report.check(&format!("no delegation lies on a file of ours ({when})"), seen && delegated.is_empty(), detail);
     };
     checked("daemons, doctor");
-    // On 4.0 the collector runs only on the server.
+    // On 4.0, the collector runs only on the server.
     if grants(server) {
         let collected = a.collector().output().expect("nsenter is there");
         report.check("the collector runs", collected.status.success(), collected.status);
@@ -189,8 +195,8 @@ fn daemons(server: &Server, report: &Report) {
     tries_of_a_daemon(report, (&a, &node), &b.daemon(report, &[]), &warm);
 }
 
-/// The daemon's tries for warm names while its host is cut off: the first two before the lease has run out, the others while
-/// another host's daemon holds them.
+/// The daemon's tries for warm names while its host is cut off: for two before the lease has run
+/// out, for the others while another host's daemon holds them.
 fn tries_of_a_daemon(report: &Report, (host, node): (&Host, &Node), other: &Node, warm: &[&str; 4]) {
     let rival = Rival::start(&other.address, "held", true);
     host.cut();
@@ -212,8 +218,9 @@ fn tries_of_a_daemon(report: &Report, (host, node): (&Host, &Node), other: &Node
     report.check("nor afterwards, while the other host holds it", busy, "");
 }
 
-/// Another program on the daemon's host opens lock files plainly, so that the daemon's locks may lie under its delegations. That
-/// is out of the daemon's hands; what it knows of the lease still decides what it says and grants on a host that is cut off.
+/// Another program on the daemon's host opens lock files plainly, so that the daemon's locks may be
+/// covered by its delegations. The daemon cannot prevent that. But what it says and grants on a
+/// host that is cut off still depends on what it knows of the lease.
 fn beside_another_program(server: &Server, report: &Report) {
     let folder = "beside";
     let [a, b] = server.hosts(folder, ["ba", "bb"]);

@@ -1,6 +1,6 @@
-//! The guest's side of the network: an NFS server in the first network namespace, and hosts that are namespaces of their own
-//! (network, host name, mounts), each of which the server sees as another client. A link is cut by dropping every packet at
-//! both of its ends.
+//! The guest's side of the network: an NFS server in the first network namespace, and hosts that
+//! are namespaces of their own (network, host name, mounts), each a separate client to the server.
+//! A link is cut by dropping every packet at both ends.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -61,7 +61,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// Runs a line of shell, which must succeed.
+/// Runs a line of shell that must succeed.
 #[track_caller]
 pub(crate) fn sh(line: &str) -> String {
     let output = Command::new("sh").args(["-c", line]).output().expect("sh is there");
@@ -100,7 +100,7 @@ impl Server {
         sh("rpc.nfsd 0");
     }
 
-    /// A folder of the export, with a host for each name that has it as /mnt.
+    /// A folder of the export, with a host for each name that mounts it at /mnt.
     pub(crate) fn hosts<const N: usize>(&self, folder: &str, names: [impl AsRef<str>; N]) -> [Host; N] {
         self.folder(folder, "");
         names.map(|name| {
@@ -110,44 +110,46 @@ impl Server {
         })
     }
 
-    /// A folder of the export; with options, exported on its own.
+    /// A folder of the export; if it has options, it is exported separately.
     pub(crate) fn folder(&self, name: &str, options: &str) {
         let path = PathBuf::from(format!("/export/{name}"));
         fs::create_dir(&path).expect("a fresh folder");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).expect("our own folder");
         if !options.is_empty() {
-            // The server looks for an export of its own only where something is mounted.
+            // The server looks for a separate export only where something is mounted.
             sh(&format!("mount --bind {0} {0}", path.display()));
             sh(&format!("exportfs -o rw,sync,no_subtree_check,insecure,{options} '*:/export/{name}'"));
         }
     }
 
-    /// A host with a network and a name of its own.
+    /// A host with its own network and name.
     pub(crate) fn host(&self, name: &str) -> Host {
         Host::start(name, self.hosts.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    /// The locks that the server has on a file of the export, as (mode, start, end).
+    /// The server's locks on a file of the export, as (mode, start, end).
     pub(crate) fn locks(&self, inode: u64) -> Vec<(String, u64, Option<u64>)> {
         let table = fs::read_to_string("/proc/locks").expect("proc is mounted");
-        // "1: POSIX  ADVISORY  WRITE 1234 fe:00:5678 0 EOF"; the clients' own records are of other devices, and OFDLCK.
+        // "1: POSIX ADVISORY WRITE 1234 fe:00:5678 0 EOF". The clients' own records have other
+        // devices, and OFDLCK.
         let suffix = format!(":{inode}");
         let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let ours = lines.filter(|words| words.len() == 8 && words[1] == "POSIX" && words[5].ends_with(&suffix));
         ours.map(|words| (words[3].to_owned(), words[6].parse().unwrap_or(0), words[7].parse().ok())).collect()
     }
 
-    /// The files of a folder of the export that some host has open, by the server's account, as paths in that folder.
+    /// The files of a folder of the export that a host has open according to the server, as paths
+    /// in that folder.
     pub(crate) fn opened(&self, folder: &str) -> Vec<String> {
         states(folder, "open")
     }
 
-    /// The files of a folder of the export on which a delegation lies.
+    /// The files of a folder of the export for which the server has granted a delegation.
     pub(crate) fn delegated(&self, folder: &str) -> Vec<String> {
         states(folder, "deleg")
     }
 
-    /// Whether the server has a lock that begins at 0 and excludes others, on the file of a lock.
+    /// Whether the server has an exclusive lock that begins at 0, on the file of a lock.
     pub(crate) fn has_lock(&self, folder: &str, lock: &str) -> bool {
         self.has_lock_on(Path::new(&format!("/export/{folder}/{lock}.lck")))
     }
@@ -158,9 +160,10 @@ impl Server {
     }
 }
 
-/// The files of a folder with a state of a kind, in the server's lists: one for each client, of lines such as
-/// `- 0x...: { type: deleg, access: w, superblock: "fe:00:2885", filename: ".distrilock/gate" }`, where the inode tells which
-/// file it is, since the path is cut short.
+/// The files of a folder that have a state of this kind in the server's lists. It has one list for
+/// each client, with lines such as
+/// `- 0x...: { type: deleg, access: w, superblock: "fe:00:2885", filename: ".distrilock/gate" }`.
+/// The path is shortened, so the inode says which file it is.
 fn states(folder: &str, kind: &str) -> Vec<String> {
     let clients = fs::read_dir("/proc/fs/nfsd/clients").expect("the server runs");
     // A client may go away meanwhile.
@@ -182,11 +185,11 @@ fn states(folder: &str, kind: &str) -> Vec<String> {
     names
 }
 
-/// A host: an NFS client of its own. When it is dropped, whatever runs in it is killed.
+/// A host: a separate NFS client. When it is dropped, everything that runs in it is killed.
 pub(crate) struct Host {
     pub(crate) name: String,
     index: u32,
-    /// It only keeps the namespaces.
+    /// It only keeps the namespaces alive.
     process: Child,
 }
 
@@ -220,7 +223,7 @@ impl Host {
         command
     }
 
-    /// No other host has it.
+    /// No other host has this number.
     pub(crate) fn number(&self) -> u32 {
         self.index
     }
@@ -230,7 +233,7 @@ impl Host {
         format!("h{}", self.index)
     }
 
-    /// Its address, and that of the server on the same link.
+    /// Its address, and the server's address on the same link.
     pub(crate) fn addresses(&self) -> [String; 2] {
         [2, 1].map(|last| format!("10.0.{}.{last}", self.index))
     }
@@ -260,21 +263,21 @@ impl Host {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// A path on this host, for processes that are not on it.
+    /// A path on this host, for processes outside it.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.process.id()))
     }
 
-    /// From now on no packet passes, in either direction, nor do those that are on their way.
+    /// From now on no packet passes, in either direction, not even those already on their way.
     pub(crate) fn cut(&self) {
-        // At once, without another program; then for good.
+        // First at once, without another program; then permanently.
         let flags = format!("/sys/class/net/v{}/flags", self.index);
         fs::write(&flags, LINK_DOWN).expect("sys is mounted");
         self.link("replace", "blackhole");
         fs::write(&flags, LINK_UP).expect("sys is mounted");
     }
 
-    /// Every packet to the server takes so much longer from now on; those from it do not.
+    /// From now on every packet to the server is delayed; packets from it are not.
     pub(crate) fn slow(&self, delay_ms: u32) {
         sh(&format!("tc -n h{} qdisc replace dev eth0 root netem delay {delay_ms}ms", self.index));
     }
@@ -286,7 +289,7 @@ impl Host {
 
     fn link(&self, verb: &str, discipline: &str) {
         let index = self.index;
-        // Both at once, so that the cut has a time.
+        // Both at once, so that the cut has one time.
         let ends = [
             format!("qdisc {verb} dev v{index} root {discipline}"),
             format!("-n h{index} qdisc {verb} dev eth0 root {discipline}"),
@@ -298,7 +301,7 @@ impl Host {
         }
     }
 
-    /// The remote procedure calls that the mount has made until now, by their names.
+    /// The mount's remote procedure calls so far, by name.
     pub(crate) fn calls(&self) -> BTreeMap<String, u64> {
         let path = format!("/proc/{}/mountstats", self.process.id());
         let text = fs::read_to_string(path).expect("the host is there");
@@ -328,7 +331,7 @@ impl Host {
         node
     }
 
-    /// Starts a daemon that is to refuse, and gives what it said.
+    /// Starts a daemon that should refuse to start, and returns its output.
     pub(crate) fn daemon_refuses(&self, report: &Report, directory: &str) -> Result<String, String> {
         let mut node = self.spawn(report, None, directory, &[]);
         let deadline = Instant::now() + PATIENCE;
@@ -343,7 +346,7 @@ impl Host {
         }
     }
 
-    /// Starts a daemon and does not wait for it.
+    /// Starts a daemon without waiting for it.
     pub(crate) fn spawn(&self, report: &Report, uid: Option<u32>, directory: &str, flags: &[&str]) -> Node {
         static NODES: AtomicU32 = AtomicU32::new(0);
         let number = NODES.fetch_add(1, Ordering::Relaxed);
@@ -367,21 +370,21 @@ impl Host {
         Node { child, address, log }
     }
 
-    /// A collector on this host: that of the command, or that of the library.
+    /// A collector on this host: the command's or the library's.
     pub(crate) fn collector(&self) -> Command {
         let mut command = self.command(if COMMAND.is_some() { "/lab/distrilock" } else { "/lab/payload" });
         command.args(["gc", "/mnt", "--idle", "0"]);
         command
     }
 
-    /// Runs the command-line program on this host; its exit status and what it said.
+    /// Runs the command-line program on this host; returns its exit status and output.
     pub(crate) fn distrilock(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let output = self.command("/lab/distrilock").args(arguments).output().expect("nsenter is there");
         let said = [output.stdout, output.stderr].concat();
         (output.status.code(), String::from_utf8_lossy(&said).into_owned())
     }
 
-    /// The link goes down for ever, and everything on the host is killed.
+    /// Takes the link down for good, and kills everything on the host.
     pub(crate) fn destroy(mut self) {
         sh(&format!("ip link set v{} down", self.index));
         self.end();
@@ -425,7 +428,7 @@ impl Node {
         self.child.try_wait().expect("it is our child").is_none()
     }
 
-    /// SIGKILL. The end of the process may have to wait for the file system, so nobody waits for it here.
+    /// Sends SIGKILL. The process may only end when the file system answers, so this does not wait.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
     }
@@ -435,7 +438,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
         let mut ended = false;
-        // A process that waits for a cut link ends later, or never: it must not hold up the lab.
+        // A process that waits for a cut link ends later, or never; it must not delay the lab.
         let deadline = Instant::now() + Duration::from_secs(2);
         while !ended && Instant::now() < deadline {
             ended = self.child.try_wait().is_ok_and(|status| status.is_some());

@@ -1,5 +1,6 @@
-//! A process on a host that locks one file when it is told to, without a daemon: with the flag that daemons open their files
-//! with, or without it, as any other program would. A call that hangs for as long as its host is cut off hangs there.
+//! A process on a host that locks one file whenever it is told to, without a daemon. It opens the
+//! file with the flag that daemons use, or plainly, as any other program would. A call that hangs
+//! while the host is cut off hangs only there.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -34,7 +35,7 @@ impl Opened {
     }
 }
 
-/// The process itself: one word a line comes in, one goes out.
+/// The process itself. It answers each line, a word, with another one.
 pub(crate) fn run(words: &[String]) -> bool {
     let [path, how] = words else { return false };
     let flags = if how == Opened::AsDaemonsDo.word() { NO_DELEGATION.bits() } else { 0 };
@@ -62,7 +63,7 @@ pub(crate) fn run(words: &[String]) -> bool {
     true
 }
 
-/// The process, as the lab sees it.
+/// The process, as the lab uses it.
 pub(crate) struct Locker {
     child: Child,
     input: ChildStdin,
@@ -87,13 +88,13 @@ impl Locker {
         locker
     }
 
-    /// Tells it to try the lock, and waits that long for its answer.
+    /// Tells it to try the lock, and waits at most this long for its answer.
     pub(crate) fn tries(&mut self, patience: Duration) -> Option<String> {
         self.tell("lock");
         self.hears(patience)
     }
 
-    /// The answer to what it was told before, if it comes within a time.
+    /// The answer to what it was told before, if it comes within this time.
     pub(crate) fn hears(&self, patience: Duration) -> Option<String> {
         self.words.recv_timeout(patience).ok()
     }

@@ -1,4 +1,4 @@
-//! Daemons and hosts that go away, and a server that does not answer.
+//! Daemons and hosts that disappear, and a server that does not answer.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +22,7 @@ pub(crate) fn gone(server: &Server, report: &Report) {
     let start = Instant::now();
     killed.kill();
     let (_rival, granted) = rival.granted();
-    // Its kernel unlocks: nobody waits for its lease, which goes on.
+    // Its kernel unlocks. The host's lease goes on, so nobody waits for its end.
     let limit = Duration::from_secs(LEASE_SECONDS);
     let time = granted - start;
     report.check("a killed daemon's lock is free at once", time < limit, format!("after {time:?}"));
@@ -34,12 +34,12 @@ pub(crate) fn gone(server: &Server, report: &Report) {
     c.destroy();
     let (_rival, granted) = rival.granted();
     let time = granted - start;
-    // The lease, counted from the last renewal, and the server's own interval of looking.
+    // The lease, counted from the last renewal, and the interval at which the server checks it.
     let in_time = time < Duration::from_secs(3 * LEASE_SECONDS);
     report.check("a host's lock is free when its lease has run out", in_time, format!("after {time:?}"));
 }
 
-/// What a session that keeps asking for names got.
+/// The results of a session that keeps requesting names.
 #[derive(Default)]
 struct Load {
     grants: AtomicU64,
@@ -78,11 +78,12 @@ impl Load {
     }
 }
 
-/// The server does not answer a daemon under load, for longer than its lease: what needs no storage goes on, there and in a
-/// daemon beside it that uses a local directory; and when the server is back, so does the rest.
+/// The server does not answer a daemon under load for longer than its lease: requests without
+/// storage are served, there and in another daemon with a local directory; when the server is back,
+/// so is everything else.
 pub(crate) fn hung_server(server: &Server, report: &Report) {
     const HUNG: Duration = Duration::from_secs(LEASE_SECONDS + 4);
-    /// What takes less does not wait for the server.
+    /// What takes less time does not wait for the server.
     const NOT_HUNG: Duration = Duration::from_secs(LEASE_SECONDS / 2 + 2);
     let [host] = server.hosts("hung", ["ha"]);
     let flags = ["--storage-timeout", "2"];
@@ -110,7 +111,7 @@ pub(crate) fn hung_server(server: &Server, report: &Report) {
         let in_time = reply["error"] == "storage" && time < NOT_HUNG;
         report.check("what needs storage is refused in time", in_time, format!("after {time:?}: {reply}"));
         report.check("ping and list go on", slowest < NOT_HUNG, format!("the slowest took {slowest:?}"));
-        // Had it stood still for most of the time, it would have made less than a fifth of them.
+        // If it had stood still most of the time, there would be fewer than a fifth of them.
         let goes_on = went_on as f64 > rate * HUNG.as_secs_f64() / 5.0;
         let detail = format!("{went_on} grants, {rate:.0} a second before");
         report.check("the daemon of a local directory goes on", goes_on, detail);
@@ -138,7 +139,7 @@ fn ask_for_storage(node: &Node) -> thread::JoinHandle<(Duration, Value)> {
     })
 }
 
-/// Pings and lists until a time; the slowest reply.
+/// Pings and lists until a given time; returns the slowest reply.
 fn answers(node: &Node, end: Instant) -> Duration {
     let mut slowest = Duration::ZERO;
     let mut session: V1 = node.session();

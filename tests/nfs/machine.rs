@@ -1,5 +1,5 @@
-//! The host's side: builds the machines, puts this program and the two that are tested on a disk, boots one machine for each
-//! kernel and version of NFS, and shows what comes out.
+//! The host's side: builds the machines, puts this program and the two tested ones on a disk, boots
+//! one machine for each kernel and version of NFS, and shows the results.
 
 use std::collections::HashSet;
 use std::env;
@@ -20,12 +20,12 @@ use crate::chosen;
 use crate::hosts::Version;
 use crate::report::{self, Read};
 
-/// After so long a machine is switched off, whatever it does.
+/// After this time a machine is switched off, whatever it does.
 const MACHINE_SECONDS_MAX: u32 = 3600;
 
 const MEMORY_MIB: u32 = 768;
 
-/// Machines at the same time; each mostly waits for leases to run out.
+/// Machines at the same time; each mostly waits for leases to expire.
 const MACHINES_MAX: usize = 2;
 
 /// The command `distrilock`, if this tree has it.
@@ -70,7 +70,7 @@ impl fmt::Display for Machine {
     }
 }
 
-/// The machines, those first that take the longest.
+/// The machines; the slowest come first.
 const MACHINES: &[Machine] = &[
     Machine { suite: Suite::Bookworm, version: Version::V42 },
     Machine { suite: Suite::Bookworm, version: Version::V41 },
@@ -80,14 +80,14 @@ const MACHINES: &[Machine] = &[
     Machine { suite: Suite::Trixie, version: Version::V40 },
 ];
 
-/// What the machines said, counted.
+/// The machines' results, counted.
 #[derive(Default)]
 struct Tally {
     passed: u32,
     failed: u32,
 }
 
-/// Runs the scenarios that words choose; true if everything holds.
+/// Runs the scenarios selected by words; returns whether everything holds.
 pub(crate) fn run(words: &[String]) -> bool {
     let start = Instant::now();
     let wants = |machine: &&Machine| !chosen(**machine, words).is_empty();
@@ -115,7 +115,7 @@ pub(crate) fn run(words: &[String]) -> bool {
     passed > 0 && failed == 0
 }
 
-/// The images of the machines' suites, built if need be.
+/// The images of the machines' suites; they are built if necessary.
 fn images(machines: &[Machine]) -> Vec<(Suite, PathBuf)> {
     let suites: Vec<Suite> = [Suite::Bookworm, Suite::Trixie]
         .into_iter()
@@ -142,7 +142,7 @@ fn payload(scratch: &Path) {
     for (program, name) in programs {
         fs::copy(program, folder.join(name)).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
     }
-    // Symbols are most of it.
+    // They consist mostly of symbols.
     succeed(Command::new("strip").args(programs.map(|(_, name)| folder.join(name))));
     package(&folder, scratch);
     let disk = scratch.join("payload.tar");
@@ -151,7 +151,8 @@ fn payload(scratch: &Path) {
     fs::File::options().write(true).open(&disk).and_then(|file| file.set_len(length)).expect("there is room");
 }
 
-/// What the package installs, for hosts with systemd: by the scripts of every package, with the programs that are tested.
+/// The files that the package installs, for hosts with systemd: installed by the scripts of every
+/// package, with the programs under test.
 fn package(folder: &Path, scratch: &Path) {
     let build = format!("BUILD={}", scratch.join("build").display());
     let packaging = |script: &str| Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(script));
@@ -164,7 +165,7 @@ fn succeed(command: &mut Command) {
     assert!(status.as_ref().is_ok_and(std::process::ExitStatus::success), "{command:?}: {status:?}");
 }
 
-/// Boots one machine and waits for its end.
+/// Boots one machine and waits until it ends.
 fn boot(machine: Machine, words: &[String], image: &Path, scratch: &Path, tally: &Mutex<Tally>) {
     let Machine { suite, version } = machine;
     let console = scratch.join(format!("console-{suite}-{version}"));

@@ -1,9 +1,11 @@
-//! The NFS lab: a virtual machine with a real NFS server and real NFS clients, each a host of its own with its own
-//! distrilockd, for the versions 4.0, 4.1 and 4.2 and for two kernels. Hosts are cut off, killed and healed, the server is restarted, and a
-//! witness outside of the daemons watches that no two are in one lock at once. README.md beside this file tells more.
+//! The NFS lab: a virtual machine with a real NFS server and real NFS clients, each a host of its
+//! own with its own distrilockd, for the versions 4.0, 4.1 and 4.2 and for two kernels. Hosts are
+//! cut off, killed and reconnected, the server is restarted, and a witness outside of the daemons
+//! checks that no two sessions have one lock at once. README.md beside this file explains more.
 //!
-//! Arguments choose kernels (`trixie`), versions (`4.1`), and scenarios by parts of their names. On the host this program builds and boots the
-//! machine (`machine`); inside, as `payload guest`, it is the lab itself. The test has no harness for that reason.
+//! Arguments select kernels (`trixie`), versions (`4.1`), and scenarios by parts of their names. On
+//! the host this program builds and boots the machines (`machine`); inside, as `payload guest`, it
+//! is the lab itself. This is why the test has no harness.
 
 mod booted;
 mod command;
@@ -40,13 +42,14 @@ use hosts::{Server, Version};
 use machine::{Machine, Suite};
 use report::Report;
 
-/// So many scenarios at the same time: more, and the machine is too slow to measure times.
+/// Scenarios at the same time: with more, the machine is too slow to measure times.
 const TOGETHER_MAX: usize = 3;
 
-/// What is shown, and how.
+/// What a scenario shows, and how.
 struct Scenario {
     name: &'static str,
-    /// Whether others may run at the same time: what mainly waits may, what counts or disturbs the server may not.
+    /// Whether others may run at the same time: scenarios that mainly wait may, those that count or
+    /// disturb the server may not.
     together: bool,
     machines: &'static [Machine],
     run: fn(&Server, &Report),
@@ -65,7 +68,7 @@ const NEW_V42: Machine = on(Suite::Trixie, Version::V42);
 
 const OLD: &[Machine] = &[V40, V41, V42];
 const WITH_SESSIONS: &[Machine] = &[V41, V42];
-/// What exclusion rests on is shown on the newer kernel, too.
+/// Scenarios about what exclusion rests on run on the newer kernel as well.
 const BOTH: &[Machine] = &[V40, V41, V42, NEW_V42];
 const NEW: &[Machine] = &[NEW_V40, NEW_V41, NEW_V42];
 
@@ -91,7 +94,8 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "restart", together: false, machines: OLD, run: partition::server_restart },
 ];
 
-/// The scenarios of a machine that words choose; no word for suites, versions or scenarios: all of them.
+/// The scenarios of a machine that words select. Without words for suites, for versions or for
+/// scenarios, all of these are selected.
 fn chosen(machine: Machine, words: &[String]) -> Vec<&'static Scenario> {
     let suites: Vec<Suite> = words.iter().filter_map(|word| word.parse().ok()).collect();
     let versions: Vec<Version> = words.iter().filter_map(|word| word.parse().ok()).collect();
@@ -109,7 +113,7 @@ fn chosen(machine: Machine, words: &[String]) -> Vec<&'static Scenario> {
 }
 
 fn main() -> ExitCode {
-    // As a collector, this program is started by itself for each deletion.
+    // As a collector, this program starts itself for each deletion.
     if let Some(status) = nfs4::run_as_unlink_helper() {
         return status;
     }
@@ -127,7 +131,7 @@ fn main() -> ExitCode {
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The collector of the library, for a tree whose command has none: deletes what nobody uses.
+/// The library's collector, for a tree whose command has none: deletes unused files.
 fn sweep(directory: &str) -> bool {
     let settings = Settings::parse_from(["distrilockd", "-d", directory]);
     let files = Directory::find(&settings).expect("a healthy mount").files().expect("a healthy mount");
@@ -135,7 +139,7 @@ fn sweep(directory: &str) -> bool {
     swept.inspect_err(|fault| println!("{fault}")).is_ok()
 }
 
-/// Inside of the machine: the kernel's command line says which machine it is, and has the words.
+/// Inside the machine: the kernel's command line says which machine it is, and has the words.
 fn guest() -> bool {
     let line = std::fs::read_to_string("/proc/cmdline").expect("proc is mounted");
     let setting = |name: &str| {
@@ -168,7 +172,7 @@ fn guest() -> bool {
     failures == 0
 }
 
-/// Runs one scenario and gives its failures. A panic is one.
+/// Runs one scenario and returns its failures. A panic is a failure.
 fn perform(server: &Server, scenario: &Scenario) -> u32 {
     let report = Report::new(scenario.name);
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (scenario.run)(server, &report))) {

@@ -1,5 +1,5 @@
-//! Which mounts the daemon and the doctor take for what they are; daemons under different users on an export that trusts no
-//! root; and two hosts that the server takes for one.
+//! Which mounts the daemon and the doctor recognize; daemons under different users on an export
+//! that does not trust root; and two hosts that the server takes for one.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use crate::machine::COMMAND;
 use crate::report::Report;
 use crate::support::PATIENCE;
 
-/// Every mount that is refused, with a word that the message must have.
+/// Every refused mount, with a word that the message must contain.
 pub(crate) fn refused(server: &Server, report: &Report) {
     server.folder("mounts", "");
     let host = server.host("ma");
@@ -38,7 +38,7 @@ pub(crate) fn refused(server: &Server, report: &Report) {
         }
         let shown = shown_options(&host);
         if word == "local_lock" && shown.contains("local_lock=none") {
-            // Linux knows the option for NFSv3 only.
+            // Linux has this option only for NFSv3.
             report.figure(&format!("{options} is a healthy mount"), shown);
         } else {
             let said = host.daemon_refuses(report, "/mnt");
@@ -65,7 +65,7 @@ fn shown_options(host: &Host) -> String {
     mounts.lines().find(|line| line.contains(" /mnt nfs")).unwrap_or_default().to_owned()
 }
 
-/// The doctor of the daemon and that of the command agree on the exit status.
+/// The doctor of the daemon and that of the command return the same exit status.
 fn doctor(host: &Host, report: &Report, what: &str, expected: i32) {
     let daemon = host.command("/lab/distrilockd").args(["--check", "-d", "/mnt"]).output().expect("nsenter is there");
     let said = String::from_utf8_lossy(&daemon.stdout).into_owned();
@@ -76,7 +76,8 @@ fn doctor(host: &Host, report: &Report, what: &str, expected: i32) {
     report.check(&format!("doctor gives {expected} for {what}"), both, detail);
 }
 
-/// Three daemons under three users: files that one has made, the others can lock. The export turns root into nobody.
+/// Three daemons under three users: each can lock the files that another one has made. The export
+/// maps root to nobody.
 pub(crate) fn owners(server: &Server, report: &Report) {
     server.folder("owners", "root_squash");
     // With the sticky bit, as in /tmp, only a file's owner could delete it.
@@ -91,7 +92,7 @@ pub(crate) fn owners(server: &Server, report: &Report) {
         hosts.iter().zip(users).map(|(host, uid)| host.daemon_as(report, uid, "/mnt", &["--linger", "0.3"])).collect();
     for first in 0..nodes.len() {
         let lock = format!("by{first}");
-        // Each daemon makes a file, then every other one takes it while the maker still has it open.
+        // Each daemon makes a file, then every other one uses it while the maker still has it open.
         let mut sessions: Vec<_> = nodes.iter().map(crate::hosts::Node::session).collect();
         let made = sessions[first].gets(&lock);
         sessions[first].release(&lock);
@@ -114,7 +115,8 @@ pub(crate) fn owners(server: &Server, report: &Report) {
     }
 }
 
-/// Two hosts with one name are one NFSv4 client to the server, and wipe each other's locks: the daemons and the doctor say so.
+/// Two hosts with one name are one NFSv4 client to the server and wipe each other's locks: the
+/// daemons and the doctor report it.
 pub(crate) fn twins(server: &Server, report: &Report) {
     const WORDS: [&str; 2] = ["client identifier", "somebody else uses its name"];
     let hosts = server.hosts("twins", ["twin", "twin"]);
@@ -129,7 +131,7 @@ pub(crate) fn twins(server: &Server, report: &Report) {
     }
     let line = warning();
     report.check("two hosts with one client identifier are warned about", line.is_some(), line.unwrap_or_default());
-    // A daemon whose host is wiped while it starts gives up: the other one is found from there.
+    // A daemon whose host is wiped while it starts gives up; the check then starts from there.
     let gave_up = nodes[1].said().contains("cannot make this daemon known");
     doctor(&hosts[usize::from(gave_up)], report, "two hosts with one client identifier", 2);
 }

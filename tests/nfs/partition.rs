@@ -1,5 +1,6 @@
-//! The link of a holder's host is cut: for longer than the lease, when the holder has to know that its locks are lost before
-//! a rival has them; and for a shorter time, or while the server restarts, when nothing may be lost.
+//! The link of a holder's host is cut: for longer than the lease, when the holder must learn that
+//! its locks are lost before a rival gets them; and for a shorter time, or while the server
+//! restarts, when nothing may be lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,19 +14,19 @@ use crate::hosts::{LEASE_SECONDS, Node, Server};
 use crate::report::Report;
 use crate::support::{Gob, V1};
 
-/// How long a rival waits at most.
+/// The longest wait of a rival.
 const RIVAL: Duration = Duration::from_secs(100);
 
-/// A session that is read all the time, so that what it is told has a time, and that pings.
+/// A session that is read all the time, so that its events have times, and that pings.
 pub(crate) struct Watch {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<(V1, Seen)>,
 }
 
-/// What a watched session was told.
+/// The events of a watched session.
 pub(crate) struct Seen {
     events: Vec<(Instant, Value)>,
-    /// Until when the daemon vouched for the locks, at the latest.
+    /// The latest time until which the daemon vouched for the locks.
     pub(crate) valid_until: Option<Instant>,
     pub(crate) slowest_ping: Duration,
     pub(crate) pings: u32,
@@ -75,7 +76,7 @@ impl Watch {
                             .filter(|valid_ms| *valid_ms > 0)
                             .map(|valid_ms| start + Duration::from_millis(valid_ms));
                         seen.valid_until = seen.valid_until.max(valid);
-                        // The next one after a moment, not at once.
+                        // The next ping follows after a moment, not at once.
                         break;
                     }
                     seen.events.push((now, told));
@@ -94,7 +95,7 @@ impl Watch {
     }
 }
 
-/// A session that waits for a lock; then it releases it at once, or keeps it.
+/// A session that waits for a lock, and then releases it at once or keeps it.
 pub(crate) struct Rival(JoinHandle<(V1, Value, Instant)>);
 
 impl Rival {
@@ -104,7 +105,7 @@ impl Rival {
         let name = lock.to_owned();
         let thread = thread::spawn(move || {
             let mut reply = Value::Null;
-            // A server that does not answer for long ends a wait: then it is asked again.
+            // A server that does not answer for long ends a wait; then this asks again.
             while reply.is_null() || reply["error"] == "storage" {
                 reply = session.request(json!({"op": "acquire", "lock": name, "wait_ms": null}));
             }
@@ -129,7 +130,7 @@ impl Rival {
     }
 }
 
-/// A version 0.1 session has no other notice than its end.
+/// A version 0.1 session gets no notice other than its end.
 fn ends(mut session: Gob) -> JoinHandle<Instant> {
     thread::spawn(move || {
         session.bytes().stream().set_read_timeout(Some(RIVAL)).expect("it is a socket");
@@ -142,7 +143,7 @@ fn is_lost(reply: &Value) -> bool {
     reply["error"] == "lost" || reply["error"] == "not_held"
 }
 
-/// Two locks are lost: the rival keeps one, and has released the other one before the link heals.
+/// Two locks are lost: the rival keeps one, and has released the other one before the link is back.
 pub(crate) fn longer_than_the_lease(server: &Server, report: &Report) {
     let [a, b] = server.hosts("partition", ["pa", "pb"]);
     let (left, right) = (a.daemon(report, &[]), b.daemon(report, &[]));
@@ -177,7 +178,7 @@ pub(crate) fn longer_than_the_lease(server: &Server, report: &Report) {
     let detail = format!("closed after {:.2} s, rival granted after {:.2} s", since(cut, closed), since(cut, third));
     report.check("a version 0.1 session is closed before", closed < third, detail);
     let detail = format!("{} pings, the slowest {:?}; {}", seen.pings, seen.slowest_ping, seen.kinds(cut));
-    // They do not wait for the server, which answers only when the link heals.
+    // They do not wait for the server, which answers only after the heal.
     report.check("pings go on", seen.slowest_ping < Duration::from_secs(LEASE_SECONDS / 2), detail);
 
     a.heal();
@@ -204,7 +205,7 @@ fn eventually_gets(session: &mut V1, lock: &str) -> bool {
     reply["ok"] == true
 }
 
-/// After a heal the daemon grants again, without a restart.
+/// When the link is back, the daemon grants again, without a restart.
 pub(crate) fn works_again(node: &Node, report: &Report, healed: Instant) {
     let mut session = node.session();
     let mut reply = Value::Null;
@@ -219,8 +220,8 @@ pub(crate) fn works_again(node: &Node, report: &Report, healed: Instant) {
 
 /// The link is cut for a moment.
 pub(crate) fn shorter_than_the_lease(server: &Server, report: &Report) {
-    /// TCP sends again some 3 s after the cut, and then some 6.2 s after it, which is too late: the cut has to be over before
-    /// the first of these, however slow the machine is.
+    /// TCP retransmits about 3 s after the cut, and then about 6.2 s after it, which is too late.
+    /// The cut has to be over before the first of these, even on a slow machine.
     const BLINK: Duration = Duration::from_millis(2000);
     let [a, b] = server.hosts("blink", ["ba", "bb"]);
     let (left, right) = (a.daemon(report, &[]), b.daemon(report, &[]));
@@ -237,7 +238,7 @@ pub(crate) fn shorter_than_the_lease(server: &Server, report: &Report) {
     hands_over(server, report, "blink", (watch, rival), cut);
 }
 
-/// The holder still has its lock, by everybody's account, and passes it on when it releases it.
+/// The holder still has its lock, according to everybody, and passes it on when it releases it.
 fn hands_over(server: &Server, report: &Report, folder: &str, (watch, rival): (Watch, Rival), start: Instant) {
     let (mut holder, seen) = watch.end();
     let told = seen.kinds(start);

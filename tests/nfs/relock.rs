@@ -1,5 +1,6 @@
-//! One session takes and releases one name as fast as it can: Linux's server can drop a lock that it has just granted, when
-//! the same client unlocks and locks quickly. Its own table of locks is read a moment after every grant, since the lock goes then.
+//! One session acquires and releases one name as fast as it can: Linux's server can drop a lock
+//! that it has just granted if the same client unlocks and locks quickly. Its lock table is read a
+//! moment after every grant, because that is when the lock disappears.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -13,10 +14,12 @@ use crate::witness::{spin, try_lock, unlock};
 /// How long after a grant the table is read.
 const LATER: Duration = Duration::from_millis(1);
 
-/// Warm names, then names whose file is opened anew for each grant; and how often the defect hits without an anchor.
+/// Warm names, then names whose file is opened anew for each grant; and how often the defect occurs
+/// without an anchor.
 pub(crate) fn tight(server: &Server, report: &Report) {
-    // Without sessions (4.0) nothing is freed late. 4.1 and 4.2 lock in the same way, and a cycle takes its time: one of them
-    // has it 10,000 times. With sessions, the end of each fresh file takes a process of its own.
+    // Without sessions (4.0) nothing is freed late. 4.1 and 4.2 lock in the same way, and a cycle
+    // takes time, so only one of them runs 10,000 cycles. With sessions, the end of each fresh file
+    // needs a process of its own.
     let (warm, fresh) = match server.version {
         Version::V40 => (1000, 300),
         Version::V41 => (2000, 200),
@@ -48,7 +51,8 @@ fn cycles(server: &Server, report: &Report, node: &Node, lock: &str, count: u32)
     report.check(&format!("no lock is dropped ({lock})"), lost.is_empty(), detail);
 }
 
-/// The same without an anchor and without a daemon. It says whether this kernel has the defect at all.
+/// The same without an anchor and without a daemon: shows whether this kernel has the defect at
+/// all.
 fn without_anchor(server: &Server, report: &Report, path: &std::path::Path, count: u32) {
     let file = crate::witness::open(path).expect("a fresh file");
     let inode = fs::metadata("/export/relock/bare.lck").expect("the same file").ino();

@@ -1,12 +1,12 @@
-//! What a scenario finds out, as lines that leave the machine: tab-separated, one for each check or figure; and how these are read
-//! outside.
+//! The results of a scenario, as lines that leave the machine: tab-separated, one for each check or
+//! figure; and how they are read outside.
 
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
-/// What one scenario says.
+/// The results of one scenario.
 pub(crate) struct Report {
     scenario: &'static str,
     start: Instant,
@@ -25,7 +25,7 @@ impl Report {
         Self { scenario, start: Instant::now(), counts: Mutex::default() }
     }
 
-    /// Something that must be so, and whether it is.
+    /// Records a condition that must hold, and whether it does.
     pub(crate) fn check(&self, what: &str, holds: bool, detail: impl Display) {
         let mut counts = self.counts.lock().expect("no report panics");
         counts.checks += 1;
@@ -33,7 +33,7 @@ impl Report {
         self.line(if holds { "ok" } else { "FAILED" }, what, &detail);
     }
 
-    /// Something that was measured, and can be neither right nor wrong.
+    /// Records a measurement, which can be neither right nor wrong.
     pub(crate) fn figure(&self, what: &str, detail: impl Display) {
         self.line("figure", what, &detail);
     }
@@ -43,12 +43,12 @@ impl Report {
         println!("{kind}\t{}\t{what}\t{detail}\t{:.1}", self.scenario, self.start.elapsed().as_secs_f64());
     }
 
-    /// The log of a daemon, which is shown if the scenario fails.
+    /// Adds a daemon's log, which is shown if the scenario fails.
     pub(crate) fn show_if_failed(&self, log: PathBuf) {
         self.counts.lock().expect("no report panics").logs.push(log);
     }
 
-    /// The failures, after what the daemons said if there are any.
+    /// The failures, preceded by the daemons' logs if there are any.
     pub(crate) fn end(&self) -> u32 {
         let counts = self.counts.lock().expect("no report panics");
         if counts.failures > 0 {
@@ -64,22 +64,22 @@ impl Report {
     }
 }
 
-/// What a line says, once it was shown.
+/// The meaning of a line that has been shown.
 pub(crate) enum Read<'a> {
     Passed,
     Failed,
-    /// The end of a scenario. One that checks nothing is as good as missing.
+    /// The end of a scenario. A scenario that checks nothing counts as missing.
     Done {
         scenario: &'a str,
         checks: bool,
     },
     /// A figure, or a daemon's log.
     Other,
-    /// No line of a report.
+    /// Not a line of a report.
     Foreign,
 }
 
-/// Reads a line, and shows it as one of this machine, unless it is none of a report.
+/// Reads a line and shows it as one of this machine, unless it does not belong to a report.
 pub(crate) fn read<'a>(machine: &dyn Display, line: &'a str) -> Read<'a> {
     let parts: Vec<&str> = line.split('\t').collect();
     let [kind, scenario, what, detail, seconds] = parts[..] else { return Read::Foreign };

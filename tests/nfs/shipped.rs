@@ -1,5 +1,6 @@
-//! Three booted hosts, each with systemd as its first process, on which somebody does what systemd/examples/nfs/README.md says: its
-//! commands, its files and the package's units as they are. Only the names of that page have addresses of the lab.
+//! Three booted hosts, each with systemd as its first process, on which somebody follows
+//! systemd/examples/nfs/README.md: its commands, its files and the package's units, all unchanged.
+//! Only the names on that page are replaced by addresses of the lab.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use crate::support::{V1, eventually};
 
 const EXAMPLES: &str = "/usr/share/doc/distrilock/examples/nfs";
 
-/// All that is used, as systemd-analyze(1) is to find it.
+/// All units in use, for systemd-analyze(1).
 const UNITS: &[&str] = &[
     "srv-locks.mount",
     "distrilock.service",
@@ -32,7 +33,7 @@ const UNITS: &[&str] = &[
     "distrilock-gc@srv-locks.timer",
 ];
 
-/// The hours by which clocks jump, so that files are old and timers elapse.
+/// The hours by which clocks are set forward, so that files are old and timers elapse.
 const JUMP_HOURS: u32 = 3;
 
 pub(crate) fn three_hosts(server: &Server, report: &Report) {
@@ -75,14 +76,14 @@ fn commands(heading: &str) -> String {
     format!("set -ex\n{commands}")
 }
 
-/// Does what a chapter says, on one host; whether that went well.
+/// Follows a chapter on one host; returns whether that went well.
 fn follow(booted: &Booted, heading: &str, report: &Report) -> bool {
     let (status, text) = booted.run("sh", &["-c", &commands(heading)]);
     succeeds(report, &format!("{heading} ({})", booted.host.name), status, &text);
     status == Some(0)
 }
 
-/// A command that must succeed; what it said matters only if it does not.
+/// Runs a command that must succeed; its output matters only if it does not.
 fn succeeds(report: &Report, what: &str, status: Option<i32>, text: &str) {
     let holds = status == Some(0);
     report.check(what, holds, if holds { "" } else { text });
@@ -119,7 +120,8 @@ fn boot(server: &Server, report: &Report) -> [Booted; 3] {
     booted
 }
 
-/// Each host as the page says, and a look at all units; whether the hosts are fit for more.
+/// Sets up each host as the page says, and checks all units; returns whether the hosts are ready
+/// for more.
 fn administer(hosts: &[Booted; 3], report: &Report) -> bool {
     let well = thread::scope(|scope| {
         let follows = hosts.each_ref().map(|booted| scope.spawn(move || follow(booted, "On each host", report)));
@@ -141,12 +143,12 @@ fn session(booted: &Booted) -> V1 {
     V1::connect(&booted.address(""))
 }
 
-/// Runs a command under a lock on a host without waiting for it; the exit status.
+/// Runs a command under a lock on a host without waiting for the lock; returns the exit status.
 fn try_run(booted: &Booted, lock: &str, options: &[&str]) -> (Option<i32>, String) {
     booted.run("distrilock", &[&["run", "-n"], options, &[lock, "--", "hostname"]].concat())
 }
 
-/// What one has is refused to the others; then they have it.
+/// A lock of one host is refused to the others; then they get it.
 fn excludes(server: &Server, hosts: &[Booted; 3], report: &Report) {
     let [a, b, c] = hosts;
     let start = Instant::now();
@@ -168,7 +170,7 @@ fn excludes(server: &Server, hosts: &[Booted; 3], report: &Report) {
     doctor(a, report, "beside daemons", &[]);
 }
 
-/// The daemon is restarted while a session holds a lock, and a rival asks for it all the time.
+/// The daemon is restarted while a session holds a lock, and a rival requests it all the time.
 fn restarted(hosts: &[Booted; 3], report: &Report) {
     let [a, b, _] = hosts;
     let mut holder = session(a);
@@ -245,7 +247,7 @@ fn stopped(hosts: &[Booted; 3], report: &Report) {
     report.check("the next connection starts it again", !session(a).gets("stopped"), "and it excludes");
 }
 
-/// A second node on the first host, of the same directory.
+/// A second node on the first host, with the same directory.
 fn second_node(hosts: &[Booted; 3], report: &Report) {
     let [a, b, _] = hosts;
     follow(a, "Another node on the same host", report);
@@ -275,7 +277,7 @@ fn from_the_network(hosts: &[Booted; 3], report: &Report) {
     doctor(a, report, "with the other host", &["--peer", "host2.example.com:40800"]);
 }
 
-/// Until a session of a host is granted a lock; the reply, and after how long.
+/// Waits until a session of a host is granted a lock; returns the reply, and after how long.
 fn eventually_granted(address: String, lock: &str) -> JoinHandle<(Value, Duration)> {
     let lock = lock.to_owned();
     thread::spawn(move || {
@@ -294,7 +296,7 @@ fn eventually_granted(address: String, lock: &str) -> JoinHandle<(Value, Duratio
     })
 }
 
-/// The mount is detached under a daemon that holds a lock; then it is stopped.
+/// The mount is detached under a daemon that holds a lock; then the daemon is stopped.
 fn detached(hosts: &[Booted; 3], report: &Report) {
     let [_, b, c] = hosts;
     let mut holder = session(c);
@@ -318,7 +320,8 @@ fn detached(hosts: &[Booted; 3], report: &Report) {
     report.check("the next connection brings both back", back, format!("{reply} after {time:.1?}"));
 }
 
-/// A daemon is restarted while the server does not answer: its sessions are not left to a process that could not tell them of lost locks.
+/// A daemon is restarted while the server does not answer: its sessions are not handed to a process
+/// that could not tell them about lost locks.
 fn restarted_in_silence(server: &Server, hosts: &[Booted; 3], report: &Report) {
     let c = &hosts[2];
     let mut holder = session(c);
@@ -337,7 +340,7 @@ fn restarted_in_silence(server: &Server, hosts: &[Booted; 3], report: &Report) {
     report.check("and grants when the server is back", reply["ok"] == true, format!("{reply} after {time:.1?}"));
 }
 
-/// Changes a unit until the host is booted again.
+/// Changes a unit until the host boots again.
 fn configure(booted: &Booted, unit: &str, text: &str) {
     let folder = booted.path(&format!("/run/systemd/system/{unit}.d"));
     fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join("lab.conf"), text)).expect("memory is left");
@@ -349,7 +352,8 @@ fn main_process(booted: &Booted) -> String {
     booted.systemctl(&["show", "--property=MainPID", "--value", "distrilock.service"]).1
 }
 
-/// A host needs its mount while the server is down: that fails, but connections wait, and are served when the server is there.
+/// A host needs its mount while the server is down: mounting fails, but connections wait, and are
+/// served when the server is back.
 fn late_server(server: &Server, hosts: &[Booted; 3], report: &Report) {
     let c = &hosts[2];
     let (status, text) = c.systemctl(&["stop", "srv-locks.mount"]);
@@ -369,7 +373,7 @@ fn late_server(server: &Server, hosts: &[Booted; 3], report: &Report) {
     report.check("a server that comes late is enough", reply["ok"] == true, detail);
 }
 
-/// A host boots again, and does without anybody's help what it did before.
+/// A host boots again, and works as before without any help.
 fn rebooted(hosts: &mut [Booted; 3], report: &Report) {
     let [a, _, c] = hosts;
     let mut holder = session(a);
@@ -384,7 +388,8 @@ fn rebooted(hosts: &mut [Booted; 3], report: &Report) {
     report.check("and grants", status == Some(0), text);
 }
 
-/// What a killed daemon left is deleted by the timer, hours later; what is held is not, and no lock minds that clocks jump.
+/// The timer deletes, hours later, what a killed daemon left; held files are not deleted, and no
+/// lock is affected by clocks that jump.
 fn collected(hosts: &[Booted; 3], report: &Report) {
     let [a, b, _] = hosts;
     let (mut holder, mut victim) = (session(a), session(b));
@@ -394,7 +399,7 @@ fn collected(hosts: &[Booted; 3], report: &Report) {
     assert_eq!(status, Some(0), "{text}");
     victim.closed();
     report.check("a killed daemon leaves a file", lock_file("leftover").exists(), "");
-    // After a jump, a random delay would begin anew.
+    // After a jump, a random delay would start again.
     configure(b, "distrilock-gc@srv-locks.timer", "[Timer]\nRandomizedDelaySec=0\n");
     sh(&format!("date -s '+{JUMP_HOURS} hours'"));
     let ran = |booted: &Booted| booted.journal(&["--unit=distrilock-gc@srv-locks.service"]);

@@ -1,5 +1,6 @@
-//! An unlink is under way when its host is cut off, for longer than the lease; the link heals while a rival holds the name. If
-//! the unlink took effect then, it would remove the rival's live lock file, and a third host would get the lock, too.
+//! An unlink is under way when its host is cut off for longer than the lease; the link comes back
+//! while a rival holds the name. If the unlink took effect then, it would remove the rival's live
+//! lock file, and a third host would get the lock, too.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,13 +16,14 @@ use crate::report::Report;
 use crate::support::{PATIENCE, eventually};
 use crate::witness::{ANCHOR, Witness, anchored, try_lock};
 
-/// How long a packet to or from the host takes that is going to be cut off, so that its calls can be told apart.
+/// The delay of packets to or from the host that will be cut off, so that its calls can be told
+/// apart.
 const DELAY_MS: u32 = 300;
 
-/// An unlink reaches the server before the cut now and then; so often another one is tried.
+/// Occasionally an unlink reaches the server before the cut; then another one is tried, this often.
 const TRIES_MAX: u32 = 10;
 
-/// A plain unlink shows that the lab can do it; then the daemon's, and the collector's.
+/// A plain unlink shows that the lab can catch one; then come the daemon's and the collector's.
 pub(crate) fn in_flight(server: &Server, report: &Report) {
     thread::scope(|scope| {
         let threads = [plain, retiring, collecting].map(|unlink| scope.spawn(move || unlink(server, report)));
@@ -33,9 +35,10 @@ pub(crate) fn in_flight(server: &Server, report: &Report) {
     });
 }
 
-/// rm(1) without any lock, of a host whose lease then runs out. Where nobody kills it, it takes effect after the heal, and two
-/// hosts have the lock. Where it is killed before, it does not; unless the file is open on its host: then the client makes a
-/// rename of it, which lives on without the process.
+/// rm(1) without any lock, on a host whose lease then expires. If nothing kills it, it takes effect
+/// when the link is back, and two hosts have the lock. If it is killed before, it does not, unless
+/// the file is open on its host: then the client turns it into a rename, which continues without
+/// the process.
 fn plain(server: &Server, report: &Report) {
     thread::scope(|scope| {
         for (folder, opened, killed) in [("plain", false, false), ("killed", false, true), ("renamed", true, true)] {
@@ -46,7 +49,7 @@ fn plain(server: &Server, report: &Report) {
                 match (opened, killed) {
                     (_, false) => report.check("catches a plain unlink", !overlaps.is_empty(), detail),
                     (false, true) => report.check("a killed unlink has no effect", overlaps.is_empty(), detail),
-                    // The client's rename is a task of its own, which SIGKILL does not end.
+                    // The client's rename is a separate task, which SIGKILL does not end.
                     (true, true) => report.figure("overlaps after a killed unlink of an open file", detail),
                 }
             });
@@ -107,7 +110,7 @@ fn size(folder: &str, lock: &str) -> Option<u64> {
     fs::metadata(format!("/export/{folder}/{lock}.lck")).map(|file| file.len()).ok()
 }
 
-/// Whose unlink it is: of a process of our own, or of a child of a daemon.
+/// Whose unlink it is: that of our own process, or that of a daemon's child.
 enum Unlinker {
     Own(Child),
     Daemon(u32),
@@ -134,7 +137,7 @@ impl Unlinker {
     }
 }
 
-/// An unlink that is under way, and that has not reached the server: its host is cut off.
+/// An unlink that is under way and has not reached the server: its host is cut off.
 struct Caught {
     process: Unlinker,
     lock: String,
@@ -142,7 +145,8 @@ struct Caught {
 }
 
 impl Caught {
-    /// Starts unlinks, each of another lock's file, until one is caught, of a file that has been marked dead if it is to be.
+    /// Starts unlinks, each of another lock's file, until one is caught; if required, of a file
+    /// that has been marked dead.
     fn cut(host: &Host, folder: &str, marked: bool, mut unlink: impl FnMut(&str) -> Unlinker) -> Option<Self> {
         for n in 0..TRIES_MAX {
             let lock = format!("name{n}");
@@ -161,7 +165,8 @@ impl Caught {
     }
 }
 
-/// Whether a process, or a child of it, is in unlink(2) within a moment in which the file is ready; not if that has gone.
+/// Whether a process, or a child of it, is in unlink(2) within a moment while the file is ready;
+/// false if the file is gone.
 fn eventually_in_flight(process: u32, ready: impl Fn() -> Option<bool>) -> bool {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
@@ -184,7 +189,7 @@ fn is_unlinking(process: u32) -> bool {
     let all = children.into_iter().chain([process.to_string()]);
     all.filter(|process| !process.is_empty()).any(|process| {
         let stack = read(&process, "stack");
-        // Before a rename, the client looks its new name up.
+        // Before a rename, the client looks up the new name.
         stack.contains("proc_remove") || stack.contains("nfs_sillyrename") && !stack.contains("lookup")
     })
 }
@@ -204,7 +209,7 @@ fn retiring(server: &Server, report: &Report) {
     works_again(&node, report, Instant::now());
 }
 
-/// The collector removes a name that nobody uses.
+/// The collector removes an unused name.
 fn collecting(server: &Server, report: &Report) {
     let hosts = server.hosts("collecting", ["fa", "fb", "fc"]);
     let unlink = |lock: &str| {
@@ -215,8 +220,8 @@ fn collecting(server: &Server, report: &Report) {
     cut_during(server, report, "collecting", &hosts, unlink);
 }
 
-/// Lets the first host begin an unlink, cuts it off while that is under way, heals it when the second host has the lock, and
-/// asks for the lock from the third one.
+/// The first host begins an unlink, is cut off while it is under way, and is reconnected when the
+/// second host has the lock; then the third one requests the lock.
 fn cut_during(server: &Server, report: &Report, folder: &str, hosts: &[Host; 3], unlink: impl FnMut(&str) -> Unlinker) {
     let [a, b, c] = hosts;
     let (right, third) = (b.daemon(report, &[]), c.daemon(report, &[]));
@@ -233,8 +238,8 @@ fn cut_during(server: &Server, report: &Report, folder: &str, hosts: &[Host; 3],
     report.figure(&format!("the rival is granted ({folder})"), detail);
     let live = inode(folder, name);
     a.heal();
-    // What the client has not yet been answered, it sends again before it can do anything new: a sign of life of the client
-    // is one that its old calls are over.
+    // The client repeats unanswered calls before it can do anything new, so a sign of life means
+    // that its old calls are over.
     let healed = Instant::now();
     let alive = fs::write(a.path("/mnt/sign-of-life"), "");
     let detail = format!("{alive:?} {:.2} s after the heal", healed.elapsed().as_secs_f64());
@@ -252,7 +257,7 @@ fn cut_during(server: &Server, report: &Report, folder: &str, hosts: &[Host; 3],
     let intact = live.is_some() && live == now && server.has_lock(folder, name);
     let reply = keeper.request(json!({"op": "verify", "lock": name}));
     report.check(&format!("the rival's lock is real ({folder})"), intact && reply["ok"] == true, &reply);
-    // A lock that was lost cannot be released.
+    // A lost lock cannot be released.
     keeper.request(json!({"op": "release", "lock": name}));
     witness.leave(name, "rival");
     let reply = session.request(json!({"op": "acquire", "lock": name, "wait_ms": 10_000}));

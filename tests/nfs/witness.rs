@@ -1,6 +1,7 @@
-//! The witness: a table of who is in which lock, kept by this process, which no host and no daemon can reach. Two in one lock
-//! at once are an overlap. Before anything else it has to catch a protocol that is known to be wrong, and to be silent about
-//! one that is right, both made of plain file locks without any daemon.
+//! The witness: a table of who has which lock, kept by this process, out of reach of every host and
+//! daemon. Two sessions in one lock at once are an overlap. First it must catch a protocol that is
+//! known to be wrong, and accept one that is right; both are made of plain file locks, without any
+//! daemon.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -28,7 +29,7 @@ pub(crate) struct Witness(Mutex<Table>);
 
 #[derive(Default)]
 struct Table {
-    /// The holders of each lock: one, or it is an overlap.
+    /// The holders of each lock; more than one are an overlap.
     inside: HashMap<String, Vec<String>>,
     /// The host of the last grant of each lock.
     last: HashMap<String, String>,
@@ -42,7 +43,7 @@ impl Witness {
         self.0.lock().expect("nobody panics in the table")
     }
 
-    /// Somebody was granted a lock.
+    /// A holder was granted a lock.
     pub(crate) fn enter(&self, lock: &str, host: &str, who: &str) {
         let table = &mut *self.table();
         let inside = table.inside.entry(lock.to_owned()).or_default();
@@ -55,14 +56,14 @@ impl Witness {
         table.changes += u64::from(last.is_some_and(|last| last != host));
     }
 
-    /// Somebody believes no longer that it holds a lock.
+    /// A holder no longer believes that it has a lock.
     pub(crate) fn leave(&self, lock: &str, who: &str) {
         if let Some(inside) = self.table().inside.get_mut(lock) {
             inside.retain(|one| one != who);
         }
     }
 
-    /// In, for 0 to 100 microseconds, and out.
+    /// Enters, stays for 0 to 100 microseconds, and leaves.
     pub(crate) fn visit(&self, lock: &str, host: &str, who: &str, dice: &mut Dice) {
         self.enter(lock, host, who);
         spin(Duration::from_micros(dice.below(101)));
@@ -82,7 +83,7 @@ impl Witness {
         self.table().overlaps.clone()
     }
 
-    /// The check that everything is about.
+    /// The check that all of this is for.
     pub(crate) fn report(&self, report: &Report, grants_min: u64, start: Instant) {
         let overlaps = self.overlaps();
         let (grants, changes) = (self.grants(), self.changes());
@@ -108,7 +109,7 @@ fn flock(kind: i32, start: i64, length: i64) -> libc::flock {
     libc::flock { l_type: kind, l_whence: 0, l_start: start, l_len: length, l_pid: 0 }
 }
 
-/// Tries a write lock on a range (length 0: to the end); whether it was granted.
+/// Tries a write lock on a range (length 0: to the end); returns whether it was granted.
 pub(crate) fn try_lock(file: &File, start: i64, length: i64) -> io::Result<bool> {
     match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&flock(libc::F_WRLCK, start, length))) {
         Ok(_) => Ok(true),
@@ -138,7 +139,8 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(false).open(path)
 }
 
-/// One try of the order that is wrong: whoever locks between the close and the unlink has a file that loses its name.
+/// One try in the wrong order: a process that locks between the close and the unlink has a file
+/// that loses its name.
 fn unlock_close_unlink(path: &Path, visit: &mut dyn FnMut()) -> io::Result<()> {
     let file = open(path)?;
     if try_lock(&file, 0, 0)? {
@@ -150,7 +152,7 @@ fn unlock_close_unlink(path: &Path, visit: &mut dyn FnMut()) -> io::Result<()> {
     Ok(())
 }
 
-/// One try of the order that is right.
+/// One try in the right order.
 fn anchored_try(file: &File, visit: &mut dyn FnMut()) -> io::Result<()> {
     if try_lock(file, 0, ANCHOR)? {
         visit();
@@ -159,7 +161,7 @@ fn anchored_try(file: &File, visit: &mut dyn FnMut()) -> io::Result<()> {
     Ok(())
 }
 
-/// Three hosts fight by one protocol for one file, until there were so many grants, or overlaps.
+/// Three hosts fight by one protocol for one file, until there are enough grants, or overlaps.
 fn fight(hosts: &[crate::hosts::Host], witness: &Witness, name: &str, grants: u64, anchor: bool) {
     let end = Instant::now() + Duration::from_secs(120);
     thread::scope(|scope| {
@@ -171,7 +173,7 @@ fn fight(hosts: &[crate::hosts::Host], witness: &Witness, name: &str, grants: u6
                 let who = format!("{}-{seed}", host.name);
                 while witness.grants() < grants && witness.overlaps().is_empty() && Instant::now() < end {
                     let mut visit = || witness.visit(name, &host.name, &who, &mut dice);
-                    // What is wrong also fails now and then: a file that is gone already, or stale.
+                    // The wrong protocol also fails now and then: a file is already gone, or stale.
                     let _ = match &file {
                         Some(file) => anchored_try(file, &mut visit),
                         None => unlock_close_unlink(&path, &mut visit),
@@ -183,7 +185,7 @@ fn fight(hosts: &[crate::hosts::Host], witness: &Witness, name: &str, grants: u6
     });
 }
 
-/// The protocol of the original is caught on its first overlap; the anchored one has none.
+/// The original's protocol is caught at its first overlap; the anchored one has none.
 pub(crate) fn catches_overlaps(server: &Server, report: &Report) {
     let hosts = server.hosts("witness", ["wa", "wb", "wc"]);
     let wrong = Witness::default();

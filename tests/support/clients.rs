@@ -1,4 +1,5 @@
-//! A client for each dialect. They block, wait at most [`PATIENCE`] for what is due, and panic if it does not come.
+//! A client for each dialect. They block, wait at most [`PATIENCE`] for a reply, and panic if it
+//! does not come.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -16,8 +17,8 @@ use tungstenite::{Message, WebSocket};
 
 use super::PATIENCE;
 
-/// Connects to `HOST:PORT` or `unix:PATH`. A Unix stream goes by the type of a TCP one: all that the tests do with it
-/// (read, write, time-outs, shutdown) are the same system calls.
+/// Connects to `HOST:PORT` or `unix:PATH`. A Unix stream also has the type of a TCP one: everything
+/// that the tests do with it (read, write, time-outs, shutdown) uses the same system calls.
 #[track_caller]
 pub(crate) fn connect(address: &str) -> TcpStream {
     try_connect(address).unwrap_or_else(|error| panic!("connect {address}: {error}"))
@@ -37,17 +38,18 @@ fn try_connect(address: &str) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Ends a connection by RST: with a linger time of zero, close(2) resets (socket(7), SO_LINGER).
+/// Ends a connection with RST: with a linger time of zero, close(2) resets it (socket(7),
+/// SO_LINGER).
 pub(crate) fn reset(stream: TcpStream) {
     setsockopt(&stream, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 }).expect("SO_LINGER");
     drop(stream);
 }
 
-/// A client that speaks text, one JSON object per line; it can send any other bytes, too.
+/// A client that speaks text, one JSON object per line. It can also send any other bytes.
 pub(crate) struct V1 {
     stream: TcpStream,
     received: Vec<u8>,
-    /// Objects that came while `request` waited for another one.
+    /// Objects that arrived while `request` was waiting for another one.
     aside: VecDeque<Value>,
     last_id: u64,
 }
@@ -58,7 +60,7 @@ impl V1 {
         Self::over(connect(address))
     }
 
-    /// Like `connect`, where it is no surprise if nobody listens.
+    /// Like `connect`, for when it is no surprise that nobody listens.
     pub(crate) fn try_connect(address: &str) -> std::io::Result<Self> {
         Ok(Self::over(try_connect(address)?))
     }
@@ -99,7 +101,8 @@ impl V1 {
         }
     }
 
-    /// The next object, or why there is none; the end of the connection is `UnexpectedEof` or `ConnectionReset`.
+    /// The next object, or the reason why there is none; the end of the connection is
+    /// `UnexpectedEof` or `ConnectionReset`.
     pub(crate) fn try_receive(&mut self) -> std::io::Result<Value> {
         if let Some(object) = self.aside.pop_front() {
             return Ok(object);
@@ -126,13 +129,13 @@ impl V1 {
                 self.received.extend_from_slice(&buffer[..count]);
                 Ok(())
             }
-            // The kernel does not go on by itself with a read that has a time-out (signal(7)).
+            // The kernel does not restart a read that has a time-out (signal(7)).
             Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// So many bytes of the stream, exactly.
+    /// Reads exactly this many bytes of the stream.
     #[track_caller]
     pub(crate) fn receive_bytes(&mut self, count: usize) -> Vec<u8> {
         while self.received.len() < count {
@@ -143,8 +146,8 @@ impl V1 {
         self.received.drain(..count).collect()
     }
 
-    /// Sends a request, with an id if it has none, and waits for the reply to it. What comes in between is left to
-    /// `receive`.
+    /// Sends a request, with an id if it has none, and waits for its reply. Objects that arrive
+    /// before it are left to `receive`.
     #[track_caller]
     pub(crate) fn request(&mut self, request: Value) -> Value {
         self.try_request(request).unwrap_or_else(|error| panic!("no reply: {error}"))
@@ -165,7 +168,7 @@ impl V1 {
         }
     }
 
-    /// Tries to acquire; true if granted.
+    /// Tries to acquire; returns whether the lock was granted.
     #[track_caller]
     pub(crate) fn gets(&mut self, lock: &str) -> bool {
         let reply = self.request(json!({"op": "acquire", "lock": lock}));
@@ -191,13 +194,13 @@ impl V1 {
         assert_eq!(reply["ok"], true, "{reply}");
     }
 
-    /// Closes the direction to the daemon (FIN), and keeps the other one.
+    /// Shuts down the direction to the daemon (FIN), and keeps the other one open.
     pub(crate) fn finish(&self) {
-        // The daemon may have closed before, which ends the connection as well.
+        // The daemon may have closed the connection already.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// Waits until the daemon has closed the connection, and gives the bytes that it sent before.
+    /// Waits until the daemon has closed the connection, and returns the bytes that it sent before.
     #[track_caller]
     pub(crate) fn closed(&mut self) -> Vec<u8> {
         loop {
@@ -214,15 +217,16 @@ fn ended(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
-/// The definition of a version 0.1 request that clients of the original send first, as type 65.
+/// The definition of the version 0.1 request type, which clients of the original send first, as
+/// type 65.
 pub(crate) const GOB_REQUEST_TYPE: &[u8] = b"\x54\xff\x81\x03\x01\x01\x0bLockRequest\x01\xff\x82\x00\x01\x04\
     \x01\x0cVersionMajor\x01\x06\x00\x01\x0cVersionMinor\x01\x06\x00\x01\x07Command\x01\x06\x00\
     \x01\x08LockName\x01\x0c\x00\x00\x00";
 
-/// The number of bytes of the two definitions with which the daemon's stream begins.
+/// The number of bytes of the two definitions at the beginning of the daemon's stream.
 pub(crate) const GOB_REPLY_TYPES: usize = 79 + 85;
 
-/// A version 0.1 request for a name of less than 120 bytes.
+/// A version 0.1 request for a name of fewer than 120 bytes.
 pub(crate) fn gob_request(command: u8, lock: &str) -> Vec<u8> {
     let length = |count: usize| u8::try_from(count).expect("a short name");
     assert!(lock.len() < 120, "longer names need longer numbers");
@@ -232,7 +236,8 @@ pub(crate) fn gob_request(command: u8, lock: &str) -> Vec<u8> {
     bytes
 }
 
-/// A client of version 0.1 over TCP. It sends bytes as they are; of a reply it knows the length and the result.
+/// A client of version 0.1 over TCP. It sends bytes as they are, and understands the length and the
+/// result of a reply.
 pub(crate) struct Gob {
     client: V1,
     greeted: bool,
@@ -244,7 +249,7 @@ impl Gob {
         Self { client: V1::connect(address), greeted: false }
     }
 
-    /// Below the requests: the bytes of the connection.
+    /// The raw bytes of the connection.
     pub(crate) fn bytes(&mut self) -> &mut V1 {
         &mut self.client
     }
@@ -253,7 +258,7 @@ impl Gob {
         self.client.into_stream()
     }
 
-    /// Sends a request and gives the value message of its reply, without its length.
+    /// Sends a request and returns the value message of its reply, without its length.
     #[track_caller]
     pub(crate) fn request(&mut self, command: u8, lock: &str) -> Vec<u8> {
         let first = !std::mem::replace(&mut self.greeted, true);
@@ -267,7 +272,7 @@ impl Gob {
         self.client.receive_bytes(length.into())
     }
 
-    /// Tries to acquire; true if the reply is the one of a grant.
+    /// Tries to acquire; returns whether the reply is that of a grant.
     #[track_caller]
     pub(crate) fn gets(&mut self, lock: &str) -> bool {
         let reply = self.request(2, lock);
@@ -275,8 +280,8 @@ impl Gob {
     }
 }
 
-/// A WebSocket frame as bytes, with an all-zero masking key if `masked` (RFC 6455, section 5.2). `head` is the first
-/// byte: FIN, the reserved bits and the opcode.
+/// A WebSocket frame as bytes, with an all-zero masking key if `masked` (RFC 6455, section 5.2).
+/// `head` is the first byte: FIN, the reserved bits and the opcode.
 pub(crate) fn frame(head: u8, masked: bool, payload: &[u8]) -> Vec<u8> {
     let mask = if masked { 0x80 } else { 0 };
     let mut bytes = vec![head];
@@ -298,12 +303,12 @@ pub(crate) fn frame(head: u8, masked: bool, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Sends bytes to the WebSocket port and gives what comes back until the daemon closes or, after a complete head, for
-/// as long as the head itself says.
+/// Sends bytes to the WebSocket port and returns the response: until the daemon closes the
+/// connection or, after a complete head, for the length that the head announces.
 #[track_caller]
 pub(crate) fn http(address: &str, request: &str) -> String {
     let mut client = V1::connect(address);
-    // A head that the daemon refuses early may meet a closed connection.
+    // The daemon may have refused the head early and closed the connection.
     let _ = client.stream.write_all(request.as_bytes());
     let mut text = Vec::new();
     while let Ok(()) = client.read_some() {
@@ -327,7 +332,7 @@ impl Ws {
         Self::with_headers(address, &[]).unwrap_or_else(|status| panic!("status {status}"))
     }
 
-    /// Connects with more headers, or gives the status of the refusal.
+    /// Connects with additional headers, or returns the status of the refusal.
     #[track_caller]
     pub(crate) fn with_headers(address: &str, headers: &[(&str, &str)]) -> Result<Self, u16> {
         let host = if address.starts_with("unix:") { "localhost" } else { address };
@@ -347,7 +352,7 @@ impl Ws {
         self.socket.get_ref().try_clone().expect("a descriptor")
     }
 
-    /// Below the messages: the bytes of the connection.
+    /// The raw bytes of the connection.
     pub(crate) fn stream(&mut self) -> &mut TcpStream {
         self.socket.get_mut()
     }
@@ -367,7 +372,7 @@ impl Ws {
         self.send(Message::text(text));
     }
 
-    /// The next frame or message that is not a pong.
+    /// The next frame or message other than a pong.
     #[track_caller]
     pub(crate) fn receive(&mut self) -> Message {
         loop {
@@ -394,7 +399,8 @@ impl Ws {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    /// Sends a request, with an id if it has none, and waits for the reply to it, past all else.
+    /// Sends a request, with an id if it has none, and waits for its reply, ignoring everything
+    /// else.
     #[track_caller]
     pub(crate) fn request(&mut self, mut request: Value) -> Value {
         if request.get("id").is_none() {
@@ -422,7 +428,7 @@ impl Ws {
         assert_eq!(reply["ok"], true, "{reply}");
     }
 
-    /// Waits for the daemon's close frame, past all else, and gives its code.
+    /// Waits for the daemon's close frame, ignoring everything else, and returns its code.
     #[track_caller]
     pub(crate) fn close_code(&mut self) -> u16 {
         loop {

@@ -1,5 +1,5 @@
-//! The command, `distrilock`, as a child process, and the process table: what descends from it carries a mark in its environment,
-//! wherever it has gone.
+//! The command, `distrilock`, as a child process, and the process table: the descendants of the
+//! command carry a mark in their environment, wherever they have gone.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -31,7 +31,7 @@ impl Tree {
         Self { mark: format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)) }
     }
 
-    /// Those that are alive, with their command lines.
+    /// The living ones, with their command lines.
     pub(crate) fn processes(&self) -> Vec<(Pid, String)> {
         let entries = fs::read_dir("/proc").expect("there is a /proc");
         let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
@@ -42,13 +42,14 @@ impl Tree {
         ours.collect()
     }
 
-    /// A zombie has no environment any more.
+    /// A zombie no longer has an environment.
     fn carries(&self, pid: i32) -> bool {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|variable| variable == format!("{MARK}={}", self.mark).as_bytes())
     }
 
-    /// The process whose command line begins so. (Within, the command lines of our own processes have CMD's words.)
+    /// The process whose command line begins like this. (Later words of our own processes' command
+    /// lines are those of CMD.)
     pub(crate) fn find(&self, beginning: &str) -> Option<Pid> {
         self.processes().into_iter().find(|(_, line)| line.starts_with(beginning)).map(|(pid, _)| pid)
     }
@@ -70,14 +71,14 @@ impl Tree {
         self.waits_for("distrilock run:guard ")
     }
 
-    /// Nothing that carries the mark is left, now.
+    /// No process with the mark is left now.
     #[track_caller]
     pub(crate) fn assert_gone(&self) {
         let left = self.processes();
         assert!(left.is_empty(), "processes are left: {left:?}");
     }
 
-    /// Nothing that is not ours is left.
+    /// No process is left other than our own.
     #[track_caller]
     pub(crate) fn assert_commands_gone(&self) {
         let left: Vec<_> = self.processes().into_iter().filter(|(_, line)| !line.contains("distrilock")).collect();
@@ -92,7 +93,7 @@ impl Tree {
 
 impl Drop for Tree {
     fn drop(&mut self) {
-        // A test that fails leaves nothing behind. All of these descend from the test.
+        // A failing test leaves nothing behind. All of these descend from the test.
         for (pid, _) in self.processes() {
             let _ = kill(pid, Signal::SIGKILL);
         }
@@ -112,7 +113,7 @@ pub(crate) fn command(server: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// A command that runs, with its streams in files.
+/// A running command, with its streams in files.
 pub(crate) struct Running {
     child: Child,
     folder: TempDir,
@@ -128,13 +129,13 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// The exit status, or what a shell says of a signal.
+    /// The exit status as a shell shows it, even after a signal.
     pub(crate) fn code(&self) -> i32 {
         number_of(self.status)
     }
 }
 
-/// The exit status as a shell gives it.
+/// The exit status as a shell shows it.
 pub(crate) fn number_of(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().expect("it has exited or was killed"))
 }
@@ -149,7 +150,7 @@ impl Running {
         Self { child, folder, tree }
     }
 
-    /// Starts a program whose streams are a terminal.
+    /// Starts a program on a terminal.
     #[track_caller]
     pub(crate) fn on_terminal(mut command: Command, [input, output, errors]: [OwnedFd; 3]) -> Self {
         default_for_children();
@@ -167,7 +168,7 @@ impl Running {
         kill(self.pid(), signal).expect("it is our child");
     }
 
-    /// What it has written so far.
+    /// Its output so far.
     pub(crate) fn out(&self) -> String {
         self.read("out")
     }
@@ -187,7 +188,7 @@ impl Running {
         });
     }
 
-    /// Waits for the end. What is left of the tree can be looked at afterwards.
+    /// Waits for the end. The rest of the process tree can be examined afterwards.
     #[track_caller]
     pub(crate) fn end(&mut self) -> Ended {
         let deadline = Instant::now() + PATIENCE;
@@ -208,7 +209,7 @@ impl Drop for Running {
     }
 }
 
-/// Runs the command to its end, after which nothing of it may be left.
+/// Runs the command to its end; nothing of it may be left then.
 #[track_caller]
 pub(crate) fn ended(command: Command) -> Ended {
     let mut running = Running::start(command);

@@ -1,5 +1,5 @@
-//! The daemon as a child process: started with a notification socket of the test's own, so that READY=1 replaces
-//! every guess at how long a start takes, and killed when the test ends.
+//! The daemon as a child process. It starts with a notification socket of the test's own, so that
+//! READY=1 replaces guesses at how long a start takes, and is killed when the test ends.
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
@@ -22,7 +22,7 @@ use super::{PATIENCE, default_for_children, eventually};
 /// The binary that is tested.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_distrilockd");
 
-/// Lines that a thread collects while the test goes on, each with the time of its arrival.
+/// Lines that a thread collects during the test, each with the time of its arrival.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<(Instant, String)>>>);
 
@@ -52,7 +52,7 @@ impl Lines {
     }
 }
 
-/// How a daemon is to be started. Without a word it listens on both fronts of 127.0.0.1, on free ports, over a
+/// How to start a daemon. By default it listens on both fronts of 127.0.0.1, on free ports, over a
 /// fresh directory.
 pub(crate) struct Setup {
     directory: Option<PathBuf>,
@@ -70,7 +70,7 @@ impl Setup {
         self
     }
 
-    /// Adds `--tcp ADDRESS`; with the first listener that is named here, the two standard ones are not used.
+    /// Adds `--tcp ADDRESS`. Any listener named here replaces the two default ones.
     pub(crate) fn tcp(self, address: &str) -> Self {
         self.listen("tcp", address)
     }
@@ -101,9 +101,9 @@ impl Setup {
         self
     }
 
-    /// Passes one or two sockets as systemd does, as descriptors 3 and 4, with `names` (`tcp:ws`) if there are any.
-    /// They travel as standard input and output, since std opens no other descriptors in a child; LISTEN_PID
-    /// is a thing that only the child's shell can know.
+    /// Passes one or two sockets as systemd does, as descriptors 3 and 4, with `names` (`tcp:ws`)
+    /// if there are any. They travel as standard input and output, because std opens no other
+    /// descriptors in a child. Only the child's shell knows LISTEN_PID.
     pub(crate) fn passed(mut self, names: Option<&str>, sockets: Vec<OwnedFd>) -> Self {
         assert!(matches!(sockets.len(), 1 | 2), "one or two sockets can be passed");
         let mv = if sockets.len() == 1 { "exec 3<&0" } else { "exec 3<&0 4<&1" };
@@ -118,8 +118,8 @@ impl Setup {
         self
     }
 
-    /// Runs the daemon as somebody to whom file permissions apply: as nobody if the tests run as root, else as the
-    /// user who runs them.
+    /// Runs the daemon as a user to whom file permissions apply: as nobody if the tests run as
+    /// root, otherwise as the user who runs them.
     pub(crate) fn unprivileged(mut self) -> Self {
         self.unprivileged = true;
         self
@@ -142,7 +142,7 @@ impl Setup {
         daemon
     }
 
-    /// Starts the daemon, which is to refuse: waits for its end and gives what it said on the way.
+    /// Starts a daemon that should refuse to start; waits for its end and returns its log.
     #[track_caller]
     pub(crate) fn start_refused(self) -> String {
         let mut daemon = self.spawn();
@@ -194,14 +194,14 @@ impl Setup {
         Daemon { child, directory, notices, stdout, stderr, stderr_reader, listeners: listeners.len(), scratch }
     }
 
-    /// The program with its directory: plain, or within a shell that first runs the script.
+    /// The program with its directory: plain, or in a shell that runs the script first.
     fn command(&mut self, scratch: &Path, directory: &Path) -> Command {
         let mut program = vec![OsString::from(BINARY)];
         if self.unprivileged && Uid::effective().is_root() {
-            // Nobody can neither reach the build directory nor the notification socket.
+            // The user nobody can reach neither the build directory nor the notification socket.
             let copy = scratch.join("distrilockd");
-            // By cp(1): a file that this process has open for writing cannot be run (ETXTBSY), and a thread that
-            // forks just now would keep it open.
+            // Uses cp(1): a file that this process has open for writing cannot be run (ETXTBSY),
+            // and a thread that forks at that moment would keep it open.
             let copied = Command::new("cp").arg(BINARY).arg(&copy).status().expect("cp runs");
             assert!(copied.success(), "a copy of the binary");
             fs::set_permissions(scratch, Permissions::from_mode(0o755)).expect("our own directory");
@@ -229,7 +229,7 @@ impl Setup {
 fn collect_notices(socket: UnixDatagram, lines: Lines) {
     thread::spawn(move || {
         let mut datagram = [0; 4096];
-        // The empty datagram is the test's: the daemon has gone.
+        // The test sends an empty datagram when the daemon has gone.
         while let Ok(count @ 1..) = socket.recv(&mut datagram) {
             for line in String::from_utf8_lossy(&datagram[..count]).lines() {
                 lines.push(line);
@@ -277,7 +277,7 @@ impl Daemon {
         self.directory.join(format!("{lock}.lck"))
     }
 
-    /// The address of the first TCP (or Unix) listener.
+    /// The address of the first TCP or Unix listener.
     #[track_caller]
     pub(crate) fn tcp(&self) -> String {
         self.addresses("tcp").swap_remove(0)
@@ -302,12 +302,12 @@ impl Daemon {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// What it told the notification socket, line by line.
+    /// Its messages to the notification socket, line by line.
     pub(crate) fn notices(&self) -> Vec<String> {
         self.notices.texts()
     }
 
-    /// The same with the times of arrival.
+    /// The same, with the times of arrival.
     pub(crate) fn timed_notices(&self) -> Vec<(Instant, String)> {
         self.notices.all()
     }
@@ -316,7 +316,7 @@ impl Daemon {
         self.stderr.texts()
     }
 
-    /// Everything that the daemon told anybody, for the message of a panic.
+    /// All output of the daemon, for the message of a panic.
     pub(crate) fn said(&self) -> String {
         let part = |title: &str, lines: &Lines| format!("--- {title}\n{}\n", lines.texts().join("\n"));
         part("log", &self.stderr) + &part("stdout", &self.stdout) + &part("notices", &self.notices)
@@ -326,13 +326,13 @@ impl Daemon {
         kill(self.pid(), signal).expect("the daemon is our child");
     }
 
-    /// SIGKILL, and the wait for the end of the process: its locks are free when this returns.
+    /// Sends SIGKILL and waits for the end of the process; its locks are free when this returns.
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("the daemon is our child");
         self.child.wait().expect("the daemon is our child");
     }
 
-    /// SIGTERM, and the wait for the end.
+    /// Sends SIGTERM and waits for the end.
     #[track_caller]
     pub(crate) fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
@@ -389,7 +389,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // A daemon that has ended already cannot be killed, which is fine.
+        // This fails if the daemon has ended already, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if let Ok(end) = UnixDatagram::unbound() {

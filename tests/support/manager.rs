@@ -1,4 +1,5 @@
-//! [`Manager`] stands in for the service manager: it keeps what the daemon stores, and passes it to the next process.
+//! [`Manager`] stands in for the service manager: it keeps the descriptors that the daemon stores,
+//! and passes them to the next process.
 
 use std::fs;
 use std::io::IoSliceMut;
@@ -16,13 +17,13 @@ use nix::unistd::Pid;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tempfile::TempDir;
 
-/// How long it waits for the daemon to speak.
+/// How long it waits for a message from the daemon.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Connections that may wait while nobody accepts.
+/// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
 
-/// The side of the service manager.
+/// The service manager's side.
 pub(crate) struct Manager {
     folder: TempDir,
     socket: UnixDatagram,
@@ -70,7 +71,8 @@ impl Manager {
         while !self.hear().lines().any(|line| line == "READY=1") {}
     }
 
-    /// One message; what is to be kept is kept, and all else that comes with it is closed, which answers a barrier.
+    /// Receives one message. Descriptors to be stored are kept; all others are closed, which
+    /// answers a barrier.
     fn hear(&mut self) -> String {
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut control = RecvAncillaryBuffer::new(&mut room);
@@ -87,10 +89,10 @@ impl Manager {
         text
     }
 
-    /// Has the process leave everything to the next one.
+    /// Makes the process hand everything to the next one.
     pub(crate) fn leave(&mut self) {
         let mut child = self.signal(Signal::SIGUSR2);
-        // Its messages are read until it has gone: it waits for the answer to the last one.
+        // Its messages are read to the end, because it waits for the answer to the last one.
         while !self.hear().lines().any(|line| line == "BARRIER=1") {}
         assert!(child.wait().expect("it is our child").success(), "the daemon hands over");
     }

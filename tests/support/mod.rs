@@ -1,5 +1,6 @@
-//! What the tests of the real binary share: the daemon as a child process, a client for each of its dialects,
-//! and waiting for a condition. Nothing here knows the daemon's code; it speaks to it as everybody does.
+//! Shared by the tests of the real binary: the daemon as a child process, a client for each of its
+//! dialects, and waiting for a condition. Nothing here knows the daemon's code; it speaks to it
+//! from outside.
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of this module")]
 
@@ -21,8 +22,8 @@ pub(crate) use command::{DISTRILOCK, Ended, Running, Tree, command, ended, numbe
 pub(crate) use daemon::{BINARY, Daemon, Setup};
 pub(crate) use signals::default_for_children;
 
-/// How long a test waits for what must happen. It is generous, since a loaded machine must not fail a test;
-/// no test is right or wrong by how much of it passes.
+/// How long a test waits for what must happen. It is generous, since a loaded machine must not fail
+/// a test; no test is right or wrong by how much of it passes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Polls `condition` until it holds, and panics with `what` if it does not within [`PATIENCE`].
@@ -35,14 +36,15 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Locks a whole file (`F_WRLCK`) or unlocks it, as a program that is no daemon does (fcntl_locking(2)); whether that was possible.
+/// Locks (`F_WRLCK`) or unlocks a whole file as a program other than a daemon does
+/// (fcntl_locking(2)); returns whether that was possible.
 pub(crate) fn lock_file(file: &File, kind: i32) -> bool {
     let small = |number: i32| i16::try_from(number).expect("a small number");
     let all = flock { l_type: small(kind), l_whence: small(SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 };
     fcntl(file, FcntlArg::F_SETLK(&all)).is_ok()
 }
 
-/// The names in a lock directory, sorted, but for what the daemons keep there for themselves.
+/// The names in a lock directory, sorted, without the daemons' own folder.
 pub(crate) fn files(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).expect("the lock directory can be read");
     let mut names: Vec<String> = entries
@@ -53,7 +55,8 @@ pub(crate) fn files(directory: &Path) -> Vec<String> {
     names
 }
 
-/// The client in this language at the end of docs/protocol.md; there is one of each.
+/// The client in this language at the end of docs/protocol.md; there is exactly one for each
+/// language.
 pub(crate) fn client_of_the_manual(language: &str) -> String {
     const PROTOCOL: &str = include_str!("../../docs/protocol.md");
     let fence = format!("\n```{language}\n");
@@ -63,7 +66,8 @@ pub(crate) fn client_of_the_manual(language: &str) -> String {
     format!("{program}\n")
 }
 
-/// A small generator of numbers (xorshift64*, Vigna 2016): tests that roll dice repeat themselves from their seed.
+/// A small generator of numbers (xorshift64*, Vigna 2016). Tests with random choices can be
+/// repeated from their seed.
 pub(crate) struct Dice(u64);
 
 impl Dice {

@@ -12,7 +12,8 @@ use crate::shared::{Handle, Shared};
 use crate::wanted::{Asked, Wanted};
 use distrilock_protocol::v1::Wait;
 
-/// An acquire that is being put together: [`Client::lock`] begins one for a name, [`Client::locks`] one for several.
+/// The builder of an acquire. [`Client::lock`](crate::Client::lock) begins one for a name,
+/// [`Client::locks`](crate::Client::locks) one for several.
 ///
 /// ```
 /// use std::time::Duration;
@@ -26,7 +27,7 @@ use distrilock_protocol::v1::Wait;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-#[must_use = "nothing is asked before `acquire`"]
+#[must_use = "nothing is requested before `acquire`"]
 pub struct Acquire {
     handle: Arc<Handle>,
     wanted: Vec<Wanted>,
@@ -39,14 +40,14 @@ impl Acquire {
         Self { handle, wanted, wait: Wait::No, fence: false }
     }
 
-    /// Together with others who share it; see [`Acquire`] for an example.
+    /// Shares the lock with other shared holders. See [`Acquire`] for an example.
     pub fn shared(mut self) -> Self {
         self.wanted.iter_mut().for_each(|wanted| wanted.shared = true);
         self
     }
 
-    /// Waits until the lock is granted, without limit. Without this or [`wait_at_most`](Self::wait_at_most), the lock is tried
-    /// once.
+    /// Waits without limit until the lock is granted. Without this or
+    /// [`wait_at_most`](Self::wait_at_most), the lock is tried once.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -63,9 +64,10 @@ impl Acquire {
         self
     }
 
-    /// Waits for at most so long, then fails with [`AcquireError::Timeout`]; see [`Acquire`] for an example.
+    /// Waits at most this long, then fails with [`AcquireError::Timeout`]. See [`Acquire`] for an
+    /// example.
     pub fn wait_at_most(mut self, time: Duration) -> Self {
-        // Rounded up: to wait for a part of a millisecond is to wait.
+        // Rounded up, so that a fraction of a millisecond still is a wait.
         let millis = u64::try_from(time.as_nanos().div_ceil(1_000_000));
         self.wait = match millis {
             Ok(0) => Wait::No,
@@ -75,7 +77,7 @@ impl Acquire {
         self
     }
 
-    /// The name is a lock of so many slots, of which one is acquired. All holders have to name the same number.
+    /// Acquires one slot of a lock that has this many. All holders have to name the same number.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -93,13 +95,14 @@ impl Acquire {
         self
     }
 
-    /// So many of the slots; see [`slots`](Self::slots) for an example.
+    /// Acquires this many of the slots. See [`slots`](Self::slots) for an example.
     pub fn take(mut self, take: u16) -> Self {
         self.wanted.iter_mut().for_each(|wanted| wanted.take = Some(take));
         self
     }
 
-    /// The grant carries a fence: a number that only rises for its name. What the lock guards can refuse lower ones.
+    /// Asks for a fence with the grant: a per-name number that only increases (a fencing token).
+    /// The guarded resource can refuse lower ones.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -117,15 +120,16 @@ impl Acquire {
         self
     }
 
-    /// Acquires, all or none.
+    /// Acquires the locks, all or none.
     ///
     /// # Errors
-    /// Says why not. After [`AcquireError::Disconnected`], connect again: a connection is never made anew in silence, since a
-    /// new one holds nothing.
+    /// Why the locks were not acquired. After [`AcquireError::Disconnected`], connect again: the
+    /// client never does so on its own, since a new connection holds nothing.
     ///
     /// # Cancel safety
-    /// Dropping the future ends the wait, and gives back a grant that is on its way: no lock is left over. Until the daemon has
-    /// confirmed that, another acquire of the same name on this client waits for it.
+    /// Dropping the future ends the wait, and releases a grant that is on its way: no lock is left
+    /// behind. Until the daemon has confirmed that, another acquire of the same name on this client
+    /// waits for it.
     ///
     /// ```
     /// use std::time::Duration;
@@ -148,7 +152,7 @@ impl Acquire {
         loop {
             let freed = shared.freed.notified();
             let mut freed = std::pin::pin!(freed);
-            // From here on no change is missed.
+            // From here on, no change is missed.
             freed.as_mut().enable();
             let (to, answer) = oneshot::channel();
             match shared.with(|session, now| session.acquire(now, &asked, to)) {
@@ -165,7 +169,8 @@ impl Acquire {
     }
 }
 
-/// An acquire whose answer is waited for. Dropped before that, it says so; afterwards nobody knows its id any more.
+/// An acquire that waits for its reply. Dropping it abandons the acquire; after the reply, that
+/// does nothing.
 struct Waiting {
     shared: Arc<Shared>,
     id: u64,

@@ -1,4 +1,4 @@
-//! Where a daemon is found.
+//! The addresses of daemons.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::str::FromStr;
 /// Where the package's socket unit listens.
 const LOCAL_SOCKET: &str = "/run/distrilock/distrilock.sock";
 
-/// Where a daemon listens that was told nothing.
+/// Where a daemon listens by default.
 const LOCAL_PORT: &str = "127.0.0.1:40800";
 
 /// The path of the WebSocket front.
@@ -16,7 +16,7 @@ const WEBSOCKET_PATH: &str = "/distrilock";
 /// The variable that names the servers.
 const VARIABLE: &str = "DISTRILOCK_SERVER";
 
-/// Where a daemon listens, and what is spoken there.
+/// Where a daemon listens, and over which transport.
 ///
 /// ```
 /// use distrilock_client::Server;
@@ -24,7 +24,8 @@ const VARIABLE: &str = "DISTRILOCK_SERVER";
 /// let server: Server = "db1:40800".parse()?;
 /// assert_eq!(server.to_string(), "tcp://db1:40800");
 /// assert_eq!("ws://db1:40801".parse::<Server>()?.to_string(), "ws://db1:40801/distrilock");
-/// assert_eq!("unix:/run/distrilock/distrilock.sock".parse::<Server>()?, Server::Unix("/run/distrilock/distrilock.sock".into()));
+/// let socket = "unix:/run/distrilock/distrilock.sock";
+/// assert_eq!(socket.parse::<Server>()?, Server::Unix("/run/distrilock/distrilock.sock".into()));
 /// # Ok::<(), distrilock_client::ParseServerError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -35,14 +36,14 @@ pub enum Server {
     WebSocket {
         /// `HOST:PORT`.
         host: String,
-        /// The path of the request, `/distrilock` unless told otherwise.
+        /// The path of the request, `/distrilock` by default.
         path: String,
     },
     /// A Unix stream socket.
     Unix(PathBuf),
 }
 
-/// Why a text does not say where a daemon is.
+/// Why a text is not the address of a daemon.
 ///
 /// ```
 /// use distrilock_client::Server;
@@ -51,18 +52,19 @@ pub enum Server {
 /// assert!(error.to_string().contains("tcp://HOST:PORT"));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{text}\" is no server: {what}; write tcp://HOST:PORT, ws://HOST:PORT, unix:PATH, or HOST:PORT")]
+#[error("\"{text}\" is not a server address: {what}; write tcp://HOST:PORT, ws://HOST:PORT, unix:PATH, or HOST:PORT")]
 pub struct ParseServerError {
     text: String,
     what: &'static str,
 }
 
 impl Server {
-    /// The servers to use when nobody names one: those of `$DISTRILOCK_SERVER`, separated by commas; else the local socket
-    /// `/run/distrilock/distrilock.sock` if it is there; else TCP at 127.0.0.1:40800.
+    /// The servers to use when none is named: those in `$DISTRILOCK_SERVER`, separated by commas;
+    /// otherwise the local socket `/run/distrilock/distrilock.sock` if it exists; otherwise TCP at
+    /// 127.0.0.1:40800.
     ///
     /// # Errors
-    /// If the variable holds what is no server.
+    /// If the variable holds something that is not a server address.
     ///
     /// ```
     /// use distrilock_client::Server;
@@ -81,7 +83,7 @@ impl Server {
     /// Several servers, separated by commas.
     ///
     /// # Errors
-    /// If one of them is none.
+    /// If one of them is not a server address.
     ///
     /// ```
     /// use distrilock_client::Server;
@@ -113,19 +115,19 @@ impl FromStr for Server {
     }
 }
 
-/// Checks `HOST:PORT`; an IPv6 address stands in brackets.
+/// Checks `HOST:PORT`; an IPv6 address needs brackets.
 fn host_and_port(text: &str) -> Result<String, &'static str> {
     let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
     if !port.parse::<u16>().is_ok_and(|port| port > 0) {
-        return Err("the port is no number from 1 to 65535");
+        return Err("the port is not a number from 1 to 65535");
     }
     let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     match inner.unwrap_or(host) {
         "" => Err("the host is missing"),
         name if name.contains(['/', '@', '[', ']', ' ']) || name.contains(char::is_control) => {
-            Err("the host has a character that no host has")
+            Err("the host has a character that host names cannot have")
         }
-        name if name.contains(':') && inner.is_none() => Err("an IPv6 address stands in brackets"),
+        name if name.contains(':') && inner.is_none() => Err("an IPv6 address needs brackets"),
         _ => Ok(text.to_owned()),
     }
 }
@@ -144,7 +146,7 @@ impl fmt::Display for Server {
 mod tests {
     use super::*;
 
-    /// What is written is read again, and what is wrong is named.
+    /// What is written can be read again, and errors name what is wrong.
     #[test]
     fn servers_are_read() {
         for (text, shown) in [
@@ -163,12 +165,12 @@ mod tests {
         for (text, part) in [
             ("db1", "port is missing"),
             ("db1:0", "1 to 65535"),
-            ("http://db1:80", "no host has"),
-            ("wss://db1:80", "no host has"),
+            ("http://db1:80", "host names cannot have"),
+            ("wss://db1:80", "host names cannot have"),
             (":1", "host is missing"),
             ("::1:80", "brackets"),
             ("unix:", "path is missing"),
-            ("a\nb:1", "no host has"),
+            ("a\nb:1", "host names cannot have"),
             ("", "port is missing"),
         ] {
             let error = text.parse::<Server>().unwrap_err().to_string();

@@ -1,5 +1,5 @@
-//! The same client without `async`: each call blocks its thread. A connection has a thread of its own, which sends the heartbeats,
-//! so that a program that computes for minutes keeps its locks.
+//! The same client without `async`: each call blocks its thread. Each connection has a thread of
+//! its own that sends the heartbeats, so that a program that computes for minutes keeps its locks.
 //!
 //! ```
 //! use distrilock_client::blocking::Client;
@@ -9,7 +9,7 @@
 //! # let servers = daemon.servers();
 //! let client = Client::connect(&servers)?;
 //! let held = client.lock("backup").wait().acquire()?;
-//! // Work that nobody else is to do now; from time to time:
+//! // Work that nobody else may do meanwhile; from time to time:
 //! if held.is_lost() {
 //!     return Err("the lock is lost".into());
 //! }
@@ -35,7 +35,8 @@ use crate::{acquire, client, held};
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{Introduction, Listed, Peeked, Welcome};
 
-/// A connection to a daemon: one session; see [`crate::Client`], of which this is the twin. Cheap to clone; the clones share it.
+/// A connection to a daemon: one session. The blocking twin of [`crate::Client`]. Cheap to clone;
+/// the clones share it.
 ///
 /// ```
 /// use distrilock_client::Introduction;
@@ -62,7 +63,7 @@ impl Builder {
     /// Connects as [`connect`](Self::connect) does, without `async`.
     ///
     /// # Errors
-    /// Names each server that was tried, and why it does not serve.
+    /// Each server that was tried, and why it does not serve this client.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -80,7 +81,8 @@ impl Builder {
         let life = async move {
             match self.open(&servers).await {
                 Ok((client, driver)) => {
-                    // Whoever asked for it has not gone away; if it had, the client would end with this.
+                    // The caller is still there. If it were gone, dropping the client would end the
+                    // connection.
                     drop(to.send(Ok(client)));
                     driver.await;
                 }
@@ -93,15 +95,16 @@ impl Builder {
 }
 
 impl Client {
-    /// Connects to the first of the servers that answers, with everything at its default; see [`Client`] for an example.
+    /// Connects to the first of the servers that answers, with the default settings; see [`Client`]
+    /// for an example.
     ///
     /// # Errors
-    /// Names each server that was tried, and why it does not serve.
+    /// Each server that was tried, and why it does not serve this client.
     pub fn connect(servers: &[Server]) -> Result<Self, ConnectError> {
         Self::builder().connect_blocking(servers)
     }
 
-    /// Connects otherwise; see [`Builder::connect_blocking`] for an example.
+    /// Connects with other settings; see [`Builder::connect_blocking`] for an example.
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -118,13 +121,14 @@ impl Client {
         self.0.welcome()
     }
 
-    /// How long this program may take to stop its work once a lock is lost; see [`Builder::stop_within_between`] for an example.
+    /// How long this program may take to stop its work once a lock is lost; see
+    /// [`Builder::stop_within_between`] for an example.
     #[must_use]
     pub fn stop_within(&self) -> Duration {
         self.0.stop_within()
     }
 
-    /// Why the connection has ended, if it has; see [`Client`] for an example.
+    /// Why the connection has ended; None if it has not. See [`Client`] for an example.
     #[must_use]
     pub fn ended(&self) -> Option<DisconnectedError> {
         self.0.ended()
@@ -147,12 +151,13 @@ impl Client {
     /// Asks who holds a lock; see [`Client`] for an example.
     ///
     /// # Errors
-    /// If it cannot be told.
+    /// If the daemon refuses, or the connection has ended.
     pub fn peek(&self, name: &str) -> Result<Peeked, RequestError> {
         block_on(self.0.peek(name))
     }
 
-    /// Asks whether this session holds a lock and the lock is still real; see [`Client`] for an example.
+    /// Asks whether this session holds a lock and the lock is still real; see [`Client`] for an
+    /// example.
     ///
     /// # Errors
     /// [`RequestError::Refused`] with the word `not_held` or `lost` if it does not.
@@ -160,10 +165,10 @@ impl Client {
         block_on(self.0.verify(name))
     }
 
-    /// All locks that are held or waited for at this daemon; see [`Client`] for an example.
+    /// Lists all locks that are held or waited for at this daemon; see [`Client`] for an example.
     ///
     /// # Errors
-    /// If they cannot be told.
+    /// If the daemon refuses, or the connection has ended.
     pub fn list(&self) -> Result<Vec<Listed>, RequestError> {
         block_on(self.0.list())
     }
@@ -176,15 +181,16 @@ impl Client {
         block_on(self.0.ping())
     }
 
-    /// Introduces the session anew; see [`Client`] for an example.
+    /// Introduces the session again; see [`Client`] for an example.
     ///
     /// # Errors
-    /// If the daemon does not take it.
+    /// If the daemon refuses it.
     pub fn hello(&self, introduction: &Introduction) -> Result<Welcome, RequestError> {
         block_on(self.0.hello(introduction))
     }
 
-    /// Releases everything, waits until that is done, and closes the connection; see [`Client`] for an example.
+    /// Releases everything, waits until that is done, and closes the connection; see [`Client`] for
+    /// an example.
     ///
     /// # Errors
     /// If the connection ends before the daemon has confirmed it.
@@ -193,7 +199,7 @@ impl Client {
     }
 }
 
-/// An acquire that is being put together; see [`crate::Acquire`], of which this is the twin.
+/// The builder of an acquire: the blocking twin of [`crate::Acquire`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -210,51 +216,51 @@ impl Client {
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-#[must_use = "nothing is asked before `acquire`"]
+#[must_use = "nothing is requested before `acquire`"]
 pub struct Acquire(acquire::Acquire);
 
 impl Acquire {
-    /// Together with others who share it; see [`Acquire`] for an example.
+    /// Shares the lock with other shared holders; see [`Acquire`] for an example.
     pub fn shared(self) -> Self {
         Self(self.0.shared())
     }
 
-    /// Waits until the lock is granted, without limit; see [`Acquire`] for an example.
+    /// Waits without limit until the lock is granted; see [`Acquire`] for an example.
     pub fn wait(self) -> Self {
         Self(self.0.wait())
     }
 
-    /// Waits for at most so long; see [`Acquire`] for an example.
+    /// Waits at most this long; see [`Acquire`] for an example.
     pub fn wait_at_most(self, time: Duration) -> Self {
         Self(self.0.wait_at_most(time))
     }
 
-    /// The name is a lock of so many slots, of which one is acquired; see [`Acquire`] for an example.
+    /// Acquires one slot of a lock that has this many; see [`Acquire`] for an example.
     pub fn slots(self, slots: u16) -> Self {
         Self(self.0.slots(slots))
     }
 
-    /// So many of the slots; see [`Acquire`] for an example.
+    /// Acquires this many of the slots; see [`Acquire`] for an example.
     pub fn take(self, take: u16) -> Self {
         Self(self.0.take(take))
     }
 
-    /// The grant carries a fence; see [`Acquire`] for an example.
+    /// Asks for a fence with the grant; see [`Acquire`] for an example.
     pub fn fence(self) -> Self {
         Self(self.0.fence())
     }
 
-    /// Acquires, all or none; see [`Acquire`] for an example.
+    /// Acquires the locks, all or none; see [`Acquire`] for an example.
     ///
     /// # Errors
-    /// Says why not.
+    /// Why the locks were not acquired.
     pub fn acquire(self) -> Result<Held, AcquireError> {
         block_on(self.0.acquire()).map(Held)
     }
 }
 
-/// One or several locks that were acquired together; see [`crate::Held`], of which this is the twin. Dropping it releases them, in
-/// the background.
+/// One or more locks that were acquired together: the blocking twin of [`crate::Held`]. Dropping it
+/// releases them in the background.
 ///
 /// ```
 /// use std::time::Duration;
@@ -278,7 +284,7 @@ impl Acquire {
 pub struct Held(held::Held);
 
 impl Held {
-    /// What is held, in the order in which it was asked for; see [`Held`] for an example.
+    /// What is held, in the order requested; see [`Held`] for an example.
     #[must_use]
     pub fn locks(&self) -> &[HeldLock] {
         self.0.locks()
@@ -313,19 +319,20 @@ impl Held {
         self.0.is_lost()
     }
 
-    /// How the locks stand now; see [`Held`] for an example.
+    /// The present standing of the locks; see [`Held`] for an example.
     #[must_use]
     pub fn standing(&self) -> Standing {
         self.0.standing()
     }
 
-    /// Whether the daemon doubts that the storage still keeps the locks; see [`Held`] for an example.
+    /// Whether the daemon doubts that the storage still keeps the locks; see [`Held`] for an
+    /// example.
     #[must_use]
     pub fn is_suspected(&self) -> bool {
         self.0.is_suspected()
     }
 
-    /// Waits until any of the locks is lost, and tells why: best in a thread of its own.
+    /// Waits until any of the locks is lost, and returns the reason: best in a thread of its own.
     ///
     /// ```
     /// use distrilock_client::blocking::Client;
@@ -348,20 +355,23 @@ impl Held {
         block_on(self.0.lost())
     }
 
-    /// Waits until any of the locks is lost, at most for `time`; None if they are still held then. See [`Held`] for an example.
+    /// Waits at most `time` until any of the locks is lost. None if they are still held then. See
+    /// [`Held`] for an example.
     #[must_use]
     pub fn lost_within(&self, time: Duration) -> Option<LostError> {
-        // A time beyond what the clock can tell is as good as no limit.
+        // A time beyond the clock's range is as good as no limit.
         block_on_until(self.0.lost(), Instant::now().checked_add(time))
     }
 
-    /// Until when the locks are surely held if nothing more is heard; see [`Held`] for an example.
+    /// Until when the locks are certain to be held if nothing more is heard; see [`Held`] for an
+    /// example.
     #[must_use]
     pub fn valid_until(&self) -> Option<BootTime> {
         self.0.valid_until()
     }
 
-    /// For how long the locks are surely held if nothing more is heard; see [`Held`] for an example.
+    /// For how long the locks are certain to be held if nothing more is heard; see [`Held`] for an
+    /// example.
     #[must_use]
     pub fn valid_for(&self) -> Duration {
         self.0.valid_for()
@@ -370,15 +380,16 @@ impl Held {
     /// Asks whether all the locks are still real; see [`Held`] for an example.
     ///
     /// # Errors
-    /// [`RequestError::Lost`] if they are not; others if it cannot be told.
+    /// [`RequestError::Lost`] if they are not; other errors if the daemon cannot say.
     pub fn verify(&self) -> Result<(), RequestError> {
         block_on(self.0.verify())
     }
 
-    /// Releases the locks, and waits until the daemon has done it; see [`Held`] for an example.
+    /// Releases the locks, and waits until the daemon has done so; see [`Held`] for an example.
     ///
     /// # Errors
-    /// [`RequestError::Lost`] if they were lost before; others if it cannot be told. In any case they are not held any more.
+    /// [`RequestError::Lost`] if they were lost before; other errors if the daemon cannot say. In
+    /// any case, they are no longer held.
     pub fn release(self) -> Result<(), RequestError> {
         block_on(self.0.release())
     }

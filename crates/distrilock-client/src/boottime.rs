@@ -1,4 +1,5 @@
-//! Time that goes on while the host sleeps: CLOCK_BOOTTIME (clock_gettime(2)). Every deadline of a client is on it.
+//! Time that continues while the host sleeps: CLOCK_BOOTTIME (clock_gettime(2)). All deadlines of a
+//! client use it.
 
 use std::io;
 use std::ops::Add;
@@ -12,7 +13,8 @@ use tokio::io::unix::AsyncFd;
 
 use crate::readiness::watched;
 
-/// A moment on CLOCK_BOOTTIME, which unlike that of [`Instant`](std::time::Instant) goes on while the host is suspended.
+/// A moment on CLOCK_BOOTTIME. Unlike the clock of [`Instant`](std::time::Instant), it continues
+/// while the host is suspended.
 ///
 /// ```
 /// use std::time::Duration;
@@ -40,7 +42,8 @@ impl BootTime {
         Self(now.into())
     }
 
-    /// How long after the host's start that is: what programs hand to others, such as timerfd_create(2) takes.
+    /// The time since the host started. This is the form to pass to other programs and to
+    /// timerfd_settime(2).
     ///
     /// ```
     /// use distrilock_client::BootTime;
@@ -52,7 +55,7 @@ impl BootTime {
         self.0
     }
 
-    /// How long after `earlier` that is; zero if it is not after it.
+    /// The time since `earlier`; zero if this moment is not after it.
     ///
     /// ```
     /// use distrilock_client::BootTime;
@@ -82,7 +85,8 @@ impl Add<Duration> for BootTime {
     }
 }
 
-/// An alarm on the clock of [`BootTime`]: the runtime's own timers stand still while the host is suspended.
+/// An alarm on the clock of [`BootTime`]. The runtime's own timers stop while the host is
+/// suspended.
 #[derive(Debug)]
 pub(crate) struct Alarm(AsyncFd<Timer>);
 
@@ -102,13 +106,14 @@ impl Alarm {
         Ok(Self(watched(Timer(timer))?))
     }
 
-    /// Waits until `at`, for ever if there is none.
+    /// Waits until `at`, or forever if there is none.
     ///
     /// # Cancel safety
-    /// Nothing is lost when the future is dropped: the next call sets the alarm anew.
+    /// Nothing is lost when the future is dropped: the next call sets the alarm again.
     pub(crate) async fn wait_until(&self, at: Option<BootTime>) -> io::Result<()> {
         let Some(at) = at else { return std::future::pending().await };
-        // A time of zero would disarm it (timerfd_settime(2)); times that far ahead do not come.
+        // A time of zero would disarm it (timerfd_settime(2)). The upper limit is too far away to
+        // matter.
         let at = at.0.clamp(Duration::from_nanos(1), Duration::from_secs(u32::MAX.into()));
         let timer = &self.0.get_ref().0;
         timer.set(Expiration::OneShot(TimeSpec::from_duration(at)), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
@@ -116,7 +121,7 @@ impl Alarm {
             let mut ready = self.0.readable().await?;
             match self.0.get_ref().0.wait() {
                 Ok(()) => return Ok(()),
-                // What made it readable was the alarm before this one.
+                // The previous alarm made it readable.
                 Err(nix::Error::EAGAIN) => ready.clear_ready(),
                 Err(error) => return Err(error.into()),
             }

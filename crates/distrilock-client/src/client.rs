@@ -14,8 +14,8 @@ use crate::wanted::Wanted;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{Done, Introduction, Listed, Listing, Op, Peeked, RequestObject, Text, Welcome};
 
-/// A connection to a daemon: one session. Cheap to clone; the clones share it. It is closed when the last clone and the last
-/// [`Held`] are dropped.
+/// A connection to a daemon: one session. Cheap to clone; the clones share it. It is closed when
+/// the last clone and the last [`Held`](crate::Held) are dropped.
 ///
 /// ```
 /// use distrilock_client::Client;
@@ -35,7 +35,7 @@ pub struct Client {
     about: Arc<About>,
 }
 
-/// What the first reply told.
+/// The server, and what it said first.
 #[derive(Debug)]
 pub(crate) struct About {
     pub(crate) server: Server,
@@ -47,8 +47,8 @@ impl Client {
         Self { handle, about: Arc::new(about) }
     }
 
-    /// The connection itself, for a program that hands it on: the daemon keeps the locks as long as any process has it open.
-    /// Whoever reads from it or writes to it breaks the client.
+    /// The connection itself, for a program that passes it on: the daemon keeps the locks as long
+    /// as any process has it open. Reading from it or writing to it breaks the client.
     ///
     /// ```
     /// use std::os::fd::AsRawFd;
@@ -87,20 +87,33 @@ impl Client {
         &self.about.server
     }
 
-    /// What the daemon said of itself and of this session; see [`Welcome`] for an example.
+    /// What the daemon said of itself and of this session.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// assert_eq!(client.welcome().version, 1);
+    /// assert_eq!(client.welcome().directory, "local");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn welcome(&self) -> &Welcome {
         &self.about.welcome
     }
 
-    /// How long this program may take to stop its work once a lock is lost: what [`Builder`](crate::Builder) was told, or what it
-    /// fitted to the daemon; see [`Builder::stop_within_between`](crate::Builder::stop_within_between) for an example.
+    /// How long this program may take to stop its work once a lock is lost: what the program asked
+    /// for, or what was fitted to the daemon. See
+    /// [`Builder::stop_within_between`](crate::Builder::stop_within_between) for an example.
     #[must_use]
     pub fn stop_within(&self) -> Duration {
         self.shared().with(|session, _| session.stop_within())
     }
 
-    /// Why the connection has ended, if it has.
+    /// Why the connection has ended; None if it has not.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -133,8 +146,8 @@ impl Client {
         Acquire::new(Arc::clone(&self.handle), vec![Wanted::new(name)])
     }
 
-    /// Begins to acquire several locks, all or none. They are acquired in the order of their names, so that clients which want
-    /// the same ones never wait for each other in a circle.
+    /// Begins to acquire several locks, all or none. They are acquired in the order of their names,
+    /// so that clients that want the same locks never deadlock.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -165,36 +178,70 @@ impl Client {
         })
     }
 
-    /// Asks who holds a lock; see [`Peeked`] for an example.
+    /// Asks who holds a lock, through any daemon.
     ///
     /// # Errors
-    /// If it cannot be told.
+    /// If the daemon refuses, or the connection has ended.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::builder().name("backup@db1").connect(&servers).await?;
+    /// assert!(!client.peek("nightly").await?.locked);
+    /// let held = client.lock("nightly").acquire().await?;
+    /// let peeked = client.peek("nightly").await?;
+    /// assert!(peeked.locked && !peeked.contender);
+    /// let holder = &peeked.holders[0];
+    /// assert_eq!(holder.session, client.welcome().session);
+    /// assert_eq!(holder.introduction.name.as_deref(), Some("backup@db1"));
+    /// assert_eq!(holder.mode, "exclusive");
+    /// # Ok(()) }
+    /// ```
     pub async fn peek(&self, name: &str) -> Result<Peeked, RequestError> {
         let lock = LockName::parse(name.as_bytes())?;
         self.ask(&RequestObject::from(&Op::Peek(lock))).await
     }
 
-    /// Asks whether this session holds a lock and the lock is still real. Who has a [`Held`] uses [`Held::verify`].
+    /// Asks whether this session holds a lock and the lock is still real. With a
+    /// [`Held`](crate::Held), use [`Held::verify`](crate::Held::verify).
     ///
     /// # Errors
-    /// [`RequestError::Refused`] with the word `not_held` or `lost` if it does not; see [`RequestError`] for an example.
+    /// [`RequestError::Refused`] with the word `not_held` or `lost` if it does not; see
+    /// [`RequestError`] for an example.
     pub async fn verify(&self, name: &str) -> Result<(), RequestError> {
         let lock = LockName::parse(name.as_bytes())?;
         let Done {} = self.ask(&RequestObject::from(&Op::Verify(lock))).await?;
         Ok(())
     }
 
-    /// All locks that are held or waited for at this daemon, in the order of their names; see [`Listed`] for an example.
+    /// Lists all locks that are held or waited for at this daemon, in the order of their names.
     ///
     /// # Errors
-    /// If they cannot be told.
+    /// If the daemon refuses, or the connection has ended.
+    ///
+    /// ```
+    /// use distrilock_client::{Client, ModeWord};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("nightly").shared().acquire().await?;
+    /// let listed = client.list().await?;
+    /// assert_eq!(listed[0].lock, "nightly");
+    /// assert_eq!(listed[0].mode, Some(ModeWord::Shared));
+    /// # Ok(()) }
+    /// ```
     pub async fn list(&self) -> Result<Vec<Listed>, RequestError> {
         let mut locks: Vec<Listed> = Vec::new();
         loop {
             let after = locks.last().map(|last| last.lock.as_str());
             let request = RequestObject { after: after.map(Text::from), ..RequestObject::new("list") };
             let page: Listing = self.ask(&request).await?;
-            // A page that does not go on would never end.
+            // With a page that makes no progress, this would never end.
             let goes_on = page.locks.first().is_some_and(|first| after.is_none_or(|after| *first.lock > *after));
             locks.extend(page.locks);
             if !page.more || !goes_on {
@@ -222,10 +269,11 @@ impl Client {
         Ok(())
     }
 
-    /// Introduces the session anew: what others see of it in [`peek`](Self::peek) and [`list`](Self::list).
+    /// Introduces the session again: replaces what others see of it in [`peek`](Self::peek) and
+    /// [`list`](Self::list).
     ///
     /// # Errors
-    /// If the daemon does not take it: see the limits in docs/protocol.md, chapter 7.
+    /// If the daemon refuses it: see the limits in docs/protocol.md, chapter 7.
     ///
     /// ```
     /// use distrilock_client::{Client, Introduction};
@@ -242,11 +290,13 @@ impl Client {
         self.ask(&RequestObject::hello(introduction)).await
     }
 
-    /// Releases everything, waits until that is done, and closes the connection. Every [`Held`] of it counts as lost as soon as
-    /// this is called; see [`LostError`] for an example.
+    /// Releases everything, waits until that is done, and closes the connection. Every
+    /// [`Held`](crate::Held) of it counts as lost as soon as this is called; see
+    /// [`LostError`](crate::LostError) for an example.
     ///
     /// # Errors
-    /// If the connection ends before the daemon has confirmed it. It then releases everything all the same.
+    /// If the connection ends before the daemon has confirmed it. The daemon releases everything
+    /// even then.
     pub async fn bye(&self) -> Result<(), RequestError> {
         let reply = self.shared().with(|session, now| session.bye(now));
         reply.await.map_err(|_| DisconnectedError::Dropped)??;

@@ -1,4 +1,4 @@
-//! Connecting: one server after the other, until one answers the hello.
+//! Connecting: one server after another, until one answers the hello.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use distrilock_protocol::v1::{Introduction, RequestObject, Welcome};
 /// How long one server has to answer.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
-/// What this process says of itself: its host, its id, its command line and its user, as far as the system knows them, each
-/// shortened to what a daemon takes.
+/// What this process says of itself: its host, its id, its command line and its user, as far as the
+/// system knows them, each shortened to what a daemon takes.
 ///
 /// ```
 /// let introduction = distrilock_client::introduction_of_this_process();
@@ -77,18 +77,18 @@ impl Default for Builder {
 }
 
 impl Client {
-    /// Connects to the first of the servers that answers, with everything at its default. Runs within a tokio runtime, which has
-    /// to have I/O and time enabled.
+    /// Connects to the first of the servers that answers, with the default settings. It has to run
+    /// in a tokio runtime with I/O and time enabled.
     ///
     /// # Errors
-    /// Names each server that was tried, and why it does not serve.
+    /// Each server that was tried, and why it does not serve this client.
     ///
     /// See [`Client`] for an example.
     pub async fn connect(servers: &[Server]) -> Result<Self, ConnectError> {
         Self::builder().connect(servers).await
     }
 
-    /// Connects otherwise: with an introduction, or other times.
+    /// Connects with other settings: with an introduction, or other times.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -105,7 +105,7 @@ impl Client {
 }
 
 impl Builder {
-    /// All that others see of the session.
+    /// Everything that others see of the session.
     ///
     /// ```
     /// use distrilock_client::{Client, Introduction};
@@ -133,7 +133,8 @@ impl Builder {
     /// What others see as the session's host.
     ///
     /// ```
-    /// let builder = distrilock_client::Client::builder().host("db1").pid(std::process::id()).command("backup -v").user("joe");
+    /// let builder = distrilock_client::Client::builder().host("db1").user("joe");
+    /// let builder = builder.pid(std::process::id()).command("backup -v");
     /// ```
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.introduction.host = Some(host.into());
@@ -158,16 +159,16 @@ impl Builder {
         self
     }
 
-    /// How long each server has to answer, from the first packet to the reply to the hello; 10 s by default; see [`Builder`]
-    /// for an example.
+    /// How long each server has to answer, from the first packet to the reply to the hello: 10 s by
+    /// default. See [`Builder`] for an example.
     pub fn connect_within(mut self, time: Duration) -> Self {
         self.connect_within = time;
         self
     }
 
-    /// How often the daemon is asked for a sign of life while something is held or waited for; 5 s by default, and at most a
-    /// quarter of [`silence_max`](Self::silence_max), at least 10 ms. It is asked more often while a file server has confirmed what
-    /// is held for a short time only.
+    /// How often a heartbeat is sent while a lock is held or waited for: 5 s by default, at most a
+    /// quarter of [`silence_max`](Self::silence_max), and at least 10 ms. On a file server with a
+    /// short lease, heartbeats are more frequent.
     ///
     /// ```
     /// use std::time::Duration;
@@ -180,25 +181,29 @@ impl Builder {
         self
     }
 
-    /// After how long without an answer, counted from when the last answered request was sent, the locks count as lost and the
-    /// connection is closed; 20 s by default, at least 100 ms. It is shortened so that, together with [`stop_within`](Self::stop_within), it ends
-    /// before the daemon gives the client up (`dead_after_ms`); see [`heartbeat`](Self::heartbeat) for an example.
+    /// The longest silence the client tolerates, counted from when the last answered request was
+    /// sent: 20 s by default, at least 100 ms. After that, the locks count as lost and the
+    /// connection is closed. It is shortened if necessary, so that this time and
+    /// [`stop_within`](Self::stop_within) together end before the daemon gives the client up
+    /// (`dead_after_ms`). See [`heartbeat`](Self::heartbeat) for an example.
     pub fn silence_max(mut self, time: Duration) -> Self {
         self.timing.silence_max = time.max(SILENCE_MIN);
         self
     }
 
-    /// How long this program needs to stop its work once it is told that a lock is lost; see [`Builder`] for an example. Without
-    /// this, 10 s, or less where the lease of a file server is so short that less fits: [`Client::stop_within`] tells. If the
-    /// daemon gives a silent client up sooner, it does not connect: [`ServerError::NoTime`]. If a file server's lease is shorter
-    /// than that, it acquires nothing: [`AcquireError::TooSlow`](crate::AcquireError::TooSlow).
+    /// How long this program needs to stop its work once it learns that a lock is lost. The default
+    /// is 10 s, or less on a file server with a short lease ([`Client::stop_within`]). If the
+    /// daemon gives a silent client up sooner than that, connecting fails with
+    /// [`ServerError::NoTime`]. If a file server's lease is too short for it, acquiring fails with
+    /// [`AcquireError::TooSlow`](crate::AcquireError::TooSlow). See [`Builder`] for an example.
     pub fn stop_within(mut self, time: Duration) -> Self {
         self.timing.stop = StopTime::Exactly(time);
         self
     }
 
-    /// The same for a program that can stop faster where it has to: at least the first time, and as long as fits up to the second
-    /// one. [`Client::stop_within`] tells which time it is.
+    /// Like [`stop_within`](Self::stop_within), for a program that can stop faster where it has to:
+    /// the longest time between `least` and `most` that fits the daemon. [`Client::stop_within`]
+    /// returns it.
     ///
     /// ```
     /// use std::time::Duration;
@@ -220,7 +225,7 @@ impl Builder {
     /// Connects to the first of the servers that answers; see [`Builder`] for an example.
     ///
     /// # Errors
-    /// Names each server that was tried, and why it does not serve.
+    /// Each server that was tried, and why it does not serve this client.
     ///
     /// # Cancel safety
     /// Dropping the future closes what it has opened.
@@ -230,7 +235,7 @@ impl Builder {
         Ok(client)
     }
 
-    /// Connects, and leaves it to the caller to have the connection driven.
+    /// Connects, and leaves driving the connection to the caller.
     pub(crate) async fn open(
         self,
         servers: &[Server],
@@ -262,7 +267,7 @@ impl Builder {
         let handle = Arc::new(Handle { shared: Arc::clone(&shared), connection });
         let mut driver = Box::pin(drive(Arc::clone(&shared), link, alarm));
         let hello = shared.with(|session, now| session.ask(now, &RequestObject::hello(&self.introduction)));
-        // The answer comes first: the driver that brings it may end with it.
+        // The answer is polled first: the driver that brings it may end with it.
         let answer = tokio::select! {
             biased;
             answer = hello => answer,
@@ -293,7 +298,7 @@ impl Builder {
     }
 }
 
-/// As much of a text as a daemon takes, without the control characters that it refuses.
+/// As much of a text as a daemon accepts, without the control characters that it refuses.
 fn fitting(text: &str, bytes_max: usize) -> String {
     let mut fitting = text.replace(char::is_control, " ");
     let end = (0..=bytes_max).rev().find(|end| fitting.is_char_boundary(*end)).unwrap_or_default();
@@ -301,7 +306,7 @@ fn fitting(text: &str, bytes_max: usize) -> String {
     fitting
 }
 
-/// Why a connection ended before the first reply: whoever answers otherwise than a daemon is none.
+/// Why a connection ended before the first reply. A server that sends garbage is not a daemon.
 fn ended(why: DisconnectedError) -> ServerError {
     match why {
         DisconnectedError::Garbage { what } => ServerError::Stranger { what },

@@ -1,4 +1,5 @@
-//! The task that drives a connection: bytes between the socket and the session, and the session's clock.
+//! The task that drives a connection: bytes between the socket and the session, and the session's
+//! clock.
 
 use std::sync::Arc;
 
@@ -16,7 +17,8 @@ impl Drop for End<'_> {
     }
 }
 
-/// Drives the connection until its session has ended. Then the connection is closed, and the daemon releases what is left.
+/// Drives the connection until its session has ended. Then the connection is closed, and the daemon
+/// releases what is left.
 pub(crate) async fn drive(shared: Arc<Shared>, mut link: Link, alarm: Alarm) {
     let _end = End(&shared);
     if let Err(why) = run(&shared, &mut link, &alarm).await {

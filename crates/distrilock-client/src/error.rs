@@ -1,4 +1,4 @@
-//! What can go wrong for a client, as types. Sentences name the cause and, where there is one, the remedy.
+//! The errors of a client. Messages name the cause and, if there is one, the remedy.
 
 use std::fmt;
 use std::io;
@@ -9,7 +9,7 @@ use crate::timing::TooSlow;
 use distrilock_protocol::name::{LockName, NameError};
 use distrilock_protocol::v1::{ErrorWord, Refusal};
 
-/// Why no daemon was reached.
+/// Why no daemon could be reached.
 ///
 /// ```
 /// use distrilock_client::{Client, ConnectError};
@@ -24,19 +24,19 @@ use distrilock_protocol::v1::{ErrorWord, Refusal};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// None of the servers serves this client.
+    /// None of the servers that were tried serves this client.
     #[error("{}", attempts(.0))]
     Unreachable(Vec<AttemptError>),
     /// There was no server to try.
     #[error("no server was named; name one, as in tcp://HOST:PORT")]
     NoServer,
-    /// What is to be told of this client is longer than a request may be.
+    /// The hello is longer than a request may be.
     #[error("what the hello says is too long: {bytes} bytes")]
     TooLong {
-        /// How long it would be.
+        /// Its length.
         bytes: usize,
     },
-    /// The host does not give the client what it needs.
+    /// The system refused something that the client needs.
     #[error("cannot start the client: {0}")]
     System(#[from] io::Error),
 }
@@ -61,9 +61,9 @@ fn attempts(attempts: &[AttemptError]) -> String {
 #[derive(Debug, thiserror::Error)]
 #[error("{server}: {failure}{}", remedy(server, failure))]
 pub struct AttemptError {
-    /// Which.
+    /// The server.
     pub server: Server,
-    /// Why.
+    /// Why it does not serve this client.
     pub failure: ServerError,
 }
 
@@ -74,19 +74,19 @@ pub enum ServerError {
     /// The system could not connect.
     #[error("{0}")]
     Io(io::Error),
-    /// Nothing came of it in time.
+    /// There was no answer in time.
     #[error("no answer within {} ms", .after.as_millis())]
     TimedOut {
-        /// How long that was.
+        /// How long the client waited.
         after: Duration,
     },
     /// This program cannot speak WebSocket.
     #[error("this program is built without WebSocket (the feature `websocket` of distrilock-client)")]
     NoWebSocket,
-    /// What listens there is no distrilock daemon, or not of this protocol.
+    /// What listens there is not a distrilock daemon, or does not speak this protocol.
     #[error("what listens there does not speak the protocol of distrilock: {what}")]
     Stranger {
-        /// How one can tell.
+        /// What it sent.
         what: String,
     },
     /// The daemon refuses.
@@ -100,16 +100,17 @@ pub enum ServerError {
     /// The connection ended before the daemon's first reply.
     #[error("{0}")]
     Ended(DisconnectedError),
-    /// The daemon gives up a silent client sooner than this client can promise to have stopped its work.
+    /// The daemon gives a silent client up before this client can be certain to have stopped its
+    /// work.
     #[error(
         "the daemon gives up a silent client after {} ms, and this one needs {} ms to stop its work (`stop_within`); that \
          leaves no time to notice; raise --dead-after of the daemon, or lower the stop time",
         .dead_after.as_millis(), .stop_within.as_millis()
     )]
     NoTime {
-        /// The daemon's time.
+        /// The daemon's limit.
         dead_after: Duration,
-        /// This client's time to stop.
+        /// How long this client takes to stop.
         stop_within: Duration,
     },
 }
@@ -120,14 +121,14 @@ fn remedy(server: &Server, failure: &ServerError) -> &'static str {
         ServerError::Io(error) => error.kind(),
         ServerError::TimedOut { .. } => return "; look at that daemon (systemctl status distrilock) and at the network",
         ServerError::Stranger { .. } => {
-            return "; mend the address: distrilockd has port 40800 for tcp:// and 40801 for ws://";
+            return "; check the address: distrilockd has port 40800 for tcp:// and 40801 for ws://";
         }
         _ => return "",
     };
     match (error, matches!(server, Server::Unix(_))) {
         (ConnectionRefused | NotFound, true) => "; start the daemon: systemctl start distrilock.socket",
         (ConnectionRefused, false) => {
-            "; nothing listens there: start the daemon on that host (systemctl start distrilock.socket), or mend the address"
+            "; nothing listens there: start the daemon on that host (systemctl start distrilock.socket), or check the address"
         }
         (PermissionDenied, _) => "; use TCP, as in tcp://127.0.0.1:40800, or join the socket's group",
         _ => "",
@@ -164,18 +165,18 @@ pub enum DisconnectedError {
     /// The system ended the connection.
     #[error("the connection broke: {message}")]
     Broken {
-        /// Which kind of error it was.
+        /// The kind of error.
         kind: io::ErrorKind,
-        /// The system's own words.
+        /// The system's message.
         message: String,
     },
-    /// No heartbeat was answered in time: the daemon is dead, stopped, or cut off.
+    /// No heartbeat was answered in time: the daemon is dead, stopped, or unreachable.
     #[error("the daemon answered nothing for {} ms", .silence.as_millis())]
     Silent {
-        /// How long it had to be silent.
+        /// How long it was silent.
         silence: Duration,
     },
-    /// What came is not of the protocol.
+    /// The daemon sent something that is not part of the protocol.
     #[error("what the daemon sent is not of the protocol: {what}")]
     Garbage {
         /// What is wrong with it.
@@ -184,13 +185,13 @@ pub enum DisconnectedError {
     /// This client said [`bye`](crate::Client::bye).
     #[error("this client said bye")]
     Bye,
-    /// The last [`Client`](crate::Client) and [`Held`](crate::Held) of the connection were dropped, or the runtime that drove it
-    /// ended.
+    /// The last [`Client`](crate::Client) and [`Held`](crate::Held) of the connection were dropped,
+    /// or the runtime that drove it has ended.
     #[error("the connection is not driven any more")]
     Dropped,
 }
 
-/// Why a lock is not held any more, though nobody released it. Stop the work that it guards.
+/// Why a lock is no longer held, although nobody released it. Stop the work that it guards.
 ///
 /// ```
 /// use distrilock_client::{Client, DisconnectedError, LostError};
@@ -210,12 +211,12 @@ pub enum LostError {
     /// The daemon says so.
     #[error("the lock {lock} is lost: {reason}")]
     Told {
-        /// Which.
+        /// The lock.
         lock: LockName,
-        /// The daemon's sentence.
+        /// The daemon's explanation.
         reason: String,
     },
-    /// The connection ended, and the session's locks with it.
+    /// The connection has ended, and with it all locks of the session.
     #[error("all locks of the connection are lost: {0}")]
     Disconnected(DisconnectedError),
     /// The daemon could not prove in time that the storage still keeps the lock.
@@ -223,7 +224,7 @@ pub enum LostError {
     Unproven,
 }
 
-/// Why a request other than an acquire came to nothing.
+/// Why a request other than an acquire failed.
 ///
 /// ```
 /// use distrilock_client::{Client, RequestError};
@@ -239,13 +240,14 @@ pub enum LostError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// The name is no lock name.
+    /// The name is not a lock name.
     #[error(transparent)]
     BadName(#[from] NameError),
     /// The daemon refuses.
     #[error("{message} ({word})")]
     Refused {
-        /// The word for programs (docs/protocol.md, chapter 5). A newer daemon may have more of them.
+        /// The word for programs (docs/protocol.md, chapter 5). A newer daemon may have more of
+        /// them.
         word: ErrorWord,
         /// The sentence for people.
         message: String,
@@ -253,10 +255,10 @@ pub enum RequestError {
     /// The lock is lost.
     #[error(transparent)]
     Lost(#[from] LostError),
-    /// The request is longer than one may be.
+    /// The request is longer than a request may be.
     #[error("the request has {bytes} bytes, more than a daemon takes")]
     TooLong {
-        /// How long it would be.
+        /// Its length.
         bytes: usize,
     },
     /// The connection has ended.
@@ -270,8 +272,8 @@ impl From<Refused> for RequestError {
     }
 }
 
-/// Why a lock was not acquired. Where the daemon refused, `message` is its sentence for people, and `lock` says about which of
-/// several names.
+/// Why a lock was not acquired. If the daemon refused, `message` is its sentence for people, and
+/// `lock` is the one of several names that it is about.
 ///
 /// ```
 /// use distrilock_client::{AcquireError, Client};
@@ -289,7 +291,7 @@ impl From<Refused> for RequestError {
 /// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
-#[expect(missing_docs, reason = "the fields of the refusals are told above")]
+#[expect(missing_docs, reason = "the fields are described above")]
 pub enum AcquireError {
     /// Somebody else holds it, or others wait for it.
     #[error("{message}")]
@@ -303,13 +305,13 @@ pub enum AcquireError {
     /// The mode or the number of slots is not that of the other holders.
     #[error("{message}")]
     Mismatch { message: String, lock: Option<LockName> },
-    /// To wait would close a circle of sessions that wait for each other.
+    /// Waiting would close a cycle of sessions that wait for each other.
     #[error("{message}")]
     Deadlock { message: String, lock: Option<LockName> },
-    /// A limit of the daemon.
+    /// The request exceeds a limit of the daemon.
     #[error("{message}")]
     Limit { message: String, lock: Option<LockName> },
-    /// The request is none: an older daemon, or a mistake.
+    /// The request is not valid for this daemon: the daemon is older, or the request is a mistake.
     #[error("{message}")]
     BadRequest { message: String, lock: Option<LockName> },
     /// The lock directory failed.
@@ -318,32 +320,33 @@ pub enum AcquireError {
     /// The daemon does not allow it.
     #[error("{message}")]
     Denied { message: String, lock: Option<LockName> },
-    /// The daemon stops.
+    /// The daemon is stopping.
     #[error("{message}")]
     Closing { message: String, lock: Option<LockName> },
-    /// Refused with a word that this version does not know.
+    /// Refused with a word that this version does not expect.
     #[error("{message} ({word})")]
     Unexpected { word: ErrorWord, message: String, lock: Option<LockName> },
-    /// The name is no lock name.
+    /// The name is not a lock name.
     #[error(transparent)]
     BadName(#[from] NameError),
-    /// This client holds the lock already, or is acquiring it. A session holds a lock once: who wants tasks of one program to
-    /// exclude each other through the daemon gives each a client of its own.
+    /// This client holds the lock already, or is acquiring it. A session holds a lock at most once.
+    /// For tasks of one program to exclude each other through the daemon, give each its own client.
     #[error("this client holds the lock {lock} already, or is acquiring it; connect another client for another holder")]
     AlreadyHeld { lock: LockName },
-    /// This program needs longer to stop its work than the file server's lease allows: the lock could be given away before.
+    /// This program needs longer to stop its work than the file server's lease allows: the lock
+    /// could be given away before.
     #[error(
-        "this program needs {} ms to stop its work (`stop_within`), and the file server's lease allows {} ms at most; lower the \
-         stop time, or raise the lease time of the server (nfsd: lease-time= in /etc/nfs.conf)",
+        "this program needs {} ms to stop its work (`stop_within`), and the file server's lease allows {} ms at most; \
+         lower the stop time, or raise the lease time of the server (nfsd: lease-time= in /etc/nfs.conf)",
         .stop_within.as_millis(), .stop_within_max.as_millis()
     )]
     TooSlow {
         /// This program's time to stop.
         stop_within: Duration,
-        /// The longest that it may be here.
+        /// The longest that fits the lease.
         stop_within_max: Duration,
     },
-    /// It was granted, and lost before it could be handed over.
+    /// It was granted, but lost before the caller got it.
     #[error(transparent)]
     Lost(LostError),
     /// The connection has ended.
@@ -371,7 +374,7 @@ impl AcquireError {
         }
     }
 
-    /// About which of the names the daemon refused, if it says.
+    /// The one of several names that the error is about, if the daemon says.
     ///
     /// ```
     /// use distrilock_client::AcquireError;
@@ -428,7 +431,7 @@ impl From<Refusal<'_>> for Refused {
     }
 }
 
-/// A text of a peer, fit to be shown: shortened, and without control characters.
+/// A peer's text, made fit to be shown: shortened, and without control characters.
 pub(crate) fn shown(text: &str) -> String {
     const CHARS_MAX: usize = 1000;
     text.chars().take(CHARS_MAX).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
@@ -440,7 +443,7 @@ impl From<io::Error> for DisconnectedError {
     }
 }
 
-/// Bytes of a peer, for a message about them.
+/// A peer's bytes, for a message about them.
 pub(crate) struct Excerpt<'a>(pub(crate) &'a [u8]);
 
 impl fmt::Display for Excerpt<'_> {

@@ -28,7 +28,8 @@ pub struct HeldLock {
     pub name: LockName,
     /// The slots that are held, counted from 0. None unless slots were asked for.
     pub slots: Vec<u16>,
-    /// The fence, if one was asked for: a number that only increases for its name (a fencing token).
+    /// The fence, if one was asked for: a number that only increases for its name (a fencing
+    /// token).
     pub fence: Option<u64>,
 }
 

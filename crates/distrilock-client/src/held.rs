@@ -1,4 +1,4 @@
-//! Locks that are held.
+//! Held locks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,13 @@ use crate::session::Standing;
 use crate::shared::Handle;
 use distrilock_protocol::name::LockName;
 
-/// One or several locks that were acquired together. Dropping it releases them, in the background.
+/// One or more locks that were acquired together. Dropping it releases them in the background.
 ///
-/// Whether they are still held does not depend on the daemon's word alone: [`is_lost`](Self::is_lost) and
-/// [`valid_until`](Self::valid_until) count on this host's own clock, so that work which stops when they say so has stopped
-/// before anybody else can get the lock, also if the daemon or the network has died without a word. The connection has to be
-/// driven meanwhile: a runtime whose threads are all blocked sends no heartbeats.
+/// Whether they are still held does not depend on the daemon's word alone:
+/// [`is_lost`](Self::is_lost) and [`valid_until`](Self::valid_until) use this host's own clock.
+/// Work that stops when they say so has stopped before anybody else can get the lock, even if the
+/// daemon or the network dies silently. The connection has to be driven meanwhile: a runtime whose
+/// threads are all blocked sends no heartbeats.
 ///
 /// ```
 /// use distrilock_client::Client;
@@ -54,13 +55,13 @@ impl Held {
         Ok(Self { standing, grant, handle })
     }
 
-    /// What is held, in the order in which it was asked for; see [`HeldLock`] for an example.
+    /// What is held, in the order requested. See [`HeldLock`] for an example.
     #[must_use]
     pub fn locks(&self) -> &[HeldLock] {
         &self.grant.locks
     }
 
-    /// The names, in the order in which they were asked for.
+    /// The names, in the order requested.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -77,7 +78,8 @@ impl Held {
         self.locks().iter().map(|lock| &lock.name)
     }
 
-    /// The first slot of the first lock, if slots were asked for; see [`Acquire::slots`](crate::Acquire::slots).
+    /// The first slot of the first lock, if slots were asked for; see
+    /// [`Acquire::slots`](crate::Acquire::slots).
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -101,13 +103,15 @@ impl Held {
         self.locks().first().map_or(&[], |lock| &lock.slots)
     }
 
-    /// The fence of the first lock, if one was asked for; see [`Acquire::fence`](crate::Acquire::fence) for an example.
+    /// The fence of the first lock, if one was asked for; see
+    /// [`Acquire::fence`](crate::Acquire::fence) for an example.
     #[must_use]
     pub fn fence(&self) -> Option<u64> {
         self.locks().first().and_then(|lock| lock.fence)
     }
 
-    /// Whether any of the locks is lost, by the daemon's word or by this host's clock. Once lost, for ever lost.
+    /// Whether any of the locks is lost, by the daemon's word or by this host's clock. A lost lock
+    /// stays lost.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -127,15 +131,16 @@ impl Held {
         matches!(self.standing(), Standing::Lost(_))
     }
 
-    /// How the locks stand now; see [`Standing`] for an example.
+    /// The present standing of the locks. See [`Standing`] for an example.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        // What is over ends in here.
+        // This ends what is over.
         self.handle.shared.with(|_, _| ());
         self.standing.borrow().clone()
     }
 
-    /// Waits until the locks stand otherwise than `from`, and tells how: held, suspect, or lost.
+    /// Waits until the standing of the locks is no longer `from`, and returns it: held, suspect, or
+    /// lost.
     ///
     /// # Cancel safety
     /// Nothing is missed when the future is dropped.
@@ -161,7 +166,7 @@ impl Held {
         now.unwrap_or_else(|_| self.standing())
     }
 
-    /// Waits until any of the locks is lost, and tells why. Stop the work that they guard.
+    /// Waits until any of the locks is lost, and returns the reason. Stop the work that they guard.
     ///
     /// # Cancel safety
     /// Nothing is missed when the future is dropped.
@@ -194,8 +199,8 @@ impl Held {
         matches!(self.standing(), Standing::Suspect(_))
     }
 
-    /// Until when the locks are surely held if nothing more is heard: each answered heartbeat makes it later. None if they are
-    /// lost.
+    /// Until when the locks are certain to be held if nothing more is heard. Each answered
+    /// heartbeat makes it later. None if they are lost.
     ///
     /// ```
     /// use distrilock_client::{BootTime, Client};
@@ -213,7 +218,8 @@ impl Held {
         self.handle.shared.with(|session, _| session.valid_until(self.grant.key))
     }
 
-    /// For how long the locks are surely held if nothing more is heard; zero if they are lost.
+    /// For how long the locks are certain to be held if nothing more is heard. Zero if they are
+    /// lost.
     ///
     /// ```
     /// use std::time::Duration;
@@ -235,7 +241,7 @@ impl Held {
     /// Asks the daemon, which asks the storage, whether all the locks are still real.
     ///
     /// # Errors
-    /// [`RequestError::Lost`] if they are not; others if it cannot be told.
+    /// [`RequestError::Lost`] if they are not; other errors if the daemon cannot say.
     ///
     /// ```
     /// use distrilock_client::Client;
@@ -253,20 +259,22 @@ impl Held {
         for answer in answers {
             answer.await.map_err(|_| DisconnectedError::Dropped)??;
         }
-        // It may have been lost behind an answer that said yes.
+        // They may have been lost after an answer that said yes.
         match self.standing() {
             Standing::Lost(lost) => Err(lost.into()),
             Standing::Held | Standing::Suspect(_) => Ok(()),
         }
     }
 
-    /// Releases the locks, and waits until the daemon has done it.
+    /// Releases the locks, and waits until the daemon has done so.
     ///
     /// # Errors
-    /// [`RequestError::Lost`] if they were lost before; others if it cannot be told. In any case they are not held any more.
+    /// [`RequestError::Lost`] if they were lost before; other errors if the daemon cannot say. In
+    /// any case, they are no longer held.
     ///
     /// # Cancel safety
-    /// The release is on its way when the future is first polled; dropping it only gives up the answer.
+    /// The first poll of the future sends the release. Dropping the future after that only gives up
+    /// the answer.
     ///
     /// See [`Held`] for an example.
     pub async fn release(self) -> Result<(), RequestError> {

@@ -1,7 +1,8 @@
 //! The client library: connect to a daemon, acquire locks, and know for how long they are held.
 //!
-//! A [`Client`] is one connection, which is one session of the daemon. [`Client::lock`] acquires a lock and gives a [`Held`];
-//! dropping it releases the lock, and [`Held::lost`] tells if it is lost before. [`blocking`] is the same without `async`.
+//! A [`Client`] is one connection, and one session of the daemon. [`Client::lock`] acquires a lock
+//! and returns a [`Held`]. Dropping it releases the lock, and [`Held::lost`] reports if the lock is
+//! lost before that. [`blocking`] has the same without `async`.
 //!
 //! ```
 //! use distrilock_client::Client;
@@ -9,21 +10,24 @@
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let daemon = distrilock_testing::Daemon::start();
 //! # let servers = daemon.servers();
-//! // Or those that the environment names: `Server::defaults()?`.
+//! // Or the servers that the environment names: `Server::defaults()?`.
 //! let client = Client::connect(&servers).await?;
 //! let held = client.lock("backup").wait().acquire().await?;
-//! // Work that nobody else is to do now.
+//! // Work that nobody else may do meanwhile.
 //! held.release().await?;
 //! # Ok(()) }
 //! ```
 //!
-//! Three things are certain:
+//! Three things are guaranteed:
 //!
-//! - A lock is never called held after it may have been given to somebody else. The client sends heartbeats, and gives its locks
-//!   up by its own clock when they are not answered, sooner than the daemon gives the client up. The program then has
-//!   [`stop_within`](Builder::stop_within) to stop its work.
+//! - A lock never counts as held once it may have been granted to somebody else. The client sends
+//!   heartbeats. If they are not answered, it gives its locks up by its own clock, before the
+//!   daemon gives the client up. The program then has [`stop_within`](Builder::stop_within) to stop
+//!   its work.
 //! - Dropping the future of an acquire never leaves a lock behind.
-//! - Nothing is connected anew in silence: a new connection is a new session, and holds nothing.
+//! - The client never reconnects on its own: a new connection is a new session, and holds nothing.
+//!
+//! WebSocket servers (`ws://HOST:PORT`) need the feature `websocket`.
 
 mod acquire;
 mod address;

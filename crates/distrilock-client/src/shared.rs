@@ -1,4 +1,5 @@
-//! What a client's handles and the task that drives its connection share: the session in a mutex, and what wakes its users.
+//! What a client's handles and the task that drives its connection share: the session in a mutex,
+//! and what wakes its users.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +28,8 @@ impl Shared {
         Self { session, wake: Notify::new(), freed: Notify::new() }
     }
 
-    /// Looks at the session or changes it. What is over ends first. The effects are carried out last, with nothing locked.
+    /// Looks at the session or changes it. What is over ends first. The effects are carried out
+    /// last, with nothing locked.
     pub(crate) fn with<T>(self: &Arc<Self>, act: impl FnOnce(&mut ClientSession, BootTime) -> T) -> T {
         let mut session = locked(&self.session);
         let was_ended = session.ended().is_some();
@@ -45,7 +47,8 @@ impl Shared {
         result
     }
 
-    /// A receiver that has gone away does not take what is sent. A grant that is not taken releases itself.
+    /// A receiver that has gone away does not take what is sent. A grant that is not taken releases
+    /// itself.
     fn carry_out(self: &Arc<Self>, effect: Effect) {
         match effect {
             Effect::Granted { to, key, locks } => {
@@ -65,12 +68,13 @@ impl Release for Shared {
     }
 }
 
-/// What keeps a connection open: every [`Client`](crate::Client) and [`Held`](crate::Held) has a share. Dropping the last one ends
-/// it.
+/// What keeps a connection open: every [`Client`](crate::Client) and [`Held`](crate::Held) has a
+/// share. Dropping the last one ends it.
 ///
-/// The descriptor duplicates the driver's. When the session has ended by this client's own clock, the driver closes its own
-/// descriptor, but the program may still be stopping its work. The daemon must not see the connection end, and grant the locks to
-/// others, before the program has let go of them.
+/// The descriptor duplicates the driver's. When the session has ended by this client's own clock,
+/// the driver closes its own descriptor, but the program may still be stopping its work. The daemon
+/// must not see the connection end, and grant the locks to others, before the program has let go of
+/// them.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) shared: Arc<Shared>,

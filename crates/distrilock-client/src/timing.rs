@@ -1,43 +1,45 @@
-//! How long a client trusts its locks without hearing from the daemon.
+//! How long a client relies on its locks without hearing from the daemon.
 
 use std::time::Duration;
 
-/// By how much the rates of two hosts' clocks may differ: one in so many.
+/// By how much the rates of two hosts' clocks may differ: one part in this many.
 const CLOCK_RATE: u32 = 1000;
 
-/// Less silence than this cannot be told from a busy machine.
+/// A shorter silence cannot be told from a busy machine.
 pub(crate) const SILENCE_MIN: Duration = Duration::from_millis(100);
 
-/// More heartbeats than this cost more than they tell.
+/// More frequent heartbeats cost more than they are worth.
 pub(crate) const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 
-/// The same where nobody has asked for it: what ends so soon ends, if the file server does not answer.
+/// The shortest time between heartbeats that a short lease leads to.
 const HEARTBEAT_SHORT_MIN: Duration = Duration::from_millis(100);
 
-/// Where a file server has to confirm locks, an answer makes it certain for some time that they are held. A slow program may use
-/// up as much of that as leaves this, or half of it if that is less: enough for a heartbeat and a slow answer.
+/// An answer makes locks on a file server certain for some time, of which a program that stops
+/// slowly uses up a part. At least this has to be left, or half of the time if that is less: enough
+/// for a heartbeat and a slow answer.
 const CERTAIN_MIN: Duration = Duration::from_secs(2);
 
-/// So many heartbeats fit into the time for which locks are certainly held, and into the silence that is borne.
+/// This many heartbeats fit into the time for which locks are certain, and into the longest
+/// tolerated silence.
 const HEARTBEATS: u32 = 4;
 
 /// How long the program needs to stop its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopTime {
-    /// So long.
+    /// This long.
     Exactly(Duration),
-    /// At least the first time, and as long as fits up to the second one.
+    /// The longest time in this range that fits the daemon.
     Between(Duration, Duration),
 }
 
-/// What a daemon says of its times.
+/// The times that a daemon reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DaemonTimes {
     /// After how long it gives a silent client up.
     pub(crate) dead_after: Duration,
     /// How long it assumes that a program takes to stop, where a file server may give locks away.
     pub(crate) stop: Option<Duration>,
-    /// For how long locks are certainly held there, at least, after an answered request.
+    /// For how long an answered request makes locks certain there, at least.
     pub(crate) valid_min: Option<Duration>,
 }
 
@@ -51,15 +53,17 @@ pub(crate) struct TooSlow {
 /// The times of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timing {
-    /// After how long without an answer, counted from when the answered request was sent, the locks are given up.
+    /// The longest silence the client tolerates, counted from when the last answered request was
+    /// sent. Then it gives its locks up.
     pub(crate) silence_max: Duration,
     /// How long the program needs to stop its work after that.
     pub(crate) stop: StopTime,
     /// How often a heartbeat is sent, at least.
     pub(crate) heartbeat: Duration,
-    /// By how much the program stops more slowly than the daemon reckons with: its locks count as held for so much less.
+    /// How much longer the program takes to stop than the daemon assumes. Its locks count as held
+    /// for that much less.
     pub(crate) slower: Duration,
-    /// Set if too little is left then to hold locks at all.
+    /// Set if that leaves too little time to hold locks at all.
     pub(crate) too_slow: Option<TooSlow>,
 }
 
@@ -77,19 +81,21 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// How long the program may take to stop: fitted to the daemon's times, once these are known.
+    /// How long the program may take to stop. Before the daemon's times are known, this is the
+    /// longest time it may come to.
     pub(crate) fn stop_within(&self) -> Duration {
         match self.stop {
             StopTime::Exactly(time) | StopTime::Between(_, time) => time,
         }
     }
 
-    /// Fits the times to a daemon's: with rho for what the rates of clocks may differ by, (silence_max + stop_within)(1 + rho) <
-    /// dead_after (1 - rho). At least three heartbeats fit into the silence. None if there is no time to notice anything.
+    /// Fits the times to those of a daemon. With rho for the difference in clock rates,
+    /// (silence_max + stop_within)(1 + rho) < dead_after (1 - rho). At least three heartbeats fit
+    /// into the silence. None if there is no time left to notice anything.
     pub(crate) fn fit(self, daemon: DaemonTimes) -> Option<Self> {
         let stop_and_certain = daemon.stop.zip(daemon.valid_min);
         let stop_within = match (self.stop, stop_and_certain) {
-            // What nobody has asked for leaves half of what is certain.
+            // A time that nobody has asked for leaves half of what is certain.
             (StopTime::Between(least, most), Some((stop, valid_min))) => most.min(stop + valid_min / 2).max(least),
             _ => self.stop_within(),
         };
@@ -106,13 +112,13 @@ impl Timing {
         (silence_max >= SILENCE_MIN).then_some(Self { silence_max, stop, heartbeat, slower, too_slow })
     }
 
-    /// For how long a lock counts as held of which the daemon says that it is for so many milliseconds.
+    /// For how long a lock counts as held, if the daemon says that it is for `valid_ms`.
     pub(crate) fn valid(&self, valid_ms: u64) -> Duration {
         Duration::from_millis(valid_ms).saturating_sub(self.slower)
     }
 
-    /// How long after a heartbeat the next one is sent if locks are certainly held for so long: often enough that they are always
-    /// confirmed before that is over.
+    /// How long after an answer the next heartbeat is sent if it made locks certain for `valid`:
+    /// they are confirmed again before that is over.
     pub(crate) fn heartbeat_within(&self, valid: Duration) -> Duration {
         self.heartbeat.min((valid / HEARTBEATS).max(HEARTBEAT_SHORT_MIN))
     }
@@ -128,8 +134,8 @@ mod tests {
         DaemonTimes { dead_after, stop, valid_min: None }
     }
 
-    /// What a daemon derives from a lease (docs/safety.md, "Timing"): the silence of the server that it bears, between probes that
-    /// are a sixth of it apart, and the time to stop.
+    /// What a daemon derives from a lease (docs/safety.md, "Timing"): the longest silence of the
+    /// server that it tolerates, and the times that it reports.
     fn on_lease(lease: Duration) -> (Duration, DaemonTimes) {
         let silence = lease * 2 / 3;
         let stop = (lease / 6).min(Duration::from_secs(10));
@@ -141,7 +147,8 @@ mod tests {
         (silence, times)
     }
 
-    /// The inequality holds for every daemon, the defaults need no fitting, and where nothing fits it is said.
+    /// The inequality holds for every daemon, the defaults need no fitting, and None is returned
+    /// where nothing fits.
     #[test]
     fn the_silence_fits_the_daemon() {
         let second = Duration::from_secs(1);
@@ -163,9 +170,10 @@ mod tests {
         }
     }
 
-    /// A program that needs longer to stop than the daemon reckons with gives its locks up earlier by the difference.
+    /// A program that takes longer to stop than the daemon assumes gives its locks up earlier by
+    /// the difference.
     #[test]
-    fn who_stops_slowly_stops_earlier() {
+    fn a_slow_program_stops_earlier() {
         let second = Duration::from_secs(1);
         let timing = |stop| Timing::default().fit(daemon(45 * second, stop)).unwrap();
         assert_eq!(timing(None).valid(20_000), 20 * second);
@@ -175,9 +183,10 @@ mod tests {
     }
 
     proptest! {
-        /// For every lease from 10 s to 120 s and every time to stop: heartbeats are so frequent that a slow answer still comes
-        /// while locks are certain, at whatever moment between two probes the daemon answered; or the client is too slow, which it
-        /// knows before it asks for anything, with a time that would do.
+        /// For every lease from 10 s to 120 s and every time to stop: heartbeats are so frequent
+        /// that even a slow answer comes while locks are certain, whenever between two probes the
+        /// daemon sent the previous one. Otherwise the client is too slow; it knows that before it
+        /// requests anything, and knows a time that fits.
         #[test]
         fn heartbeats_fit_every_lease(
             lease_ms in 10_000_u64..=120_000,
@@ -198,7 +207,7 @@ mod tests {
                 None => {
                     let answer = valid.checked_sub(timing.heartbeat_within(valid)).unwrap_or_default();
                     prop_assert!(answer >= ms(1400), "{answer:?} for an answer: {timing:?}");
-                    // It is over before the server may give the lock away (B).
+                    // The work has stopped before the server may give the lock away (B).
                     let over = valid + timing.stop_within() + (silence - told);
                     prop_assert!(over <= silence + times.stop.unwrap().max(timing.stop_within() - timing.slower));
                 }
@@ -212,7 +221,7 @@ mod tests {
         }
     }
 
-    /// With the usual lease nothing changes: neither the defaults nor the heartbeats.
+    /// The usual lease needs no fitting: the defaults and the heartbeats stay as they are.
     #[test]
     fn the_usual_lease_needs_no_fitting() {
         let second = Duration::from_secs(1);
@@ -221,7 +230,7 @@ mod tests {
         assert_eq!(fitted.stop_within(), 10 * second);
         assert_eq!((fitted.slower, fitted.too_slow), (Duration::ZERO, None));
         assert_eq!(fitted.heartbeat_within(silence / 2), 5 * second);
-        // A silent server is not asked through the daemon again and again.
+        // While the server is silent, heartbeats do not become arbitrarily frequent.
         assert_eq!(fitted.heartbeat_within(Duration::ZERO), HEARTBEAT_SHORT_MIN);
     }
 }

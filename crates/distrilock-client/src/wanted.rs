@@ -5,7 +5,8 @@ use distrilock_protocol::limits::LOCKS_PER_REQUEST_MAX;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{LockObject, RequestObject, Wait};
 
-/// One of several locks, where it differs from the others; see [`Client::locks`].
+/// One of several locks, if it differs from the others. See
+/// [`Client::locks`](crate::Client::locks).
 ///
 /// ```
 /// use distrilock_client::{Client, Wanted};
@@ -28,27 +29,27 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// The lock of this name, exclusively; see [`Wanted`] for an example.
+    /// The lock of this name, exclusively. See [`Wanted`] for an example.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), shared: false, slots: None, take: None }
     }
 
-    /// Together with others who share it; see [`Wanted`] for an example.
+    /// Shares the lock with other shared holders. See [`Wanted`] for an example.
     #[must_use]
     pub fn shared(mut self) -> Self {
         self.shared = true;
         self
     }
 
-    /// One of so many slots; see [`Wanted`] for an example.
+    /// One slot of this many. See [`Wanted`] for an example.
     #[must_use]
     pub fn slots(mut self, slots: u16) -> Self {
         self.slots = Some(slots);
         self
     }
 
-    /// So many of the slots.
+    /// This many of the slots.
     ///
     /// ```
     /// let wanted = distrilock_client::Wanted::new("gpu").slots(4).take(2);

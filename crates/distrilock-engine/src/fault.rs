@@ -1,72 +1,230 @@
-//! [`Fault`]: a file operation that the system refused.
+//! [`Fault`]: a file operation that failed, and what to do about it.
 
 use std::fmt;
+use std::io::{self, ErrorKind};
 
-use nix::libc;
-
-/// The system failed a file operation: which, on what, and its errno. It reaches a peer only as a refusal that says so.
+/// A file operation failed: on which file, and why. It reaches a peer only as a refusal that says
+/// so.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Fault {
-    /// The operation's name, as in `open`.
-    pub operation: &'static str,
+    /// Why.
+    pub cause: Cause,
     /// The path it was about; empty if it was about a descriptor.
     pub path: Box<str>,
-    /// The error number, errno(3).
-    pub errno: i32,
+}
+
+/// Why a file operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The system refused a call.
+    System {
+        /// What the call was for.
+        operation: Operation,
+        /// The error number, errno(3).
+        errno: i32,
+    },
+    /// A process began to delete the lock file, and does not finish.
+    StalledDeletion,
+    /// Another process kept the fence of the lock file locked for too long.
+    FenceBusy,
+    /// Another process kept the mark of the fences, `.distrilock/fence`, locked for too long.
+    MarkBusy,
+    /// The lock file contains something that no daemon writes.
+    ForeignContent,
+    /// The mark of the fences contains something that no daemon writes.
+    ForeignMark,
+    /// The file server does not answer.
+    ServerSilent,
+    /// The file server answers, but each answer takes longer than a lease can be relied on.
+    ServerSlow,
+    /// The lock file is marked dead, and nothing may delete it from a client of NFS 4.0.
+    DeadFile,
+    /// The name means another file each time it is looked at, so that nothing can be said about it.
+    Replaced,
+}
+
+/// What was being done when a file operation failed, in the words of a fault's sentence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each is named like the call, or described by the cause that implies it")]
+pub enum Operation {
+    Create,
+    ListenIn,
+    Lock,
+    Open,
+    Prove,
+    Read,
+    ReadFence,
+    Remove,
+    Stat,
+    Truncate,
+    WaitFor,
+    WaitForDeletion,
+    WaitForFence,
+    Write,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Create => "create",
+            Self::ListenIn => "listen in",
+            Self::Lock => "lock",
+            Self::Open => "open",
+            Self::Prove => "prove",
+            Self::Read => "read",
+            Self::ReadFence => "read the fence of",
+            Self::Remove => "remove",
+            Self::Stat => "stat",
+            Self::Truncate => "truncate",
+            Self::WaitFor => "wait for",
+            Self::WaitForDeletion => "wait for the deletion of",
+            Self::WaitForFence => "wait for the fence of",
+            Self::Write => "write",
+        })
+    }
+}
+
+/// The number of "input/output error", which stands in for an error without a number (errno(3)).
+const EIO: i32 = 5;
+
+// Numbers for which std has no stable kind, as Linux on x86, Arm, RISC-V, POWER and z has them
+// (errno(3)).
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+const ENOLCK: i32 = 37;
+const ELOOP: i32 = 40;
+
+impl Cause {
+    /// The system refused a call, as std reports it.
+    #[must_use]
+    pub fn io(operation: Operation, error: &io::Error) -> Self {
+        Self::System { operation, errno: error.raw_os_error().unwrap_or(EIO) }
+    }
 }
 
 impl Fault {
-    /// The system's sentence for the error number, in lower case as it stands within a line.
+    /// The system refused a call.
+    #[must_use]
+    pub fn system(operation: Operation, path: impl Into<Box<str>>, errno: i32) -> Self {
+        Self { cause: Cause::System { operation, errno }, path: path.into() }
+    }
+
+    /// The same, as std reports it.
+    #[must_use]
+    pub fn io(operation: Operation, path: impl Into<Box<str>>, error: &io::Error) -> Self {
+        Self { cause: Cause::io(operation, error), path: path.into() }
+    }
+
+    /// The error number, if the system refused a call.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self.cause {
+            Cause::System { errno, .. } => Some(errno),
+            _ => None,
+        }
+    }
+
+    /// What was being done.
+    #[must_use]
+    pub fn operation(&self) -> Operation {
+        match self.cause {
+            Cause::System { operation, .. } => operation,
+            Cause::StalledDeletion => Operation::WaitForDeletion,
+            Cause::FenceBusy => Operation::WaitForFence,
+            Cause::MarkBusy | Cause::DeadFile => Operation::Lock,
+            Cause::ForeignContent => Operation::ReadFence,
+            Cause::ForeignMark => Operation::Read,
+            Cause::ServerSilent => Operation::WaitFor,
+            Cause::ServerSlow => Operation::Prove,
+            Cause::Replaced => Operation::Stat,
+        }
+    }
+
+    /// The reason as it stands within a line. Clients of version 0.1 read it, so our own causes
+    /// keep the words of the errors that once stood for them: EBUSY, EBADMSG, ETIMEDOUT, EUCLEAN,
+    /// ESTALE.
     #[must_use]
     pub fn reason(&self) -> String {
-        let text = std::io::Error::from_raw_os_error(self.errno).to_string();
-        let text = text.split(" (os error").next().unwrap_or_default();
-        let mut letters = text.chars();
-        let first = letters.next().map(|first| first.to_ascii_lowercase());
-        first.into_iter().chain(letters).collect()
+        let words = match self.cause {
+            Cause::System { errno, .. } => return system_reason(errno),
+            Cause::StalledDeletion | Cause::FenceBusy | Cause::MarkBusy => "device or resource busy",
+            Cause::ForeignContent | Cause::ForeignMark => "bad message",
+            Cause::ServerSilent | Cause::ServerSlow => "connection timed out",
+            Cause::DeadFile => "structure needs cleaning",
+            Cause::Replaced => "stale file handle",
+        };
+        words.into()
     }
 
     /// What to do about it, for a log line or a refusal.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
-        match self.errno {
-            libc::ENOENT => "the lock directory is gone: make it again, or restart the daemon with the right one",
-            libc::EACCES | libc::EPERM => {
-                "let the daemon's user read and write the lock directory and its files; on NFS user numbers must agree between \
-                 hosts, or the export squash them (docs/nfs.md)"
+        match self.cause {
+            Cause::System { errno, .. } => system_remedy(errno),
+            Cause::StalledDeletion => "find the process that began to delete the lock file and was stopped (lslocks)",
+            Cause::FenceBusy => "try again; if it stays so, find the process that keeps the lock file locked (lslocks)",
+            Cause::MarkBusy => {
+                "try again; if it stays so, find the process that keeps .distrilock/fence locked (lslocks)"
             }
-            libc::EROFS => "mount the lock directory's file system read-write",
-            libc::ENOSPC | libc::EDQUOT => "make room, or inodes, on the lock directory's file system",
-            libc::EMFILE | libc::ENFILE => "raise the limit of open files (LimitNOFILE= of the service)",
-            libc::EISDIR => "remove the directory that stands where the lock file has to be",
-            libc::ELOOP => "remove the symbolic link: lock files are not followed out of the directory",
-            libc::EINVAL => "remove what stands where the lock file has to be: it is no regular file",
-            libc::ENOLCK => "the file system has no locks left, or does not support them",
-            libc::EBUSY => "find the process that began to delete the lock file and was stopped (lslocks)",
-            libc::ETIMEDOUT => {
-                "the file server does not answer: look at the network and at the server; the daemon goes on by itself"
+            Cause::ForeignContent => "its content is not what daemons write: move it away",
+            Cause::ForeignMark => "its content is not what daemons write: restore it",
+            Cause::ServerSilent => SILENT,
+            Cause::ServerSlow => {
+                "the file server answers too slowly for its lease: check the network and the server's load"
             }
-            libc::EUCLEAN => {
+            Cause::DeadFile => {
                 "a collector was killed there: run distrilock gc on the file server, or mount with vers=4.1 or 4.2"
             }
-            libc::EBADMSG => {
-                "its content is not what daemons write: move it away if it is a lock file, restore it if it is .distrilock/fence"
+            Cause::Replaced => {
+                "its inode number keeps changing: move the lock directory to another file system, or find out what \
+                 replaces files there"
             }
-            libc::ESTALE => {
-                "its inode numbers change: move the lock directory to another file system, and look for who replaces files"
-            }
-            _ => "look at the file system under the lock directory, and at the kernel's log",
         }
+    }
+}
+
+const SILENT: &str =
+    "the file server does not answer: check the network and the server; the daemon goes on by itself once it answers";
+
+/// The system's sentence for an error number, in lower case.
+fn system_reason(errno: i32) -> String {
+    let text = io::Error::from_raw_os_error(errno).to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut letters = text.chars();
+    let first = letters.next().map(|first| first.to_ascii_lowercase());
+    first.into_iter().chain(letters).collect()
+}
+
+fn system_remedy(errno: i32) -> &'static str {
+    match (io::Error::from_raw_os_error(errno).kind(), errno) {
+        (ErrorKind::NotFound, _) => {
+            "the lock directory is gone: create it again, or restart the daemon with the right one"
+        }
+        (ErrorKind::PermissionDenied, _) => {
+            "let the daemon's user read and write the lock directory and its files; on NFS, user numbers must agree between \
+             hosts, or the export must squash them (docs/nfs.md)"
+        }
+        (ErrorKind::ReadOnlyFilesystem, _) => "mount the lock directory's file system read-write",
+        (ErrorKind::StorageFull | ErrorKind::QuotaExceeded, _) => {
+            "free space, or inodes, on the lock directory's file system"
+        }
+        (_, EMFILE | ENFILE) => "raise the limit of open files (LimitNOFILE= of the service)",
+        (ErrorKind::IsADirectory, _) => "remove the directory that stands where the lock file should be",
+        (_, ELOOP) => "remove the symbolic link: the daemon does not follow lock files out of the directory",
+        (ErrorKind::InvalidInput, _) => "remove what stands where the lock file should be: it is not a regular file",
+        (_, ENOLCK) => "the file system has no locks left, or does not support them",
+        (ErrorKind::TimedOut, _) => SILENT,
+        _ => "check the file system under the lock directory, and the kernel's log",
     }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.is_empty() {
-            write!(f, "{}: {}", self.operation, self.reason())
-        } else {
-            write!(f, "{} {}: {}", self.operation, self.path, self.reason())
+        write!(f, "{}", self.operation())?;
+        if !self.path.is_empty() {
+            write!(f, " {}", self.path)?;
         }
+        write!(f, ": {}", self.reason())
     }
 }
 
@@ -82,10 +240,37 @@ impl std::error::Error for Fault {}
 mod tests {
     use super::*;
 
-    /// The sentence is the one that clients of the original know: `OPERATION PATH: REASON`, in lower case.
+    const EISDIR: i32 = 21;
+
+    /// Clients of the original know this sentence: `OPERATION PATH: REASON`, in lower case.
     #[test]
     fn reads_as_the_original_wrote_it() {
-        let fault = Fault { operation: "open", path: "/dir/adir.lck".into(), errno: libc::EISDIR };
+        let fault = Fault::system(Operation::Open, "/dir/adir.lck", EISDIR);
         assert_eq!(fault.to_string(), "open /dir/adir.lck: is a directory");
+    }
+
+    /// Causes of our own keep the sentences that they had when errno stood for them, and have
+    /// remedies of their own.
+    #[test]
+    fn our_own_causes() {
+        const EBUSY: i32 = 16;
+        for (cause, sentence, errno) in [
+            (Cause::StalledDeletion, "wait for the deletion of n: device or resource busy", EBUSY),
+            (Cause::FenceBusy, "wait for the fence of n: device or resource busy", EBUSY),
+            (Cause::MarkBusy, "lock n: device or resource busy", EBUSY),
+            (Cause::ForeignContent, "read the fence of n: bad message", 74),
+            (Cause::ForeignMark, "read n: bad message", 74),
+            (Cause::ServerSilent, "wait for n: connection timed out", 110),
+            (Cause::ServerSlow, "prove n: connection timed out", 110),
+            (Cause::DeadFile, "lock n: structure needs cleaning", 117),
+            (Cause::Replaced, "stat n: stale file handle", 116),
+        ] {
+            let fault = Fault { cause, path: "n".into() };
+            assert_eq!(fault.to_string(), sentence);
+            assert_eq!(fault.reason(), system_reason(errno), "{cause:?}");
+            assert!(cause == Cause::ServerSilent || fault.remedy() != system_remedy(errno), "{cause:?}");
+        }
+        let waited = Fault { cause: Cause::FenceBusy, path: "n".into() };
+        assert!(!waited.remedy().contains("delete"), "a fence that waited has nothing to do with a deletion");
     }
 }

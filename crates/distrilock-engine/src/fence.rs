@@ -2,7 +2,8 @@
 
 use crate::limits::FENCES_AHEAD;
 
-/// The fence that follows, and what the mark has to be at least before it is granted.
+/// Returns the next fence, and the least value that the mark must have before that fence is
+/// granted.
 #[must_use]
 pub fn following(last: Option<u64>, mark: u64) -> (u64, u64) {
     match last {

@@ -1,56 +1,57 @@
-//! What of the engine goes to the next process of the daemon, and how it comes to life there. It goes at rest: with no file
-//! operation in flight there is no open question (I6, I9), and timers are armed anew.
+//! What goes to the next process of the daemon, and how the engine goes on there. A name goes at
+//! rest: with no file operation in flight there is no open question (I6, I9). The next process arms
+//! its timers anew.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
-use super::Engine;
-use super::message::{Effect, Input, RequestId, SessionId};
-use super::record::{File, Record, Waiter};
-use super::seen::ViewedSession;
+use distrilock_protocol::ids::{RequestId, SessionId};
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::want::Mode;
 
-/// One name as it goes to the next process. `F` is its open file, or what is told of it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+use crate::claim::Claim;
+use crate::engine::Engine;
+use crate::message::Effect;
+use crate::record::{File, Record, Waiter};
+
+/// One name as it goes to the next process. `F` is its open file, or a description of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Handed<F> {
     /// The name.
     pub name: LockName,
     /// Its file, if it is open.
     pub file: Option<F>,
-    /// The mode in which that is locked.
+    /// The mode in which the file is locked.
     pub locked: Option<Mode>,
-    /// Who holds it.
-    pub holders: Vec<ViewedSession>,
+    /// Who holds the name.
+    pub holders: Vec<Claim>,
     /// Who waits for it, first come first.
     pub waiters: Vec<HandedWaiter>,
 }
 
 /// A request that waits for a name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HandedWaiter {
     /// Whose it is, and what it wants.
-    pub seen: ViewedSession,
+    pub claim: Claim,
     /// The session's number for it.
     pub request: RequestId,
-    /// Whether it queues; else it is refused as soon as it cannot enter.
+    /// Whether it queues; otherwise it is refused as soon as it cannot enter.
     pub waits: bool,
-    /// Whether the grant is to carry a fence.
+    /// Whether the grant should carry a fence.
     pub fence: bool,
 }
 
 impl<F> Handed<F> {
-    /// The same with another thing for the file.
+    /// The same with something else in the place of the file.
     pub fn map_file<G>(self, map: impl FnOnce(F) -> G) -> Handed<G> {
         let Self { name, file, locked, holders, waiters } = self;
         Handed { name, file: file.map(map), locked, holders, waiters }
     }
 
-    /// Whether it makes sense: whoever holds the name has its file locked in the same mode (I2).
+    /// Whether it makes sense: a name that is held has its file locked in the same mode (I2).
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        let modes_agree = self.holders.iter().all(|holder| Some(holder.mode) == self.locked);
+        let modes_agree = self.holders.iter().all(|holder| Some(holder.mode()) == self.locked);
         modes_agree
             && (self.locked.is_none() || self.file.is_some())
             && (self.locked.is_some() != self.holders.is_empty())
@@ -61,7 +62,7 @@ impl<F, E> Handed<Result<F, E>> {
     /// The name with its file, or why there is none.
     ///
     /// # Errors
-    /// What stands in the place of the file.
+    /// The error that stands in the place of the file.
     pub fn transpose(self) -> Result<Handed<F>, E> {
         let Self { name, file, locked, holders, waiters } = self;
         Ok(Handed { name, file: file.transpose()?, locked, holders, waiters })
@@ -71,20 +72,20 @@ impl<F, E> Handed<Result<F, E>> {
 impl<F> Engine<F> {
     /// The names with a file operation in flight.
     pub fn in_flight(&self) -> impl Iterator<Item = &LockName> {
-        let busy = |(_, record): &(&LockName, &Record<F>)| matches!(record.file, File::InFlight { .. });
-        self.records.iter().filter(busy).map(|(name, _)| name)
+        self.records.iter().filter(|(_, record)| record.file.is_in_flight()).map(|(name, _)| name)
     }
 
-    /// Takes out what the next process needs. Names with an operation in flight stay, since it may be completed; the engine is not
-    /// used for anything else after that.
+    /// Takes out what the next process needs. Names with an operation in flight stay, since it may
+    /// still be completed; the engine is not used for anything else after that.
     pub fn hand_over(&mut self) -> Vec<Handed<F>> {
-        let in_flight = |(_, record): &(LockName, Record<F>)| matches!(record.file, File::InFlight { .. });
+        let in_flight = |(_, record): &(LockName, Record<F>)| record.file.is_in_flight();
         let (busy, records) = std::mem::take(&mut self.records).into_iter().partition::<BTreeMap<_, _>, _>(in_flight);
         self.records = busy;
         let handed = |(name, record): (LockName, Record<F>)| {
+            let unused = record.is_unused();
             let (file, locked) = match record.file {
                 File::InFlight { .. } => unreachable!("they stay"),
-                File::Closed if record.at_rest() => return None,
+                File::Closed if unused => return None,
                 File::Closed => (None, None),
                 File::Idle(file) => (Some(file), None),
                 File::Locked(file, mode) => (Some(file), Some(mode)),
@@ -95,36 +96,38 @@ impl<F> Engine<F> {
         records.into_iter().filter_map(handed).collect()
     }
 
-    /// Takes a name over from the process before. Sessions for which `lives` is false have ended meanwhile.
+    /// Takes a name over from the previous process. Sessions for which `lives` is false have ended
+    /// in the meantime.
     ///
     /// # Panics
     /// If it [is not sound](Handed::is_sound).
     pub fn take_over(&mut self, handed: Handed<F>, lives: impl Fn(SessionId) -> bool, effects: &mut Vec<Effect<F>>) {
         assert!(handed.is_sound(), "{} is held without a locked file (I2)", handed.name);
         let Handed { name, file, locked, holders, waiters } = handed;
-        let sessions = holders.iter().chain(waiters.iter().map(|waiter| &waiter.seen)).map(|seen| seen.session);
+        let sessions = holders.iter().chain(waiters.iter().map(|waiter| &waiter.claim)).map(|claim| claim.session);
         let dead: Vec<SessionId> = sessions.filter(|session| !lives(*session)).collect();
-        let file = match (file, locked) {
-            (Some(file), Some(mode)) => File::Locked(file, mode),
-            (file, _) => File::idle(file),
+        let file = match locked {
+            Some(mode) => File::locked(file, mode),
+            None => File::idle(file),
         };
         let waiters = waiters.into_iter().map(Waiter::taken_over).collect();
         self.records.insert(name.clone(), Record { file, holders, waiters, ..Record::default() });
+        let cx = &mut self.about(&name, effects);
         for session in dead {
-            self.input(Input::Leave { name: name.clone(), session }, effects);
+            self.leave(cx, session);
         }
-        self.settle(&name, effects);
+        self.settle(cx);
     }
 }
 
 impl Waiter {
     fn hand_over(self) -> HandedWaiter {
-        let Self { seen, request, waits, tried: _, fence } = self;
-        HandedWaiter { seen, request, waits, fence }
+        let Self { claim, request, waits, tried: _, fence } = self;
+        HandedWaiter { claim, request, waits, fence }
     }
 
     fn taken_over(handed: HandedWaiter) -> Self {
-        let HandedWaiter { seen, request, waits, fence } = handed;
-        Self { seen, request, waits, tried: false, fence }
+        let HandedWaiter { claim, request, waits, fence } = handed;
+        Self { claim, request, waits, tried: false, fence }
     }
 }

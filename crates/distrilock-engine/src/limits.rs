@@ -1,36 +1,49 @@
 //! The times and bounds by which the engine paces its tries, each with its reason.
 
-/// Shards of the engine: a few times the threads that a daemon uses, so that two of them seldom want the same one.
+/// Shards of the engine: a few times the number of threads that a daemon uses, so that two threads
+/// rarely want the same shard.
 pub const SHARDS: usize = 16;
 
-/// For how long a daemon passes a name on among its own sessions before it lets other daemons try, in milliseconds.
+/// How long a daemon passes a name on among its own sessions before it lets other daemons try, in
+/// milliseconds.
 pub const TURN_MS: u64 = 100;
 
-/// For how long it then leaves the name alone, in milliseconds: other daemons try again after [`RETRY_MS_MIN`] when few names
-/// are contended.
+/// How long it then leaves the name alone, in milliseconds: other daemons try again after
+/// [`RETRY_MS_MIN`] when few names are contended.
 pub const YIELD_MS: u64 = 10;
 
-/// The shortest and the longest time between two tries for a name that another process holds, in milliseconds, and how much
-/// each such name of a shard takes, in microseconds: all shards together make some 4,400 tries a second at most, below 2 % of a
-/// core. With 1000 names (62 a shard) that is one each 220 ms; half of it is the median time from a release to the grant. The
-/// longest time is reached with 44,000 names.
+/// The shortest and the longest time between two tries for a name that another process holds, in
+/// milliseconds, and how much each such name of a shard adds, in microseconds. All shards together
+/// make at most some 4,400 tries a second, below 2 % of a core. With 1000 names (62 a shard), each
+/// is tried every 220 ms; half of that is the median time from a release to the grant. The longest
+/// time is reached with 44,000 names.
 pub const RETRY_MS_MIN: u64 = 5;
 /// See [`RETRY_MS_MIN`].
 pub const RETRY_MS_MAX: u64 = 10_000;
 /// See [`RETRY_MS_MIN`].
 pub const RETRY_US_PER_NAME: u64 = 3600;
 
-/// The time between two tries for a name whose holder, another daemon, promised word, in milliseconds: it may hang, or its word
-/// may get lost.
+/// The time between two tries for a name whose holder, another daemon, promised word of its
+/// release, in milliseconds: that daemon may hang, or its word may get lost.
 pub const RECHECK_MS: u64 = 2000;
 
-/// The same on a network file system: a daemon asks the server at most some 500 times a second (16 shards, 32 ms a name), so
-/// that a hundred names are each tried five times a second, and a few of them each 20 ms.
+/// The shortest time between two tries on a network file system. A daemon asks the server at most
+/// some 500 times a second (16 shards, 32 ms a name): a hundred names are each tried five times a
+/// second, and a few names every 20 ms.
 pub const NETWORK_RETRY_MS_MIN: u64 = 20;
 /// See [`NETWORK_RETRY_MS_MIN`].
 pub const NETWORK_RETRY_MS_MAX: u64 = 2000;
 /// See [`NETWORK_RETRY_MS_MIN`].
 pub const NETWORK_RETRY_US_PER_NAME: u64 = 32_000;
 
-/// By how much the mark of the fences is raised beyond the fence that needs it: so many further fences need one write, not two.
+/// How far the mark of the fences is raised beyond the fence that needs it: this many further
+/// fences need one write instead of two.
 pub const FENCES_AHEAD: u64 = 64;
+
+/// A linger lasts this many ticks, and up to one more.
+pub(crate) const LINGER_TICKS: u8 = if cfg!(test) { 1 } else { 4 };
+
+/// How often a try is repeated, every [`RETRY_MS_MIN`], when nobody holds the lock but a process is
+/// deleting its file. After that the request is refused as a failure of the storage: it would be a
+/// lie to say that the name is held.
+pub(crate) const DISTURBED_MAX: u8 = if cfg!(test) { 1 } else { 50 };

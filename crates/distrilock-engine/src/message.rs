@@ -1,35 +1,13 @@
 //! What goes into the engine and what comes out of it.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
-use super::seen::{View, ViewedSession};
-use crate::fault::Fault;
+use distrilock_protocol::ids::{RequestId, SessionId};
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::want::{Mode, Want};
 
-/// A session: one connection's life. Unique within a daemon.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SessionId(pub u64);
+use crate::claim::{Claim, View};
+use crate::fault::Fault;
 
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "s-{:x}", self.0)
-    }
-}
-
-impl fmt::Debug for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// A request of a session, numbered by the session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct RequestId(pub u64);
-
-/// Who asks what about which name.
+/// A request about a name: who asks, and about which name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Asked {
     /// The name.
@@ -41,10 +19,16 @@ pub struct Asked {
 }
 
 impl Asked {
-    pub(super) fn answer<F>(self, answer: Answer) -> Effect<F> {
-        let Self { name, session, request } = self;
-        Effect::Answer { name, session, request, answer }
+    pub(crate) fn asker(&self) -> Asker {
+        Asker { session: self.session, request: self.request }
     }
+}
+
+/// Where an answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Asker {
+    pub(crate) session: SessionId,
+    pub(crate) request: RequestId,
 }
 
 /// What the engine takes.
@@ -54,14 +38,15 @@ pub enum Input<F> {
     Acquire {
         /// Who, and which name.
         asked: Asked,
-        /// How.
+        /// How much of it.
         want: Want,
-        /// Whether it queues if it cannot have the name at once.
+        /// Whether the request queues if it cannot be granted at once.
         wait: bool,
     },
     /// A session gives a name back.
     Release(Asked),
-    /// A session gives a name back and wants to be told if somebody had deleted the file meanwhile.
+    /// A session gives a name back, and wants to know whether somebody deleted the file in the
+    /// meantime.
     ReleaseAndLook(Asked),
     /// A session asks whether its lock is real.
     Verify(Asked),
@@ -74,7 +59,8 @@ pub enum Input<F> {
         /// Why it ends.
         why: Withdrawal,
     },
-    /// A session has ended: whatever it holds, waits for or asks about this name goes, unanswered.
+    /// A session has ended: everything it holds, waits for or asks about this name goes,
+    /// unanswered.
     Leave {
         /// The name.
         name: LockName,
@@ -90,37 +76,40 @@ pub enum Input<F> {
         /// What came of it.
         outcome: Outcome,
     },
-    /// The file operation of a name does not come back in time: whoever waits for it is refused with this fault. It is still
-    /// under way, and completes some day.
+    /// The file operation of a name does not come back in time: every request that waits for it is
+    /// refused with this fault. The operation is still under way, and completes some day.
     Stalled {
         /// The name.
         name: LockName,
-        /// What is said to those who wait.
+        /// The answer to the requests that wait for it.
         fault: Fault,
     },
-    /// Find out whether the lock on a name is real, although nobody asks; no effect if nobody holds it.
+    /// Find out whether the lock on a name is real, although nobody asks; no effect if nobody holds
+    /// it.
     Probe(LockName),
-    /// The storage is silent: every holder is told that its lock is surely real only for so many milliseconds more.
+    /// The storage is silent: tell every holder that its lock is certain for only this many more
+    /// milliseconds.
     Suspect(u64),
-    /// The storage answers again: every holder is told that its lock is held.
+    /// The storage answers again: tell every holder that its lock is held.
     Trust,
     /// The storage was silent for too long: every lock counts as lost.
     Silence(&'static str),
     /// A timer that was armed has run out. A late or repeated one is a no-op.
     Elapsed(Timer),
-    /// Another daemon says that it has let go of a name. Nothing is believed: if somebody waits for it, it is tried.
+    /// Another daemon says that it has released a name. That is not believed: if somebody waits for
+    /// the name, it is tried.
     Hint(LockName),
-    /// Another daemon says that it holds a name, and that it is going to send word when it lets go: until then the name is
-    /// tried seldom, [`Timer::Recheck`].
+    /// Another daemon says that it holds a name, and that it will send word when it releases it:
+    /// until then the name is tried rarely, at [`Timer::Recheck`].
     Promised(LockName),
     /// A daemon that may have promised word is gone: the names that were promised are tried.
     PromisesBroken,
-    /// What the clock shows, in milliseconds; copied into [`View`]s.
+    /// What the clock shows, in milliseconds; copied into [`Claim`]s.
     Now(u64),
     /// Descriptors are short: the file that has been idle longest goes.
     Shed,
-    /// The daemon stops: who waits is told, nobody is granted anything any more, idle files go, and the others as soon as they
-    /// are released.
+    /// The daemon stops: waiting requests are refused, nothing is granted any more, idle files go,
+    /// and the others go as soon as they are released.
     Drain,
 }
 
@@ -145,39 +134,42 @@ impl From<Withdrawal> for Answer {
     }
 }
 
-/// What is to be done with a lock file; `files` says how.
+/// An operation on a lock file; [`steps`](crate::steps) has the calls that it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FileOp {
-    /// Lock the file that the name means now, in this mode; the given file may be locked already, or none.
+    /// Lock the file that the name means now, in this mode. The given file may be locked already,
+    /// and there may be none.
     Try(Mode),
-    /// The same once more, for those alone who wait: a refusal answers nobody, and is not looked at twice.
+    /// Try again, only for requests that wait: a refusal answers nobody, and is not checked a
+    /// second time.
     Retry(Mode),
-    /// A try which also takes a fence.
+    /// A try that also takes a fence.
     TryFence(Mode),
-    /// Take slots of the file that the name means now. If it `joins`, the file has slots of sessions already, and keeps them;
-    /// else whatever lock the given file has goes first.
+    /// Take slots of the file that the name means now. If it `joins`, the file has slots of
+    /// sessions already, and keeps them; otherwise any lock that the given file has is released
+    /// first.
     Take {
         /// How many slots there are.
         of: u16,
-        /// How many of them.
+        /// How many of them to take.
         take: u16,
         /// Whether sessions hold slots through the file.
         joins: bool,
         /// Whether to take a fence as well.
         fence: bool,
     },
-    /// Let go of slots; the file keeps others.
+    /// Give slots back; the file keeps others.
     Give {
         /// How many slots there are.
         of: u16,
-        /// The first one.
+        /// The first one to give back.
         first: u16,
-        /// How many.
+        /// How many to give back.
         count: u16,
     },
     /// Find out whether the lock that the file has in this mode is real.
     Probe(Mode),
-    /// A probe which also takes a fence, if the lock is real.
+    /// A probe that also takes a fence, if the lock is real.
     ProbeFence(Mode),
     /// Unlock the file and keep it open.
     Unlock,
@@ -192,11 +184,12 @@ pub enum FileOp {
 /// What came of a file operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// Try: the name's file is locked in the mode that was asked.
+    /// Try: the name's file is locked in the requested mode.
     Locked,
     /// Try: another process holds the name; the given file is unlocked.
     Refused,
-    /// Try: nobody holds the name, but a process that is about to delete the file is in the way; the given file is unlocked.
+    /// Try: nobody holds the name, but a process that is about to delete the file is in the way;
+    /// the given file is unlocked.
     Disturbed,
     /// Try or probe with a fence: locked, or real; and the fence, or why there is none.
     Fenced(Result<u64, Fault>),
@@ -207,21 +200,21 @@ pub enum Outcome {
         /// The fence, if one was asked for.
         fence: Option<Result<u64, Fault>>,
     },
-    /// Try, take: another process has the name in a mode that does not go with this one; the file has what it had before, when
-    /// it joined, else no lock.
+    /// Try, take: another process has the name in a mode that does not go with this one. If the
+    /// take joined, the file has what it had before; otherwise it has no lock.
     Disagrees(Mode),
     /// Give: the slots are free.
     Given,
     /// Probe: the lock is real.
     Real,
-    /// Probe, or take that joins: the lock is gone, or guards nothing any more.
+    /// Probe, or a take that joins: the lock is gone, or no longer protects anything.
     Lost(&'static str),
-    /// Unlock, Retire: nothing of the daemon's locks the file any more.
+    /// Unlock, Retire: the daemon has no lock on the file any more.
     Unlocked {
         /// Whether somebody had removed it while it was locked.
         file_gone: bool,
     },
-    /// Peek: whether another process locks it.
+    /// Peek: whether another process locks the file.
     Peeked {
         /// Whether it does.
         locked: bool,
@@ -230,7 +223,7 @@ pub enum Outcome {
     Failed(Fault),
 }
 
-/// A time that the engine wants to be told of.
+/// A timer of the engine.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Timer {
     /// Contended names are due for another try.
@@ -266,7 +259,7 @@ pub enum Effect<F> {
         /// The answer.
         answer: Answer,
     },
-    /// Tell a session that a lock which it held is lost.
+    /// Tell a session that it has lost a lock.
     Lost {
         /// The name.
         name: LockName,
@@ -275,18 +268,19 @@ pub enum Effect<F> {
         /// Why.
         reason: &'static str,
     },
-    /// Tell a session that a lock which it holds is in doubt, or no more.
+    /// Tell a session that a lock it holds is in doubt, or is no longer in doubt.
     Doubt {
         /// The name.
         name: LockName,
         /// The session that holds it.
         session: SessionId,
-        /// For how many milliseconds it is surely real; `None`: the doubt is over.
+        /// How many milliseconds it is certain for; `None`: the doubt is over.
         valid_ms: Option<u64>,
     },
-    /// A try has shown that another process holds a name for which sessions wait: other daemons may be asked for word.
+    /// A try has shown that another process holds a name that sessions wait for: other daemons may
+    /// be asked for word.
     Contended(LockName),
-    /// Send [`Input::Elapsed`] after so many milliseconds.
+    /// Send [`Input::Elapsed`] after this many milliseconds.
     Arm(Timer, u64),
 }
 
@@ -295,7 +289,7 @@ pub enum Effect<F> {
 pub enum Answer {
     /// The session holds the lock.
     Granted {
-        /// How.
+        /// In which mode.
         mode: Mode,
         /// Whether it held it before it asked.
         already: bool,
@@ -304,17 +298,17 @@ pub enum Answer {
         /// Its fence, if it asked for one.
         fence: Option<u64>,
     },
-    /// Another session holds the name or waits for it; when one holds it, which, and since when.
-    BusyHere(Option<ViewedSession>),
+    /// Another session holds the name or waits for it; if one holds it, its claim.
+    BusyHere(Option<Claim>),
     /// Another process holds the name.
     BusyElsewhere,
-    /// The session holds the lock in another mode, or another number of its slots.
+    /// The session holds the lock in another mode, or holds another number of its slots.
     Mismatch,
-    /// The name is held in a mode, or with a number of slots, that does not go with what was asked.
+    /// The name is held in a mode, or with a number of slots, that does not go with the request.
     Disagrees {
         /// How it is held.
         held: Mode,
-        /// How it was to be held.
+        /// How the request wanted it.
         asked: Mode,
     },
     /// The request would wait for sessions that wait for its own.
@@ -337,7 +331,7 @@ pub enum Answer {
     },
     /// The session's lock is real.
     Real,
-    /// The same, of a lock with slots or a fence.
+    /// The same, for a lock with slots or a fence.
     RealWith {
         /// Which slots it has.
         slots: Box<[u16]>,
@@ -350,4 +344,19 @@ pub enum Answer {
     Peeked(View),
     /// The system failed the operation.
     Storage(Fault),
+}
+
+impl Answer {
+    /// The answer to an acquire of a session that now holds the lock, or did `already`.
+    pub(crate) fn granted(holder: &Claim, already: bool) -> Self {
+        Self::Granted { mode: holder.mode(), already, slots: holder.slots.clone(), fence: holder.fence }
+    }
+
+    /// The answer to a verify of a session whose lock is real.
+    pub(crate) fn real(holder: &Claim) -> Self {
+        match (&*holder.slots, holder.fence) {
+            ([], None) => Self::Real,
+            (slots, fence) => Self::RealWith { slots: slots.into(), fence },
+        }
+    }
 }

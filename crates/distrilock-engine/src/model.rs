@@ -1,29 +1,36 @@
-//! An exhaustive model: one engine, its file operations taken step by step ([`Steps`], the production code), a kernel of
-//! inodes with their locks, sessions that do whatever they may, and a contender, another process that takes the same steps for
-//! itself; and whenever it is at rest the daemon may hand over to its next process. Every interleaving is visited; a violation
-//! comes with the shortest way to it.
+//! An exhaustive model: one engine, its file operations taken step by step ([`Steps`], the
+//! production code), a kernel of inodes with their locks, sessions that do anything they may, and a
+//! contender, another process that takes the same steps for itself. Whenever the daemon is at rest,
+//! it may hand over to its next process. Every interleaving is visited; a violation comes with the
+//! shortest trace to it.
 //!
 //! Beyond the engine's own invariants the model checks what no single process can see:
 //!
 //! - **M1** A session and the contender never hold the name at the same time, unless both share it.
-//! - **M2** A refusal is true: when a request is refused because another process holds the name, that process did hold it at
-//!   some time since the request.
+//! - **M2** A refusal is true: when a request is refused because another process holds the name,
+//!   that process did hold it at some time since the request.
+//! - **M3** Nothing stays behind: when nobody holds or wants the name, letting time pass removes
+//!   its file.
 //! - **M4** Fences rise, and the mark is not below them.
-//! - **M3** Nothing stays behind: when nobody holds or wants the name, letting time pass removes its file.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::*;
-use crate::steps::local::{self, Call, Next, Steps};
+use distrilock_protocol::name::LockName;
 
-/// An open file has the number of the process that opened it.
+use crate::fault::{Cause, Fault};
+use crate::steps::call::CallResult;
+use crate::steps::local::{Call, Next, Steps};
+use crate::*;
+
+/// An open file is known by the number of the process that opened it.
 type FileId = u8;
 
 const DAEMON: FileId = 0;
 const CONTENDER: FileId = 1;
 
-/// The kernel's side: which inode the name means, which inode each open file is, and who locks what.
+/// The kernel's side: which inode the name means, which inode each open file is, and who locks
+/// what.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Kernel {
     named: Option<u8>,
@@ -42,7 +49,7 @@ struct Locked {
     write: u16,
 }
 
-/// The parts of a file, a bit each; `files` says which bytes they are.
+/// The parts of a file, a bit each; the daemon's `files` says which bytes they are.
 const BYTE_0: u16 = 1;
 const REST: u16 = 2;
 const TURN: u16 = 4;
@@ -59,7 +66,8 @@ const fn slot_part(slot: u16) -> u16 {
 }
 
 impl Kernel {
-    /// A process has one file open at most, whose number is the process's: states that differ in numbers only are one.
+    /// A process has at most one file open, which has the number of the process: states do not
+    /// differ in numbers alone.
     fn open_file(&mut self, process: FileId) -> FileId {
         let unused = |inode: &u8| !self.open.values().any(|used| used == inode);
         let inode = self.named.unwrap_or_else(|| (0..).find(unused).expect("there are inodes enough"));
@@ -68,7 +76,7 @@ impl Kernel {
         process
     }
 
-    /// Numbers the inodes anew in the order of the files that are open: which number they have means nothing.
+    /// Numbers the inodes anew, in the order of the open files: their numbers mean nothing.
     fn renumber(&mut self) {
         let used: BTreeSet<u8> = self.open.values().chain(&self.named).copied().collect();
         self.fences.retain(|inode, _| used.contains(inode));
@@ -85,7 +93,7 @@ impl Kernel {
         }
     }
 
-    /// What others have locked of the same file.
+    /// What other processes have locked of the same file.
     fn others(&self, file: FileId) -> Locked {
         let same = |other: &&FileId| **other != file && self.open[*other] == self.open[&file];
         let locks = self.locks.keys().filter(same).map(|other| self.locks[other]);
@@ -128,55 +136,55 @@ impl Kernel {
         })
     }
 
-    fn uses(&self, file: FileId) -> local::Answer {
+    fn uses(&self, file: FileId) -> CallResult {
         let others = self.others(file);
         let number = (others.read & NUMBERS) >> 4;
         match others {
-            // Who deletes the file locks all but byte 0.
-            _ if others.write & NUMBERS != 0 && others.write & BYTE_0 == 0 => local::Answer::No,
-            _ if others.write & NUMBERS != 0 => local::Answer::Uses(Mode::Exclusive),
-            _ if number == NUMBERS >> 4 => local::Answer::Uses(Mode::Shared),
-            _ if number != 0 => local::Answer::Uses(Mode::Slots(u16::try_from(number.trailing_zeros()).unwrap() + 1)),
-            _ => local::Answer::No,
+            // A process that deletes the file locks all of it but byte 0.
+            _ if others.write & NUMBERS != 0 && others.write & BYTE_0 == 0 => CallResult::No,
+            _ if others.write & NUMBERS != 0 => CallResult::Uses(Mode::Exclusive),
+            _ if number == NUMBERS >> 4 => CallResult::Uses(Mode::Shared),
+            _ if number != 0 => CallResult::Uses(Mode::Slots(u16::try_from(number.trailing_zeros()).unwrap() + 1)),
+            _ => CallResult::No,
         }
     }
 
-    fn lock_number(&mut self, file: FileId, of: u16) -> local::Answer {
+    fn lock_number(&mut self, file: FileId, of: u16) -> CallResult {
         if self.conflicts(file, NUMBERS & !number_part(of), Mode::Exclusive) {
             return self.uses(file);
         }
-        if self.lock(file, number_part(of), Mode::Shared) { local::Answer::Yes } else { local::Answer::No }
+        if self.lock(file, number_part(of), Mode::Shared) { CallResult::Yes } else { CallResult::No }
     }
 
-    fn lock_slots(&mut self, file: FileId, of: u16, take: u16) -> local::Answer {
+    fn lock_slots(&mut self, file: FileId, of: u16, take: u16) -> CallResult {
         let mine = self.locks[&file].write;
         let free =
             |slot: &u16| mine & slot_part(*slot) == 0 && !self.conflicts(file, slot_part(*slot), Mode::Exclusive);
         let slots: Box<[u16]> = (0..of).filter(free).take(take.into()).collect();
         if slots.len() < take.into() {
-            return local::Answer::No;
+            return CallResult::No;
         }
         slots.iter().for_each(|slot| assert!(self.lock(file, slot_part(*slot), Mode::Exclusive)));
-        local::Answer::Slots(slots)
+        CallResult::Slots(slots)
     }
 
     /// The fence in the file, and the mark, whose file has a lock of its own.
-    fn take_fence(&mut self, file: FileId, mode: Mode) -> local::Answer {
+    fn take_fence(&mut self, file: FileId, mode: Mode) -> CallResult {
         if mode != Mode::Exclusive && self.conflicts(file, FENCE, Mode::Exclusive) {
-            return local::Answer::Failed(Fault { operation: "wait for the fence of", path: "".into(), errno: 16 });
+            return CallResult::Failed(Fault { cause: Cause::FenceBusy, path: "".into() });
         }
         let inode = self.open[&file];
         let (fence, mark) = fence::following(self.fences.get(&inode).copied(), self.mark);
         self.fences.insert(inode, fence);
         self.mark = mark;
-        local::Answer::Fence(fence)
+        CallResult::Fence(fence)
     }
 
-    fn make(&mut self, process: FileId, call: Call, file: &mut Option<FileId>) -> local::Answer {
-        let yes = |done: bool| if done { local::Answer::Yes } else { local::Answer::No };
+    fn make(&mut self, process: FileId, call: Call, file: &mut Option<FileId>) -> CallResult {
+        let yes = |done: bool| if done { CallResult::Yes } else { CallResult::No };
         let is_open = || file.expect("the steps use a file only while it is open");
         match call {
-            Call::OpenToRead if self.named.is_none() => return local::Answer::Gone,
+            Call::OpenToRead if self.named.is_none() => return CallResult::Gone,
             Call::Open | Call::OpenToRead => *file = Some(self.open_file(process)),
             Call::Lock(Mode::Shared) => {
                 let locked = self.lock(is_open(), ALL & !FENCE, Mode::Shared);
@@ -198,11 +206,11 @@ impl Kernel {
             Call::Uses => return self.uses(is_open()),
             Call::Fence(mode) => return self.take_fence(is_open(), mode),
             Call::Linked => return yes(self.named == self.open.get(&is_open()).copied()),
-            Call::Check if self.named.is_none() => return local::Answer::Gone,
+            Call::Check if self.named.is_none() => return CallResult::Gone,
             Call::Check => return yes(self.named == self.open.get(&is_open()).copied()),
             Call::Held(mode) => return yes(self.conflicts(is_open(), BYTE_0, mode)),
             Call::Yield => {}
-            Call::Unlink if self.named.is_none() => return local::Answer::Gone,
+            Call::Unlink if self.named.is_none() => return CallResult::Gone,
             Call::Unlink => self.named = None,
             Call::Unlock => self.unlock(is_open(), ALL),
             Call::Close => {
@@ -211,7 +219,7 @@ impl Kernel {
                 *file = None;
             }
         }
-        local::Answer::Yes
+        CallResult::Yes
     }
 }
 
@@ -229,10 +237,10 @@ impl UnderWay {
         Self { steps, next, file }
     }
 
-    /// Takes one step; tells the outcome at the end.
+    /// Takes one step. Returns the outcome at the end.
     fn step(&mut self, process: FileId, kernel: &mut Kernel) -> Option<Outcome> {
         if let Next::Call(call) = self.next {
-            self.next = self.steps.answered(kernel.make(process, call, &mut self.file));
+            self.next = self.steps.returned(kernel.make(process, call, &mut self.file));
         }
         match &self.next {
             Next::Call(_) => None,
@@ -244,7 +252,7 @@ impl UnderWay {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Session {
     holds: Option<(Mode, Box<[u16]>)>,
-    /// What it waits to hear, and whether the contender held the name at some time since it asked.
+    /// What it asked for, and whether the contender has held the name at some time since.
     asks: Option<(Want, bool)>,
     releasing: bool,
 }
@@ -287,7 +295,7 @@ struct Scope {
     sessions: usize,
     wants: &'static [Want],
     contender: &'static [Want],
-    /// How many fences are taken at most.
+    /// The greatest number of fences that are taken.
     fences: u64,
     linger_ms: u64,
     /// Whether requests are withdrawn, sessions leave and the contender is killed.
@@ -347,7 +355,7 @@ impl World {
             None => {}
         }
         actions.extend(self.timers.iter().cloned().map(Action::Elapse));
-        if self.engine.records.get(&name()).is_some_and(|record| record.contended) {
+        if self.engine.records.get(&name()).is_some_and(|record| record.contention.is_contended()) {
             actions.extend([Action::Hint, Action::Promised]);
         }
         match (&self.contender, &self.contender_holds) {
@@ -372,10 +380,10 @@ impl World {
     fn contender_tries(&self, scope: &Scope) -> impl Iterator<Item = Action> {
         let wants = scope.contender.iter().filter(|want| !want.fence || self.fences < scope.fences);
         wants.map(|want| {
-            Action::ContenderBegins(match want.mode {
-                Mode::Slots(of) => FileOp::Take { of, take: want.take, joins: false, fence: want.fence },
-                mode if want.fence => FileOp::TryFence(mode),
-                mode => FileOp::Try(mode),
+            Action::ContenderBegins(match want.extent {
+                Extent::Slots { of, take } => FileOp::Take { of, take, joins: false, fence: want.fence },
+                extent if want.fence => FileOp::TryFence(extent.mode()),
+                extent => FileOp::Try(extent.mode()),
             })
         })
     }
@@ -432,7 +440,8 @@ impl World {
         }
     }
 
-    /// The contender locks byte 0 of the file that the name means: it holds the name, or is about to find that it does.
+    /// Whether the contender locks byte 0 of the file that the name means: it holds the name, or is
+    /// about to find out that it does.
     fn contender_has_it(&self) -> bool {
         let files = [self.contender_file, self.contender.as_ref().and_then(|under_way| under_way.file)];
         files.into_iter().flatten().any(|file| {
@@ -526,7 +535,10 @@ impl World {
                 let (want, contender_had_it) = session.asks.take().expect("I6: an answer without a question");
                 match answer {
                     Answer::Granted { mode, already: false, slots, fence } => {
-                        assert_eq!((mode, slots.len(), fence.is_some()), (want.mode, want.take.into(), want.fence));
+                        assert_eq!(
+                            (mode, slots.len(), fence.is_some()),
+                            (want.mode(), want.extent.slots().into(), want.fence)
+                        );
                         session.holds = Some((mode, slots));
                     }
                     Answer::BusyElsewhere | Answer::Disagrees { .. } if contender_had_it => {}
@@ -566,10 +578,11 @@ impl World {
     }
 }
 
-/// A scope that leads to more states than this takes too long to explore.
+/// A scope with more states than this takes too long to explore.
 const STATES_MAX: usize = 6_000_000;
 
-/// Stands for a state, of which there are too many to keep: that two of some millions have the same 128 bits will not happen.
+/// Stands for a state, since there are too many states to keep. No two of some millions will have
+/// the same 128 bits.
 fn digest<S: Hash>(state: &S) -> u128 {
     let half = |salt: u8| {
         let mut hasher = DefaultHasher::new();
@@ -579,7 +592,7 @@ fn digest<S: Hash>(state: &S) -> u128 {
     half(0) << 64 | half(1)
 }
 
-/// Visits every state that can be reached; tells how many there are.
+/// Visits every state that can be reached, and returns how many there are.
 pub(crate) fn explore<S: Clone + Eq + Hash, A: Clone + std::fmt::Debug>(
     start: S,
     actions: impl Fn(&S) -> Vec<A>,
@@ -616,15 +629,19 @@ pub(crate) fn explore<S: Clone + Eq + Hash, A: Clone + std::fmt::Debug>(
     steps.len()
 }
 
-const fn want(mode: Mode, take: u16, fence: bool) -> Want {
-    Want { mode, take, fence }
+const fn want(extent: Extent, fence: bool) -> Want {
+    Want { extent, fence }
 }
 
-const SHARED: Want = want(Mode::Shared, 0, false);
-const EXCLUSIVE: Want = want(Mode::Exclusive, 0, false);
-const ONE_OF_TWO: Want = want(Mode::Slots(2), 1, false);
-const TWO_OF_TWO: Want = want(Mode::Slots(2), 2, false);
-const THE_ONE: Want = want(Mode::Slots(1), 1, false);
+const fn slots(of: u16, take: u16) -> Extent {
+    Extent::Slots { of, take }
+}
+
+const SHARED: Want = want(Extent::Shared, false);
+const EXCLUSIVE: Want = want(Extent::Exclusive, false);
+const ONE_OF_TWO: Want = want(slots(2, 1), false);
+const TWO_OF_TWO: Want = want(slots(2, 2), false);
+const THE_ONE: Want = want(slots(1, 1), false);
 
 const PLAIN: Scope = Scope {
     sessions: 1,
@@ -637,62 +654,64 @@ const PLAIN: Scope = Scope {
     hands_over: true,
 };
 
-/// Half as many states more would take too long in every run of the tests.
+/// With half as many states again, every run of the tests would take too long.
 const HANDS_OVER_IN_LARGER_SCOPES: bool = cfg!(feature = "system-tests");
 
-/// A session and a contender that are killed or give up anywhere; released files linger.
+/// A session and a contender are killed or give up anywhere; released files linger.
 #[test]
 fn ends_and_linger() {
     let hands_over = HANDS_OVER_IN_LARGER_SCOPES;
     explored(&Scope { contender: &[EXCLUSIVE], linger_ms: 2000, ends: true, hands_over, ..PLAIN });
 }
 
-/// A session that shares or excludes, against a contender that does either; released files are deleted at once.
+/// A session shares or excludes, against a contender that does either; released files are deleted
+/// at once.
 #[test]
 fn shared_and_exclusive() {
     explored(&Scope { wants: &[SHARED, EXCLUSIVE], contender: &[SHARED, EXCLUSIVE], ..PLAIN });
 }
 
-/// Three sessions of one daemon, shared and exclusive, without a contender: queues, turns, withdrawals.
+/// Three sessions of one daemon share or exclude, without a contender: queues, turns, withdrawals.
 #[test]
 fn three_sessions() {
     explored(&Scope { sessions: 3, wants: &[SHARED, EXCLUSIVE], ends: true, ..PLAIN });
 }
 
-/// Somebody deletes lock files by hand: exclusion between processes is gone, the engine's own invariants are not.
+/// Somebody deletes lock files by hand: exclusion between processes is gone, the engine's own
+/// invariants are not.
 #[test]
 fn files_deleted_by_hand() {
     explored(&Scope { sessions: 2, wants: &[SHARED, EXCLUSIVE], linger_ms: 2000, by_hand: true, ..PLAIN });
 }
 
-/// Two sessions of one daemon and a contender fight for a name, exclusively.
+/// Two sessions of one daemon and a contender compete for a name, exclusively.
 #[cfg(feature = "system-tests")]
 #[test]
 fn two_sessions_with_a_contender() {
     explored(&Scope { sessions: 2, contender: &[EXCLUSIVE], hands_over: false, ..PLAIN });
 }
 
-/// Two sessions that want one of two slots, or both, or the name for themselves, without a contender.
+/// Two sessions want one of two slots, or both, or the name for themselves, without a contender.
 #[test]
 fn slots_of_two_sessions() {
     explored(&Scope { sessions: 2, wants: &[ONE_OF_TWO, TWO_OF_TWO, EXCLUSIVE], ends: true, ..PLAIN });
 }
 
-/// A session and a contender that want one of two slots, or both; also while either may be killed.
+/// A session and a contender want one of two slots, or both; then either may be killed as well.
 #[test]
 fn slots_with_a_contender() {
     explored(&Scope { wants: &[ONE_OF_TWO, TWO_OF_TWO], contender: &[ONE_OF_TWO, TWO_OF_TWO], ..PLAIN });
     explored(&Scope { wants: &[ONE_OF_TWO], contender: &[ONE_OF_TWO], ends: true, ..PLAIN });
 }
 
-/// Slots, another number of slots, shared and exclusive, each against each other one of a contender.
+/// Slots, another number of slots, shared and exclusive: each against each of them of a contender.
 #[test]
 fn slots_and_all_else() {
     const ALL_MODES: &[Want] = &[ONE_OF_TWO, THE_ONE, SHARED, EXCLUSIVE];
     explored(&Scope { wants: ALL_MODES, contender: ALL_MODES, ..PLAIN });
 }
 
-/// Two sessions and a contender that want one of two slots each.
+/// Two sessions and a contender want one of two slots each.
 #[cfg(feature = "system-tests")]
 #[test]
 fn slots_of_two_sessions_with_a_contender() {
@@ -706,11 +725,11 @@ fn slots_deleted_by_hand() {
     explored(&Scope { sessions: 2, wants: &[ONE_OF_TWO, EXCLUSIVE], linger_ms: 2000, by_hand: true, ..PLAIN });
 }
 
-const FENCED: Want = want(Mode::Exclusive, 0, true);
-const SHARED_FENCED: Want = want(Mode::Shared, 0, true);
-const SLOT_FENCED: Want = want(Mode::Slots(2), 1, true);
+const FENCED: Want = want(Extent::Exclusive, true);
+const SHARED_FENCED: Want = want(Extent::Shared, true);
+const SLOT_FENCED: Want = want(slots(2, 1), true);
 
-/// Fences rise whoever takes them, in whichever mode, while files are deleted at once.
+/// Fences rise regardless of who takes them and in which mode, while files are deleted at once.
 #[test]
 fn fences_rise() {
     explored(&Scope { wants: &[FENCED], contender: &[FENCED], fences: 3, ..PLAIN });

@@ -1,46 +1,52 @@
-//! What the engine knows of one name, and what follows from it for the name alone.
+//! [`Record`]: what the engine knows of one name. What follows from it stands in
+//! [`next`](crate::next), and what a completed file operation changes in [`done`](crate::done).
+//!
+//! The file goes through these states; every transition goes through `InFlight`, so that one
+//! operation is in flight at most (I4):
+//!
+//! ```text
+//!   Closed ──┐                  ┌──▶ Closed        the file is closed, and may be deleted
+//!   Idle ────┼──▶ InFlight(op) ─┼──▶ Idle          it is open, and not locked
+//!   Locked ──┘                  └──▶ Locked(mode)  a try or a take got the lock, or the file kept it
+//! ```
 
 use std::collections::VecDeque;
 
-use super::message::{Answer, Asked, Effect, FileOp, Outcome, RequestId, SessionId, Timer};
-use super::seen::ViewedSession;
+use distrilock_protocol::ids::{RequestId, SessionId};
+use distrilock_protocol::limits::LIST_SESSIONS_MAX;
+use distrilock_protocol::want::Mode;
+
+use crate::claim::{Claim, View};
+use crate::context::Context;
 use crate::fault::Fault;
 use crate::limits::{TURN_MS, YIELD_MS};
-use distrilock_protocol::name::LockName;
-use distrilock_protocol::want::Mode;
+use crate::message::{Answer, Asker, FileOp};
+use crate::state::{Contention, Linger, Turn};
 
 /// One name: its file, who holds it, who waits, who asks. Each fact stands here once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Record<F> {
-    pub(super) file: File<F>,
-    pub(super) holders: Vec<ViewedSession>,
+pub(crate) struct Record<F> {
+    pub(crate) file: File<F>,
+    pub(crate) holders: Vec<Claim>,
     /// Slots that no holder has and whose bytes are still locked.
-    pub(super) freed: Vec<u16>,
-    pub(super) waiters: VecDeque<Waiter>,
-    pub(super) queries: Vec<Query>,
+    pub(crate) freed: Vec<u16>,
+    pub(crate) waiters: VecDeque<Waiter>,
+    pub(crate) queries: Vec<Query>,
     /// Releases that the next completed operation answers.
-    pub(super) releases: Vec<(SessionId, RequestId)>,
-    /// Whether one of them wants to be told if the file was deleted.
-    pub(super) look: bool,
-    /// Whether the lock is to be probed although nobody asks.
-    pub(super) probe: bool,
-    /// The last try was refused, and the waiters wait for the retry timer.
-    pub(super) contended: bool,
-    /// How often in a row a try met a process that deletes the file, not one that holds the lock.
-    pub(super) disturbed: u8,
-    pub(super) turn: Turn,
-    /// Ticks of the linger timer since the file was last used.
-    pub(super) age: u8,
-    /// Whether the name stands in the linger queue.
-    pub(super) lingers: bool,
+    pub(crate) releases: Vec<Release>,
+    pub(crate) contention: Contention,
+    pub(crate) turn: Turn,
+    pub(crate) linger: Linger,
 }
 
+/// The file of a name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum File<F> {
+pub(crate) enum File<F> {
     Closed,
+    /// Open, and not locked.
     Idle(F),
     Locked(F, Mode),
-    /// The file is with whoever carries out the operation; these queries are what it is to answer.
+    /// The file is with the operation, which also answers these queries.
     InFlight {
         op: FileOp,
         queries: Vec<Query>,
@@ -48,43 +54,66 @@ pub(super) enum File<F> {
 }
 
 impl<F> File<F> {
-    fn take(&mut self) -> Option<F> {
-        match std::mem::replace(self, Self::Closed) {
-            Self::Idle(file) | Self::Locked(file, _) => Some(file),
-            Self::Closed | Self::InFlight { .. } => None,
-        }
-    }
-
-    pub(super) fn idle(file: Option<F>) -> Self {
+    pub(crate) fn idle(file: Option<F>) -> Self {
         file.map_or(Self::Closed, Self::Idle)
     }
 
-    pub(super) fn locked(file: Option<F>, mode: Mode) -> Self {
+    pub(crate) fn locked(file: Option<F>, mode: Mode) -> Self {
         Self::Locked(file.expect("a locked file is open (I2)"), mode)
+    }
+
+    pub(crate) fn is_in_flight(&self) -> bool {
+        matches!(self, Self::InFlight { .. })
+    }
+
+    /// Begins an operation, and returns the file for it.
+    fn begin(&mut self, op: FileOp, queries: Vec<Query>) -> Option<F> {
+        match std::mem::replace(self, Self::InFlight { op, queries }) {
+            Self::Idle(file) | Self::Locked(file, _) => Some(file),
+            Self::Closed => None,
+            Self::InFlight { op: before, .. } => panic!("{op:?} begins while {before:?} is in flight (I4)"),
+        }
+    }
+
+    /// Ends an operation, and returns it with the queries that it answers. The caller puts the file
+    /// back.
+    pub(crate) fn end(&mut self) -> Option<(FileOp, Vec<Query>)> {
+        match std::mem::replace(self, Self::Closed) {
+            Self::InFlight { op, queries } => Some((op, queries)),
+            _ => None,
+        }
     }
 }
 
+/// A request that has not been granted yet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Waiter {
-    pub(super) seen: ViewedSession,
-    pub(super) request: RequestId,
-    /// Whether it queues; else it is refused as soon as it cannot enter.
-    pub(super) waits: bool,
-    /// Whether it was there when the try in flight, or the last one, began: only then a refusal speaks of its time.
-    pub(super) tried: bool,
-    /// Whether the grant is to carry a fence.
-    pub(super) fence: bool,
+pub(crate) struct Waiter {
+    pub(crate) claim: Claim,
+    pub(crate) request: RequestId,
+    /// Whether it queues; otherwise it is refused as soon as it cannot enter.
+    pub(crate) waits: bool,
+    /// Whether it was there when the try in flight, or the last one, began: a refusal is about its
+    /// time only then.
+    pub(crate) tried: bool,
+    /// Whether the grant should carry a fence.
+    pub(crate) fence: bool,
 }
 
+impl Waiter {
+    pub(crate) fn asker(&self) -> Asker {
+        Asker { session: self.claim.session, request: self.request }
+    }
+}
+
+/// A question about the name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Query {
-    pub(super) session: SessionId,
-    pub(super) request: RequestId,
-    pub(super) question: Question,
+pub(crate) struct Query {
+    pub(crate) asker: Asker,
+    pub(crate) question: Question,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Question {
+pub(crate) enum Question {
     /// Is the lock that I hold real?
     Verify,
     /// I acquire what I hold: is it real? And may I have a fence?
@@ -93,19 +122,12 @@ pub(super) enum Question {
     Peek,
 }
 
-/// The daemon's turn with a name that it passes on among its own sessions, so that other daemons are not kept out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Turn {
-    /// No timer is armed.
-    Rested,
-    /// The lock is being passed on; the timer is armed.
-    Running,
-    /// The file was unlocked since; the timer is armed.
-    Broken,
-    /// The time is up: at the next release the file is unlocked although there are waiters.
-    Over,
-    /// Waiters leave the file alone until the timer, which is armed, runs out.
-    Yielding,
+/// A release without an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Release {
+    pub(crate) asker: Asker,
+    /// Whether the answer should say if the file was deleted.
+    pub(crate) looks: bool,
 }
 
 impl<F> Default for Record<F> {
@@ -117,282 +139,204 @@ impl<F> Default for Record<F> {
             waiters: VecDeque::new(),
             queries: Vec::new(),
             releases: Vec::new(),
-            look: false,
-            probe: false,
-            contended: false,
-            disturbed: 0,
-            turn: Turn::Rested,
-            age: 0,
-            lingers: false,
+            contention: Contention::default(),
+            turn: Turn::default(),
+            linger: Linger::default(),
         }
     }
 }
 
+/// What the record says.
 impl<F> Record<F> {
-    pub(super) fn held_by(&self, session: SessionId) -> Option<&ViewedSession> {
+    pub(crate) fn held_by(&self, session: SessionId) -> Option<&Claim> {
         self.holders.iter().find(|holder| holder.session == session)
     }
 
-    pub(super) fn remove_holder(&mut self, session: SessionId) -> bool {
+    /// How many slots the sessions of this daemon hold.
+    pub(crate) fn slots_held(&self) -> usize {
+        self.holders.iter().map(|holder| holder.slots.len()).sum()
+    }
+
+    /// Nobody holds the name, waits for it or asks about it.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.holders.is_empty() && self.waiters.is_empty() && self.queries.is_empty() && self.releases.is_empty()
+    }
+
+    /// The file is open, and nobody wants it.
+    pub(crate) fn idles(&self) -> bool {
+        matches!(self.file, File::Idle(_)) && self.is_unused()
+    }
+
+    /// The record says nothing that an absent one would not (I10).
+    pub(crate) fn is_void(&self) -> bool {
+        matches!(self.file, File::Closed) && self.is_unused() && !self.linger.is_listed()
+    }
+
+    pub(crate) fn view(&self, contender: bool) -> View {
+        View {
+            holders: self.holders.iter().take(LIST_SESSIONS_MAX).cloned().collect(),
+            holders_total: self.holders.len(),
+            waiters: self.waiters.iter().take(LIST_SESSIONS_MAX).map(|waiter| waiter.claim.clone()).collect(),
+            waiters_total: self.waiters.len(),
+            contender,
+        }
+    }
+}
+
+/// What inputs, decisions and completions change alike.
+impl<F> Record<F> {
+    pub(crate) fn remove_holder(&mut self, session: SessionId) -> bool {
         let place = self.holders.iter().position(|holder| holder.session == session);
         let removed = place.map(|place| self.holders.remove(place));
         self.freed.extend(removed.iter().flat_map(|holder| &holder.slots));
         removed.is_some()
     }
 
-    /// A session gives the lock back before its questions about it are answered: it did hold it when it asked, and what a probe
-    /// finds out later is not about its lock.
-    pub(super) fn answer_before_release(&mut self, releasing: &Asked, effects: &mut Vec<Effect<F>>) {
-        let Some(held) = self.held_by(releasing.session).cloned() else { return };
-        let mut answer = |query: &Query| {
+    /// A session has ended: nothing that it holds, wants or asks is left.
+    pub(crate) fn leave(&mut self, session: SessionId) {
+        self.remove_holder(session);
+        self.waiters.retain(|waiter| waiter.claim.session != session);
+        self.releases.retain(|release| release.asker.session != session);
+        self.retain_queries(|query| query.asker.session != session);
+    }
+
+    /// A session gives the lock back before its questions about it are answered: it did hold the
+    /// lock when it asked, and what a probe finds out later is not about its lock.
+    pub(crate) fn answer_before_release(&mut self, cx: &mut Context<'_, F>, releasing: SessionId) {
+        let Some(held) = self.held_by(releasing).cloned() else { return };
+        self.retain_queries(|query| {
             let answer = match query.question {
-                Question::Already { fence } if !fence || held.fence.is_some() => held.granted(true),
+                Question::Already { fence } if !fence || held.fence.is_some() => Answer::granted(&held, true),
                 Question::Already { .. } | Question::Verify => Answer::NotHeld { by_another: false },
                 Question::Peek => return true,
             };
-            if query.session == releasing.session {
-                effects.push(query.asked(&releasing.name).answer(answer));
+            if query.asker.session == releasing {
+                cx.answer(query.asker, answer);
             }
-            query.session != releasing.session
-        };
-        self.queries.retain(&mut answer);
+            query.asker.session != releasing
+        });
+    }
+
+    /// Keeps the queries that `keep` picks, among those that an operation in flight answers, too.
+    fn retain_queries(&mut self, mut keep: impl FnMut(&Query) -> bool) {
+        self.queries.retain(&mut keep);
         if let File::InFlight { queries, .. } = &mut self.file {
-            queries.retain(&mut answer);
+            queries.retain(&mut keep);
         }
-    }
-
-    /// Nobody holds it, waits for it or asks about it, and nothing is under way.
-    pub(super) fn at_rest(&self) -> bool {
-        self.holders.is_empty() && self.waiters.is_empty() && self.queries.is_empty() && self.releases.is_empty()
-    }
-
-    /// The file is open, and nobody wants it.
-    pub(super) fn idles(&self) -> bool {
-        matches!(self.file, File::Idle(_)) && self.at_rest()
     }
 
     /// The lock is free, or the try that was to pass it on is complete (I9).
-    pub(super) fn answer_releases(&mut self, name: &LockName, file_gone: bool, effects: &mut Vec<Effect<F>>) {
-        self.look = false;
-        for (session, request) in self.releases.drain(..) {
-            let asked = Asked { name: name.clone(), session, request };
-            effects.push(asked.answer(Answer::Released { file_gone }));
+    pub(crate) fn answer_releases(&mut self, cx: &mut Context<'_, F>, file_gone: bool) {
+        for release in self.releases.drain(..) {
+            cx.answer(release.asker, Answer::Released { file_gone });
         }
     }
 
-    /// The file has been unlocked: if the daemon's turn was over, its waiters leave the file alone for a while.
-    pub(super) fn end_turn(&mut self, name: &LockName, effects: &mut Vec<Effect<F>>) {
-        self.turn = match self.turn {
-            Turn::Over if !self.waiters.is_empty() => {
-                effects.push(Effect::Arm(Timer::Turn(name.clone()), YIELD_MS));
-                Turn::Yielding
-            }
-            Turn::Running => Turn::Broken,
-            Turn::Over => Turn::Rested,
-            turn => turn,
-        };
-    }
-
-    /// Answers what the facts answer, and tells the file operation that has to come next, if any.
-    pub(super) fn next(&mut self, name: &LockName, linger: bool, effects: &mut Vec<Effect<F>>) -> Option<FileOp> {
-        self.answer_queries(name, effects);
-        match self.file {
-            File::InFlight { .. } => None,
-            File::Locked(..) if self.holders.is_empty() => Some(self.next_when_free(name, linger, effects)),
-            File::Locked(_, mode) => self.next_when_held(name, mode, effects),
-            File::Idle(_) | File::Closed => self.next_when_unlocked(name, linger, effects),
+    /// The lock is passed on, or slots are given back that sessions wait for: the daemon's turn
+    /// begins, unless it has begun.
+    pub(crate) fn begin_turn(&mut self, cx: &mut Context<'_, F>) {
+        if self.turn.pass_on() {
+            cx.arm_turn(TURN_MS);
         }
     }
 
-    /// Somebody holds the lock: a shared one in front may join, once a probe has shown that the lock is real (I3).
-    fn next_when_held(&mut self, name: &LockName, mode: Mode, effects: &mut Vec<Effect<F>>) -> Option<FileOp> {
-        if mode != Mode::Exclusive {
-            self.refuse_disagreeing(name, mode, |_| true, effects);
+    /// Others can have the file, or slots: if the turn is over, waiting sessions leave it alone for
+    /// a while. Returns whether they do.
+    pub(crate) fn give_way(&mut self, cx: &mut Context<'_, F>) -> bool {
+        let gives_way = self.turn == Turn::Over && !self.waiters.is_empty();
+        if gives_way {
+            self.turn.give_way();
+            cx.arm_turn(YIELD_MS);
         }
-        if let Mode::Slots(of) = mode {
-            return self.next_with_slots(name, of, effects);
-        }
-        if !self.head_joins(mode) {
-            let holder = self.holders.first().cloned();
-            self.refuse_tries(name, |_| true, &Answer::BusyHere(holder), effects);
-        }
-        let joins = self.head_joins(mode).then(|| self.waiters[0].fence);
-        self.next_probe(mode, joins)
-    }
-
-    fn head_joins(&self, mode: Mode) -> bool {
-        mode == Mode::Shared && self.waiters.front().is_some_and(|head| head.seen.mode == Mode::Shared)
-    }
-
-    /// Nobody holds the lock, but the file is still locked: pass it on or let it go.
-    fn next_when_free(&mut self, name: &LockName, linger: bool, effects: &mut Vec<Effect<F>>) -> FileOp {
-        // Whatever comes next lets go of them.
-        self.freed.clear();
-        let Some(head) = self.waiters.front() else {
-            return match (linger, self.look) {
-                (true, true) => FileOp::UnlockAndLook,
-                (true, false) => FileOp::Unlock,
-                (false, _) => FileOp::Retire,
-            };
-        };
-        match self.turn {
-            Turn::Over => return FileOp::Unlock,
-            Turn::Rested => {
-                self.turn = Turn::Running;
-                effects.push(Effect::Arm(Timer::Turn(name.clone()), TURN_MS));
-            }
-            Turn::Running | Turn::Broken | Turn::Yielding => {}
-        }
-        head.first_try(false)
-    }
-
-    fn next_when_unlocked(&mut self, name: &LockName, linger: bool, effects: &mut Vec<Effect<F>>) -> Option<FileOp> {
-        if self.turn == Turn::Yielding {
-            self.refuse_tries(name, |_| true, &Answer::BusyHere(None), effects);
-        }
-        if let Some(head) = self.waiters.front()
-            && self.turn != Turn::Yielding
-        {
-            if let Mode::Slots(_) = head.seen.mode {
-                return self.next_for_slots(name, effects);
-            }
-            let again = self.waiters.iter().all(|waiter| waiter.waits && waiter.tried);
-            if !self.contended || self.waiters.iter().any(|waiter| !waiter.waits && !waiter.tried) {
-                return Some(if again { FileOp::Retry(head.seen.mode) } else { head.first_try(false) });
-            }
-        }
-        if !self.queries.is_empty() {
-            return Some(FileOp::Peek);
-        }
-        let unwanted = self.waiters.is_empty() && matches!(self.file, File::Idle(_));
-        (unwanted && !linger).then_some(FileOp::Retire)
+        gives_way
     }
 
     /// Begins a file operation: the file leaves with the effect.
-    pub(super) fn begin(&mut self, name: &LockName, op: FileOp, effects: &mut Vec<Effect<F>>) {
-        let file = self.file.take();
+    pub(crate) fn begin(&mut self, cx: &mut Context<'_, F>, op: FileOp) {
         let mut queries = Vec::new();
         match op {
             FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Peek => queries = std::mem::take(&mut self.queries),
             FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) => {
                 self.waiters.iter_mut().for_each(|waiter| waiter.tried = true);
             }
-            // Slots are for the first one alone: should it go meanwhile, the outcome says nothing to those behind it.
+            // Slots are for the first waiter alone: if it leaves in the meantime, the outcome says
+            // nothing to those behind it.
             FileOp::Take { .. } => {
                 let places = (0..).zip(&mut self.waiters);
                 places.for_each(|(place, waiter)| waiter.tried = place == 0);
             }
             FileOp::Give { .. } | FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire => {}
         }
-        self.file = File::InFlight { op, queries };
-        effects.push(Effect::File { name: name.clone(), op, file });
+        let file = self.file.begin(op, queries);
+        cx.operate(op, file);
     }
 
-    /// Refuses the requests that do not wait, among those that `these` picks.
-    pub(super) fn refuse_tries(
-        &mut self,
-        name: &LockName,
-        these: impl Fn(&Waiter) -> bool,
-        answer: &Answer,
-        effects: &mut Vec<Effect<F>>,
-    ) {
-        self.refuse(name, |waiter| !waiter.waits && these(waiter), answer, effects);
+    /// The operation in flight does not come back: every request that waits for it is refused. A
+    /// release is not answered as done (I9).
+    pub(crate) fn stalled(&mut self, cx: &mut Context<'_, F>, fault: &Fault) {
+        let File::InFlight { queries, .. } = &mut self.file else { return };
+        for query in queries.drain(..).chain(self.queries.drain(..)) {
+            cx.answer(query.asker, Answer::Storage(fault.clone()));
+        }
+        for release in self.releases.drain(..) {
+            cx.answer(release.asker, Answer::Storage(fault.clone()));
+        }
+        // Behind holders, a request waits for them, not for the storage.
+        if self.holders.is_empty() {
+            self.refuse(cx, |_| true, &Answer::Storage(fault.clone()));
+        } else {
+            self.refuse_tries(cx, |_| true, &Answer::Storage(fault.clone()));
+        }
     }
 
-    pub(super) fn refuse(
-        &mut self,
-        name: &LockName,
-        these: impl Fn(&Waiter) -> bool,
-        answer: &Answer,
-        effects: &mut Vec<Effect<F>>,
-    ) {
+    /// The lock is gone: nobody holds it any more, and everybody who asks about it is told.
+    pub(crate) fn lose(&mut self, cx: &mut Context<'_, F>, reason: &'static str) {
+        self.retain_queries(|query| {
+            if query.question != Question::Peek {
+                cx.answer(query.asker, Answer::Lost(reason));
+            }
+            query.question == Question::Peek
+        });
+        for holder in self.holders.drain(..) {
+            // A take that joins them may be under way: what the file has of theirs is given back
+            // then.
+            self.freed.extend(&holder.slots);
+            cx.lost(holder.session, reason);
+        }
+    }
+
+    /// Refuses the requests that `these` picks.
+    pub(crate) fn refuse(&mut self, cx: &mut Context<'_, F>, these: impl Fn(&Waiter) -> bool, answer: &Answer) {
         self.waiters.retain(|waiter| {
             let refused = these(waiter);
             if refused {
-                effects.push(waiter.asked(name).answer(answer.clone()));
+                cx.answer(waiter.asker(), answer.clone());
             }
             !refused
         });
     }
 
-    /// A try failed: whoever it was made for is told.
-    pub(super) fn refuse_all(&mut self, name: &LockName, fault: &Fault, effects: &mut Vec<Effect<F>>) {
-        self.refuse(name, |waiter| waiter.tried, &Answer::Storage(fault.clone()), effects);
+    /// Refuses the requests that do not wait, among those that `these` picks.
+    pub(crate) fn refuse_tries(&mut self, cx: &mut Context<'_, F>, these: impl Fn(&Waiter) -> bool, answer: &Answer) {
+        self.refuse(cx, |waiter| !waiter.waits && these(waiter), answer);
     }
 
-    /// A probe of a held lock is complete.
-    pub(super) fn probed(
-        &mut self,
-        name: &LockName,
-        outcome: &Outcome,
-        queries: Vec<Query>,
-        now_ms: u64,
-        effects: &mut Vec<Effect<F>>,
-    ) {
-        let File::Locked(_, mode) = self.file else { unreachable!("a probed file is locked (I2)") };
-        let fence = self.answer_probe(name, outcome, queries, effects);
-        match outcome {
-            Outcome::Lost(reason) => self.lose(name, reason, effects),
-            Outcome::Failed(fault) => {
-                while self.waiters.front().is_some_and(|head| head.seen.mode == Mode::Shared) {
-                    let head = self.waiters.pop_front().expect("there is a first waiter");
-                    effects.push(head.asked(name).answer(Answer::Storage(fault.clone())));
-                }
+    /// Refuses those among `these` that want the name in a mode, or with a number of slots, that
+    /// does not go with how it is held.
+    pub(crate) fn refuse_disagreeing(&mut self, cx: &mut Context<'_, F>, held: Mode, these: impl Fn(&Waiter) -> bool) {
+        self.waiters.retain(|waiter| {
+            let asked = waiter.claim.mode();
+            let refused = held.disagrees_with(asked) && these(waiter);
+            if refused {
+                cx.answer(waiter.asker(), Answer::Disagrees { held, asked });
             }
-            _ if mode == Mode::Shared && !self.holders.is_empty() => match fence {
-                Some(fence) => self.enter_with_fence(name, mode, &fence, now_ms, effects),
-                None => self.enter(name, mode, None, now_ms, effects),
-            },
-            _ => {}
-        }
+            !refused
+        });
     }
 
-    /// A peek at a file that this daemon does not lock is complete.
-    pub(super) fn peeked(&self, name: &LockName, outcome: &Outcome, queries: Vec<Query>, effects: &mut Vec<Effect<F>>) {
-        for query in queries {
-            let answer = match outcome {
-                Outcome::Failed(fault) => Answer::Storage(fault.clone()),
-                outcome => Answer::Peeked(self.view(*outcome == Outcome::Peeked { locked: true })),
-            };
-            effects.push(query.asked(name).answer(answer));
-        }
-    }
-
-    /// Answers the queries that need no file operation: peeks at a name that is held here, and questions about a lock that the
-    /// asking session has given back or lost meanwhile.
-    fn answer_queries(&mut self, name: &LockName, effects: &mut Vec<Effect<F>>) {
-        if self.queries.is_empty() {
-            return;
-        }
-        let held = !self.holders.is_empty();
-        for query in std::mem::take(&mut self.queries) {
-            let answer = match query.question {
-                Question::Peek if held => Answer::Peeked(self.view(false)),
-                Question::Verify | Question::Already { .. } if self.held_by(query.session).is_none() => {
-                    Answer::NotHeld { by_another: held }
-                }
-                _ => {
-                    self.queries.push(query);
-                    continue;
-                }
-            };
-            effects.push(query.asked(name).answer(answer));
-        }
-    }
-}
-
-impl Waiter {
-    pub(super) fn asked(&self, name: &LockName) -> Asked {
-        Asked { name: name.clone(), session: self.seen.session, request: self.request }
-    }
-}
-
-impl Query {
-    pub(super) fn new(asked: &Asked, question: Question) -> Self {
-        Self { session: asked.session, request: asked.request, question }
-    }
-
-    pub(super) fn asked(&self, name: &LockName) -> Asked {
-        Asked { name: name.clone(), session: self.session, request: self.request }
+    /// Refuses the first waiter.
+    pub(crate) fn refuse_head(&mut self, cx: &mut Context<'_, F>, answer: Answer) {
+        let head = self.waiters.pop_front().expect("there is a first waiter");
+        cx.answer(head.asker(), answer);
     }
 }

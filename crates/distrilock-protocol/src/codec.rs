@@ -1,48 +1,21 @@
-//! Bytes to messages and back, without a socket. A [`Codec`] is one connection's state of that: its framing (lines, a gob
-//! stream, WebSocket frames), and which version of the protocol its peer speaks.
+//! Bytes to messages and back, without a socket. A [`Codec`] is the state of one connection: its
+//! framing (lines, a gob stream, WebSocket frames), and the version of the protocol that its peer
+//! speaks.
 
 use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::limits::FRAME_BYTES_MAX;
+use crate::violation::Violation;
 use crate::websocket::{Frame, WebSocket};
 use crate::{gob, v0, v1};
-
-/// The peer broke the protocol: it is told once, where that is possible, and the session ends.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
-    /// A line or a frame beyond the limit.
-    #[error("a message of {bytes} bytes or more; at most {FRAME_BYTES_MAX} are taken")]
-    TooLong {
-        /// How long it is, as far as it was seen or announced.
-        bytes: u64,
-    },
-    /// The gob stream's framing or its definitions are corrupt.
-    #[error("malformed gob stream: {0}")]
-    Gob(#[from] gob::Malformed),
-    /// RFC 6455 forbids it.
-    #[error("{0}")]
-    WebSocket(String),
-    /// The first line is no JSON object: whoever speaks there, it is no client of ours, and might be a browser that a page of
-    /// another site has sent.
-    #[error("a line that is no JSON object begins the connection; this port speaks JSON lines and gob, no HTTP")]
-    NotJson,
-    /// The client does not read what it is sent.
-    #[error("{bytes} bytes wait for the client to read them; at most {bytes_max} are kept")]
-    SlowReader {
-        /// How many.
-        bytes: usize,
-        /// The limit.
-        bytes_max: usize,
-    },
-}
 
 /// A message, as far as it concerns a session.
 #[derive(Debug)]
 pub enum Incoming {
     /// A request of version 0.1, and how its reply is written.
     V0(v0::Request, Form),
-    /// A request of version 1, or why it is none.
+    /// A request of version 1, or why it is rejected.
     V1(Result<v1::Request, v1::Rejected>),
     /// Nothing that needs an answer.
     Nothing,
@@ -97,11 +70,12 @@ pub struct Codec {
 pub(crate) enum Framing {
     /// A byte stream whose first bytes have not come yet.
     Unknown,
-    /// JSON, an object a line; so many bytes of the current line are known to have no LF, and there was an object before.
+    /// JSON, one object per line. The first `searched` bytes of the current line have no LF.
+    /// `begun` says that an object has come.
     Lines { searched: usize, begun: bool },
-    /// The original's stream; whether its own definitions have been sent.
+    /// The original's stream, and whether the definitions of the replies have been sent.
     Gob { decoder: Box<gob::Decoder>, defined: bool },
-    /// A message a frame, or several.
+    /// One message per frame, or per several frames.
     WebSocket(Box<WebSocket>),
 }
 
@@ -124,8 +98,8 @@ impl Codec {
         self.dialect
     }
 
-    /// Takes the first message of `input`, if it is there as a whole; tells how many bytes it had. Answers that belong to the
-    /// framing (a pong) go to `out`.
+    /// Takes the first message of `input`, if all of it is there, and returns how many bytes it
+    /// has. Answers that belong to the framing (a pong) go to `out`.
     ///
     /// # Errors
     /// The peer broke the protocol; on WebSocket the close frame is in `out` already.
@@ -182,8 +156,9 @@ impl Codec {
         }
     }
 
-    /// Tells the version of a JSON object by its members: `op` makes it version 1. The original's WebSocket clients get no answer
-    /// to what is not JSON, and their empty object is a request.
+    /// Tells the version of a JSON object from its members: `op` makes it version 1. The original's
+    /// WebSocket clients get no answer to anything that is not JSON, and their empty object is a
+    /// request.
     fn text(&mut self, text: &[u8], websocket: bool) -> Incoming {
         if text.trim_ascii().is_empty() {
             return Incoming::Nothing;
@@ -243,14 +218,14 @@ impl Codec {
         }
     }
 
-    /// Appends what the framing says at the end of a session, and why it ends.
+    /// Appends what the framing sends at the end of a session, with the reason.
     pub fn end(&mut self, end: CloseCode, reason: &str, out: &mut Vec<u8>) {
         if let Framing::WebSocket(socket) = &mut self.framing {
             socket.close(end, reason, out);
         }
     }
 
-    /// Appends what a peer is told that broke the protocol.
+    /// Appends what a peer that broke the protocol is told.
     pub fn violated(&mut self, violation: &Violation, out: &mut Vec<u8>) {
         match (&self.framing, violation) {
             (Framing::WebSocket(_), _) => self.end(CloseCode::Policy, &violation.to_string(), out),
@@ -265,8 +240,8 @@ impl Codec {
 }
 
 impl Framing {
-    /// No gob stream begins like text: its first message is a type definition, whose length is followed, or begins, with a byte
-    /// that ASCII does not have. `None`: too few bytes to tell.
+    /// No gob stream begins like text: its first message is a type definition, and the first or
+    /// second byte of that is not ASCII. `None` means that there are too few bytes to tell.
     fn of(input: &[u8]) -> Option<Self> {
         let gob = match input {
             [] => return None,

@@ -1,5 +1,6 @@
-//! What of a connection's framing and dialect goes to the next process of the daemon, so that a message which has come in part, or
-//! in a stream of definitions, is understood there.
+//! The part of a connection's framing and dialect that is handed over to the next process of the
+//! daemon. With it, that process understands a message of which only a part has come, or one that
+//! depends on earlier definitions in its stream.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +8,7 @@ use crate::codec::{Codec, Dialect, Framing};
 use crate::gob;
 use crate::websocket::{Partial, WebSocket};
 
-/// A [`Codec`] on its way.
+/// A [`Codec`] on its way to the next process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HandedCodec {
     framing: HandedFraming,

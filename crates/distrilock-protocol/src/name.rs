@@ -1,12 +1,13 @@
-//! Lock names. A [`LockName`] can only be built valid, so that whatever holds one may put it into a path, a log line or a
-//! reply without another look.
+//! Lock names. A [`LockName`] is valid by construction, so it can go into a path, a log line or a
+//! reply without another check.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The longest lock name in bytes: `NAME.lck` has to fit into a file name of 255 bytes (NAME_MAX of limits.h).
+/// The longest lock name in bytes: `NAME.lck` has to fit into a file name of 255 bytes (NAME_MAX in
+/// limits.h).
 pub const NAME_BYTES_MAX: usize = 251;
 
 /// The name of a lock: 1 to 251 bytes of `[A-Za-z0-9._-]`. Cheap to clone.
@@ -16,24 +17,24 @@ pub struct LockName(Arc<str>);
 /// Why bytes are not a lock name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// No byte at all.
+    /// It is empty.
     #[error("a lock name must not be empty")]
     Empty,
-    /// A byte that no lock name has; the position counts from 0.
+    /// It has a byte that lock names cannot have. The position counts from 0.
     #[error(
         "a lock name consists of A-Z a-z 0-9 . _ - only; byte {position} is {}",
         Shown(*byte)
     )]
     Byte {
-        /// Where it stands.
+        /// Where it is.
         position: usize,
-        /// What stands there.
+        /// The byte.
         byte: u8,
     },
-    /// More bytes than a file name can take.
+    /// It has more bytes than a file name can hold.
     #[error("a lock name has at most {NAME_BYTES_MAX} bytes; this one has {bytes}")]
     TooLong {
-        /// The length of the name that was asked for.
+        /// The length of the name.
         bytes: usize,
     },
 }
@@ -50,10 +51,10 @@ impl fmt::Display for Shown {
 }
 
 impl LockName {
-    /// Takes the bytes of a name as they came from a peer.
+    /// Checks the bytes of a name as a peer sent them.
     ///
     /// # Errors
-    /// Tells the first rule that the bytes break; characters come before the length.
+    /// The first rule that the bytes break; characters come before the length.
     pub fn parse(bytes: &[u8]) -> Result<Self, NameError> {
         if bytes.is_empty() {
             return Err(NameError::Empty);
@@ -111,7 +112,8 @@ impl std::borrow::Borrow<str> for LockName {
 mod tests {
     use super::*;
 
-    /// The original's pattern is `[A-Za-z0-9._-]+` in full: dots alone are fine, a trailing newline is not.
+    /// The original's pattern is `[A-Za-z0-9._-]+` in full: dots alone are fine, a trailing newline
+    /// is not.
     #[test]
     fn the_original_pattern_holds() {
         for good in ["a", ".", "..", "-", "A.b_c-9", &"x".repeat(251)] {

@@ -1,6 +1,6 @@
-//! WebSocket frames (RFC 6455), without a socket: bytes in, messages and answering bytes out. tungstenite keeps the rules; what
-//! stands here hands it one whole frame at a time, so that it never buffers, and a session between two messages costs next to
-//! nothing.
+//! WebSocket frames (RFC 6455), without a socket: bytes in, messages and answering bytes out.
+//! tungstenite applies the rules. This module hands it one whole frame at a time, so that it never
+//! buffers, and a session costs next to nothing between two messages.
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -10,19 +10,19 @@ use tungstenite::protocol::frame::{CloseFrame, FrameHeader};
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Bytes, Message, Utf8Bytes};
 
-use super::Violation;
 use crate::limits::FRAME_BYTES_MAX;
+use crate::violation::Violation;
 
 /// The state of one WebSocket connection after its handshake.
 #[derive(Debug)]
 pub struct WebSocket {
     context: WebSocketContext,
-    /// The message of which fragments have come, for the next process of the daemon: tungstenite has it, too, and does not show
-    /// it.
+    /// The message whose first fragments have come, for the next process of the daemon. tungstenite
+    /// has it too, but does not show it.
     partial: Option<Partial>,
 }
 
-/// A message of which not all fragments have come.
+/// A message some of whose fragments have not come yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Partial {
     text: bool,
@@ -36,13 +36,13 @@ pub enum Frame {
     Text(Utf8Bytes),
     /// The end of a binary message.
     Binary(Bytes),
-    /// Part of a message, or a ping or pong; what has to be answered is answered.
+    /// Part of a message, or a ping or pong. A ping has been answered.
     Nothing,
-    /// The peer closes; its close frame is answered.
+    /// The peer closes. Its close frame has been answered.
     Closed,
 }
 
-/// What tungstenite takes for a stream: one frame to read, and room for its answers.
+/// What tungstenite uses as its stream: one frame to read, and room for its answers.
 struct Exchange<'a> {
     frame: &'a [u8],
     out: &'a mut Vec<u8>,
@@ -68,7 +68,7 @@ impl WebSocket {
     /// A connection whose handshake is done.
     #[must_use]
     pub fn new() -> Self {
-        // Buffers are made for a frame when it is there, and messages are as long as frames may be.
+        // Buffers are allocated only once a frame is there. A message may be as long as a frame.
         let config = WebSocketConfig::default()
             .read_buffer_size(0)
             .write_buffer_size(0)
@@ -87,23 +87,23 @@ impl WebSocket {
             let header = FrameHeader { is_final: false, opcode, mask: Some([0; 4]), ..FrameHeader::default() };
             header.format(payload.len() as u64, &mut frame).expect("writing to memory does not fail");
             frame.extend_from_slice(&payload);
-            // What does not fit together ends the session with its next frame.
+            // If the fragments do not fit together, the next frame ends the session.
             let _ = socket.next(&frame, &mut Vec::new());
         }
         socket
     }
 
-    /// The message of which not all fragments have come, if there is one.
+    /// The message some of whose fragments have not come yet, if there is one.
     #[must_use]
     pub fn partial(&self) -> Option<&Partial> {
         self.partial.as_ref()
     }
 
-    /// Takes the first frame of `input`, if it is there as a whole; tells how many bytes it had. What has to be answered goes
-    /// to `out`.
+    /// Takes the first frame of `input`, if all of it is there, and returns how many bytes it has.
+    /// Answers go to `out`.
     ///
     /// # Errors
-    /// The peer broke RFC 6455 or the limit; the close frame that says so is in `out`.
+    /// The peer broke RFC 6455 or exceeded the limit. The close frame that says so is in `out`.
     pub fn next(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Option<(usize, Frame)>, Violation> {
         let mut cursor = Cursor::new(input);
         let header = match FrameHeader::parse(&mut cursor) {
@@ -119,7 +119,8 @@ impl WebSocket {
             self.close(CloseCode::Size, &violation.to_string(), out);
             return Err(violation);
         };
-        // A control frame's length, a reserved bit and a missing mask are judged with the payload, which is short then.
+        // tungstenite checks a control frame's length, the reserved bits and the mask along with
+        // the payload, which is short.
         let Some(frame) = input.get(..whole) else { return Ok(None) };
         self.note(&head, &frame[header..]);
         match self.context.read(&mut Exchange { frame, out: &mut *out }) {
@@ -140,7 +141,7 @@ impl WebSocket {
         }
     }
 
-    /// Keeps what a frame adds to a message of several.
+    /// Keeps what a frame adds to a message of several frames.
     fn note(&mut self, head: &FrameHeader, payload: &[u8]) {
         let OpCode::Data(data) = head.opcode else { return };
         if head.is_final {
@@ -156,24 +157,25 @@ impl WebSocket {
         }
     }
 
-    /// Appends a message that is written by `fill`.
+    /// Appends a message that `fill` writes.
     pub fn send(&mut self, text: bool, out: &mut Vec<u8>, fill: impl FnOnce(&mut Vec<u8>)) {
         if !self.context.can_write() {
             return;
         }
-        // The length stands before the payload and depends on it: leave room for the longest header, then close the gap.
-        const ROOM: usize = 10;
+        // The length precedes the payload and depends on it: leave room for the longest header,
+        // then close the gap.
+        const HEADER_BYTES_MAX: usize = 10;
         let start = out.len();
-        out.extend_from_slice(&[0; ROOM]);
+        out.extend_from_slice(&[0; HEADER_BYTES_MAX]);
         fill(out);
-        let length = out.len() - start - ROOM;
+        let length = out.len() - start - HEADER_BYTES_MAX;
         let opcode = OpCode::Data(if text { Data::Text } else { Data::Binary });
         let header = FrameHeader { is_final: true, opcode, ..FrameHeader::default() };
         let header_length = header.len(length as u64);
-        let mut bytes = [0; ROOM];
+        let mut bytes = [0; HEADER_BYTES_MAX];
         header.format(length as u64, &mut &mut bytes[..]).expect("a header without a mask has at most 10 bytes");
-        let gap = ROOM - header_length;
-        out[start + gap..start + ROOM].copy_from_slice(&bytes[..header_length]);
+        let gap = HEADER_BYTES_MAX - header_length;
+        out[start + gap..start + HEADER_BYTES_MAX].copy_from_slice(&bytes[..header_length]);
         out.drain(start..start + gap);
     }
 
@@ -183,7 +185,7 @@ impl WebSocket {
         let fits = (0..=123).rev().find(|end| reason.is_char_boundary(*end)).unwrap_or_default();
         let reason = Utf8Bytes::from(&reason[..fits]);
         let frame = Some(CloseFrame { code, reason });
-        // Nothing can fail here but a connection that is closed already.
+        // This can only fail if the connection is closed already.
         let _ = self.context.close(&mut Exchange { frame: &[], out: &mut *out }, frame);
         self.flush(out);
     }

@@ -14,7 +14,7 @@
 //!      |         up: SIGCHLD when CMD has stopped or ended; questions of `distrilock verify`
 //!      |         if the guard dies, the kernel kills CMD, too
 //!      v
-//!  exec shim   in CMD's process group; takes the terminal, unblocks signals, becomes CMD by execve(2)
+//!  exec shim   in CMD's process group; takes the terminal, unblocks signals, becomes CMD
 //!      |
 //!      v
 //!  CMD's tree  all that CMD starts, whatever its process group, session or parent

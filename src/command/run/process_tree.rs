@@ -79,7 +79,7 @@ pub(super) struct KillAll {
 pub(super) enum KillAttempt {
     /// Descendants are left; try again in a moment.
     Again,
-    /// Nothing is left but these, which we may not kill, since they run as another user.
+    /// Everything has been killed but these, which we may not kill, since they run as another user.
     Done { survivors: Vec<Pid> },
 }
 
@@ -99,8 +99,7 @@ impl KillAll {
         if reap(self.expected)? {
             return Ok(KillAttempt::Done { survivors: Vec::new() });
         }
-        // A process that becomes another user may be killed again a moment later, so one refusal is
-        // not enough.
+        // After the same refusals twice, a further attempt would not help.
         if !not_permitted.is_empty() && not_permitted == self.not_permitted {
             return Ok(KillAttempt::Done { survivors: not_permitted });
         }

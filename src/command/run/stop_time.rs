@@ -1,5 +1,5 @@
-//! How long it takes to end CMD once the lock is lost: `--kill-after`, and a margin. The client gives
-//! the lock up by so much earlier than others can get it.
+//! How long it takes to end CMD once the lock is lost: `--kill-after`, and a margin. The client
+//! gives the lock up by so much earlier than others can get it.
 
 use std::time::Duration;
 

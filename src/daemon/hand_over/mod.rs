@@ -3,6 +3,7 @@
 //! then the engine comes to rest, then everything goes into the [`Store`]. The next process takes
 //! it out before it accepts connections.
 
+mod handed_lock;
 mod state;
 
 use std::collections::BTreeSet;
@@ -40,8 +41,9 @@ pub(super) struct Count {
     pub(super) ended: usize,
 }
 
-/// Leaves all sessions to the next process. `directory` is the [id](crate::files::Files::directory_id)
-/// of the lock directory. This process must not serve anyone any more.
+/// Leaves all sessions to the next process. `directory` is the
+/// [id](crate::files::Files::directory_id) of the lock directory. This process must not serve
+/// anyone any more.
 pub(super) async fn hand_over(
     table: &Arc<LockTable>,
     threads: &SessionThreads,
@@ -152,11 +154,12 @@ fn pack(table: &LockTable, going: Vec<Frozen>, directory: FileId) -> Packed {
     let mut locks = Vec::new();
     for mut shard in table.shards.each() {
         for handed in shard.hand_over() {
-            locks.push(handed.map_file(|file: OpenFile| {
-                let (told, descriptor) = file.hand_over();
+            let handed = handed.map_file(|file: OpenFile| {
+                let (file, descriptor) = file.hand_over();
                 descriptors.push(descriptor);
-                told
-            }));
+                file
+            });
+            locks.push(handed.into());
         }
     }
     let contact = table.storage.contact().map(Lease::hand_over);
@@ -188,6 +191,7 @@ pub(super) fn read(table: &LockTable, left: Left, place: FileId) -> Result<Taken
     }
     let State { directory, next_session, contact, connections, locks, .. } = serde_json::from_slice(text)?;
     let bytes = connections.iter().fold(0, |sum: usize, connection| sum.saturating_add(connection.bytes()));
+    let locks: Vec<Handed<HandedFile>> = locks.into_iter().map(Handed::from).collect();
     let files = locks.iter().filter(|lock| lock.file.is_some()).count();
     let counted = descriptors.len() == connections.len() + files && tail.len() == bytes;
     if !counted || !locks.iter().all(Handed::is_sound) {

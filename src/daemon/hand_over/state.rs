@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::handed_lock::HandedLock;
 use crate::files::lease::HandedLease;
 use crate::files::{FileId, HandedFile};
 use crate::front::HandedConnection;
-use distrilock_engine::Handed;
 
 /// The version of [`State`]; no other is understood. It rises when a member is added that must not
 /// be ignored.
@@ -24,7 +24,7 @@ pub(super) struct State {
     /// In the order of their sockets, which come first.
     pub(super) connections: Vec<HandedConnection>,
     /// In the order of their files, as far as they have one.
-    pub(super) locks: Vec<Handed<HandedFile>>,
+    pub(super) locks: Vec<HandedLock<HandedFile>>,
 }
 
 /// The part of [`State`] that every version has.

@@ -9,7 +9,9 @@ use nix::sys::uio::pread;
 use nix::unistd::ftruncate;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use distrilock_engine::steps::nfs4::{Answer, Call, Next, Start, Steps};
+use distrilock_engine::fault::Operation;
+use distrilock_engine::steps::call::CallResult;
+use distrilock_engine::steps::nfs4::{Call, Next, Start, Steps};
 use distrilock_engine::{FileOp, Outcome};
 
 use super::unlink_helper;
@@ -76,7 +78,7 @@ impl<'a> Nfs4Executor<'a> {
         let (mut steps, mut next) = Steps::begin(op, start);
         loop {
             match next {
-                Next::Call(call) => next = steps.answered(self.make(call)),
+                Next::Call(call) => next = steps.returned(self.make(call)),
                 Next::End(outcome) => {
                     if let (Some(file), Outcome::Lost(_)) = (&mut self.file, &outcome) {
                         file.lost = true;
@@ -87,7 +89,7 @@ impl<'a> Nfs4Executor<'a> {
         }
     }
 
-    fn make(&mut self, call: Call) -> Answer {
+    fn make(&mut self, call: Call) -> CallResult {
         match call {
             Call::Gate(mode) => {
                 self.gated_in = self.network.epoch();
@@ -97,7 +99,7 @@ impl<'a> Nfs4Executor<'a> {
             Call::OpenOld => {
                 self.refresh();
                 match self.open_with(OFlag::O_RDWR) {
-                    Answer::Failed(fault) if fault.errno == Errno::ENOENT as i32 => Answer::Gone,
+                    CallResult::Failed(fault) if fault.errno() == Some(Errno::ENOENT as i32) => CallResult::Gone,
                     answer => answer,
                 }
             }
@@ -114,11 +116,11 @@ impl<'a> Nfs4Executor<'a> {
             Call::Held(mode) => self.held(mode),
             Call::Yield => {
                 std::thread::yield_now();
-                Answer::Yes
+                CallResult::Yes
             }
             Call::Pause => {
                 std::thread::sleep(PAUSE);
-                Answer::Yes
+                CallResult::Yes
             }
             Call::LockToDelete => self.proving(|executor| executor.set(Some(Mode::Exclusive), DELETION)),
             Call::Named => self.named(),
@@ -143,7 +145,7 @@ impl<'a> Nfs4Executor<'a> {
     }
 
     /// Makes a call that takes slots or gives them back.
-    fn slots(&mut self, call: Call) -> Answer {
+    fn slots(&mut self, call: Call) -> CallResult {
         self.takes = true;
         let file = self.file();
         stale_is_gone(match call {
@@ -158,10 +160,10 @@ impl<'a> Nfs4Executor<'a> {
     }
 
     /// Makes a call that the server grants only to a client whose locks it knows.
-    fn proving(&mut self, call: impl FnOnce(&mut Self) -> Answer) -> Answer {
+    fn proving(&mut self, call: impl FnOnce(&mut Self) -> CallResult) -> CallResult {
         let sent_ms = now_ms();
         let answer = call(self);
-        if answer == Answer::Yes {
+        if answer == CallResult::Yes {
             self.proven_ms = sent_ms;
         }
         answer
@@ -178,14 +180,14 @@ impl<'a> Nfs4Executor<'a> {
         let _ = statx(CWD, self.files.directory(), AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS);
     }
 
-    fn open(&mut self, again: bool) -> Answer {
+    fn open(&mut self, again: bool) -> CallResult {
         if again {
             self.refresh();
         }
         self.open_with(OFlag::O_RDWR | OFlag::O_CREAT)
     }
 
-    fn open_with(&mut self, flags: OFlag) -> Answer {
+    fn open_with(&mut self, flags: OFlag) -> CallResult {
         let flags = flags | self.network.open_flags();
         let (file, answer) = OpenFile::open(self.files.c_path(self.name), flags, self.network.permissions());
         self.file = file;
@@ -196,24 +198,24 @@ impl<'a> Nfs4Executor<'a> {
     }
 
     /// Locks or unlocks a range.
-    fn set(&mut self, mode: Option<Mode>, range: Range) -> Answer {
+    fn set(&mut self, mode: Option<Mode>, range: Range) -> CallResult {
         stale_is_gone(self.file().set(mode, range))
     }
 
-    fn lock(&mut self, mode: Mode) -> Answer {
+    fn lock(&mut self, mode: Mode) -> CallResult {
         let before = self.file().locked;
         match self.set(Some(mode), MAIN) {
-            Answer::Yes => {}
+            CallResult::Yes => {}
             answer => return answer,
         }
         // This keeps shared holders and holders of slots apart.
         let beside = match (before, mode) {
-            (Some(Mode::Shared), Mode::Shared) => Answer::Yes,
+            (Some(Mode::Shared), Mode::Shared) => CallResult::Yes,
             (_, Mode::Shared) => self.set(Some(Mode::Shared), BESIDE),
             (Some(Mode::Shared), _) => self.set(None, BESIDE),
-            _ => Answer::Yes,
+            _ => CallResult::Yes,
         };
-        if beside == Answer::Yes {
+        if beside == CallResult::Yes {
             self.file().locked = Some(mode);
         } else if before.is_none() {
             self.set(None, MAIN);
@@ -221,66 +223,66 @@ impl<'a> Nfs4Executor<'a> {
         beside
     }
 
-    fn unlock(&mut self) -> Answer {
+    fn unlock(&mut self) -> CallResult {
         let exclusive = matches!(self.file().locked, Some(Mode::Exclusive)) && !self.takes;
-        let beyond = if exclusive { Answer::Yes } else { self.set(None, BEYOND_ANCHOR) };
+        let beyond = if exclusive { CallResult::Yes } else { self.set(None, BEYOND_ANCHOR) };
         let main = self.set(None, MAIN);
-        if main == Answer::Yes {
+        if main == CallResult::Yes {
             let file = self.file();
             file.locked = None;
             file.slots.clear();
         }
-        if main == Answer::Yes { beyond } else { main }
+        if main == CallResult::Yes { beyond } else { main }
     }
 
-    fn alive(&mut self) -> Answer {
+    fn alive(&mut self) -> CallResult {
         let file = self.file();
         match statx(&file.descriptor, "", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS) {
-            Ok(stat) if stat.stx_nlink == 0 => Answer::Gone,
-            Ok(stat) if i64::try_from(stat.stx_size) == Ok(DEAD_BYTES) => Answer::No,
-            Ok(_) => Answer::Yes,
-            Err(rustix::io::Errno::STALE) => Answer::Gone,
-            Err(errno) => failed("stat", &file.path, Errno::from_raw(errno.raw_os_error())),
+            Ok(stat) if stat.stx_nlink == 0 => CallResult::Gone,
+            Ok(stat) if i64::try_from(stat.stx_size) == Ok(DEAD_BYTES) => CallResult::No,
+            Ok(_) => CallResult::Yes,
+            Err(rustix::io::Errno::STALE) => CallResult::Gone,
+            Err(errno) => failed(Operation::Stat, &file.path, Errno::from_raw(errno.raw_os_error())),
         }
     }
 
-    fn recent(&mut self) -> Answer {
+    fn recent(&mut self) -> CallResult {
         let epoch = self.file().epoch;
-        if self.network.is_unbroken_since(epoch) { Answer::Yes } else { Answer::No }
+        if self.network.is_unbroken_since(epoch) { CallResult::Yes } else { CallResult::No }
     }
 
-    fn prove(&mut self) -> Answer {
+    fn prove(&mut self) -> CallResult {
         let network = self.network;
         let file = self.file();
         if !network.proves() {
-            return Answer::Yes;
+            return CallResult::Yes;
         }
         let sent_ms = now_ms();
         match pread(&file.descriptor, &mut [0; 8], 0) {
             Ok(_) => {
                 file.epoch = network.heard(sent_ms);
-                Answer::Yes
+                CallResult::Yes
             }
             Err(Errno::EIO | Errno::ESTALE | Errno::EBADF) => {
                 network.broken();
-                Answer::No
+                CallResult::No
             }
-            Err(errno) => failed("read", &file.path, errno),
+            Err(errno) => failed(Operation::Read, &file.path, errno),
         }
     }
 
-    fn check(&mut self) -> Answer {
+    fn check(&mut self) -> CallResult {
         self.refresh();
         let file = self.file();
         match lstat(&*file.path) {
-            Ok(stat) if FileId::from(&stat) == file.id => Answer::Yes,
-            Ok(_) => Answer::No,
-            Err(Errno::ENOENT | Errno::ESTALE) => Answer::Gone,
-            Err(errno) => failed("stat", &file.path, errno),
+            Ok(stat) if FileId::from(&stat) == file.id => CallResult::Yes,
+            Ok(_) => CallResult::No,
+            Err(Errno::ENOENT | Errno::ESTALE) => CallResult::Gone,
+            Err(errno) => failed(Operation::Stat, &file.path, errno),
         }
     }
 
-    fn named(&mut self) -> Answer {
+    fn named(&mut self) -> CallResult {
         self.refresh();
         let permissions = Permissions::from_bits_truncate(self.network.permissions());
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
@@ -289,44 +291,46 @@ impl<'a> Nfs4Executor<'a> {
         let file = self.file();
         match open(&*file.path, flags, permissions) {
             // There was none: this is a new file, for the next process that opens it.
-            Ok(_) => Answer::Gone,
+            Ok(_) => CallResult::Gone,
             Err(Errno::EEXIST) => self.check(),
-            Err(errno) => failed("open", &file.path, errno),
+            Err(errno) => failed(Operation::Open, &file.path, errno),
         }
     }
 
-    fn mark_dead(&mut self) -> Answer {
+    fn mark_dead(&mut self) -> CallResult {
         let file = self.file();
         match ftruncate(&file.descriptor, DEAD_BYTES) {
-            Ok(()) => Answer::Yes,
-            Err(Errno::EBADF | Errno::EIO | Errno::ESTALE) => Answer::No,
-            Err(errno) => failed("truncate", &file.path, errno),
+            Ok(()) => CallResult::Yes,
+            Err(Errno::EBADF | Errno::EIO | Errno::ESTALE) => CallResult::No,
+            Err(errno) => failed(Operation::Truncate, &file.path, errno),
         }
     }
 
-    fn held(&mut self, mode: Mode) -> Answer {
+    fn held(&mut self, mode: Mode) -> CallResult {
         match self.file().ask(mode, HELD) {
-            Ok(None) => Answer::No,
-            Ok(Some(_)) => Answer::Yes,
+            Ok(None) => CallResult::No,
+            Ok(Some(_)) => CallResult::Yes,
             Err(answer) => stale_is_gone(answer),
         }
     }
 
-    fn close(&mut self) -> Answer {
+    fn close(&mut self) -> CallResult {
         if let Some(file) = self.file.take() {
             // A descriptor whose locks were lost refuses everything until it is unlocked; closing
             // it would drop the locks as well.
             file.set(None, ALL);
         }
-        Answer::Yes
+        CallResult::Yes
     }
 }
 
 /// These errnos mean that the server has forgotten the file, or this descriptor's locks.
-fn stale_is_gone(answer: Answer) -> Answer {
-    let stale = |errno| [Errno::ESTALE, Errno::EIO, Errno::EBADF].contains(&Errno::from_raw(errno));
+fn stale_is_gone(answer: CallResult) -> CallResult {
+    let stale = |errno: Option<i32>| {
+        errno.is_some_and(|errno| [Errno::ESTALE, Errno::EIO, Errno::EBADF].contains(&Errno::from_raw(errno)))
+    };
     match answer {
-        Answer::Failed(fault) if stale(fault.errno) => Answer::Gone,
+        CallResult::Failed(fault) if stale(fault.errno()) => CallResult::Gone,
         answer => answer,
     }
 }

@@ -18,7 +18,8 @@ use nix::unistd::{alarm, unlink as delete};
 
 use crate::clock::now_ms;
 use crate::files::lock_file::failed;
-use distrilock_engine::steps::nfs4::Answer;
+use distrilock_engine::fault::Operation;
+use distrilock_engine::steps::call::CallResult;
 
 /// The helper's first argument, by which the program recognises that it is one.
 const WORD: &str = "--delete-before-the-lease-ends";
@@ -54,7 +55,7 @@ pub fn run_as_unlink_helper() -> Option<ExitCode> {
 
 /// Deletes a file, or gives up when the clock of [`crate::clock`] reaches `deadline_ms`; after that
 /// the deletion never takes effect.
-pub(super) fn unlink(path: &CStr, deadline_ms: u64) -> Answer {
+pub(super) fn unlink(path: &CStr, deadline_ms: u64) -> CallResult {
     let deadline = deadline_ms.to_string();
     let arguments = [OsStr::new(WORD), OsStr::new(&deadline), OsStr::from_bytes(path.to_bytes())];
     let started = Command::new("/proc/self/exe")
@@ -65,14 +66,14 @@ pub(super) fn unlink(path: &CStr, deadline_ms: u64) -> Answer {
         .stderr(Stdio::null())
         .spawn();
     let errno = match started.and_then(|child| status(child, deadline_ms)) {
-        Ok(Some(0)) => return Answer::Yes,
+        Ok(Some(0)) => return CallResult::Yes,
         Ok(Some(status)) if status > i32::from(ERRNO_BASE) => Errno::from_raw(status - i32::from(ERRNO_BASE)),
         Ok(_) => Errno::ETIMEDOUT,
         Err(error) => error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
     };
     match errno {
-        Errno::ENOENT | Errno::ESTALE => Answer::Gone,
-        errno => failed("remove", path, errno),
+        Errno::ENOENT | Errno::ESTALE => CallResult::Gone,
+        errno => failed(Operation::Remove, path, errno),
     }
 }
 

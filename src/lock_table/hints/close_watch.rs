@@ -1,4 +1,4 @@
-//! Sessions may wait for programs that are no daemons. These send no messages, but they close lock
+//! Sessions may wait for programs that are not daemons. These send no messages, but they close lock
 //! files, or the kernel does when they end. inotify(7) reports that, and the daemon then tries the
 //! lock. A release without a close is found by polling.
 

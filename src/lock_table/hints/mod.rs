@@ -5,11 +5,11 @@
 //!
 //! A hint is never believed: it causes a try, and the lock on the file decides. Hints that are
 //! lost, late, forged or repeated only cost time. Each daemon listens on a socket in the directory
-//! and connects to the sockets of the others ([`PeerSockets`]). The end of a connection is a hint, too:
-//! its daemon is gone.
+//! and connects to the sockets of the others ([`PeerSockets`]). The end of a connection is a hint,
+//! too: its daemon is gone.
 //!
 //! `ask` is the waiting daemon's side, `promise` the holding daemon's, and `peer_message` what
-//! passes between them. Programs that are no daemons give hints by closing files: `close_watch`.
+//! passes between them. Programs that are not daemons give hints by closing files: `close_watch`.
 
 mod ask;
 mod close_watch;
@@ -28,7 +28,7 @@ use crate::files::peer_sockets::PeerSockets;
 use crate::limits::ASK_AGAIN_MS;
 use ask::Questions;
 use close_watch::CloseWatch;
-use distrilock_engine::fault::Fault;
+use distrilock_engine::fault::{Fault, Operation};
 use distrilock_protocol::name::LockName;
 use promise::Promises;
 
@@ -85,11 +85,7 @@ fn enter(table: &Arc<LockTable>) -> Result<UnixListener, Fault> {
     let directory = table.storage.files.directory();
     let (meeting, listener) = PeerSockets::join(directory)?;
     let watched = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
-    let listener = watched.map_err(|error| Fault {
-        operation: "listen in",
-        path: directory.to_string_lossy().into(),
-        errno: error.raw_os_error().unwrap_or(nix::libc::EIO),
-    })?;
+    let listener = watched.map_err(|error| Fault::io(Operation::ListenIn, directory.to_string_lossy(), &error))?;
     table.hints.meeting.set(meeting).expect("the daemon starts only once");
     Ok(listener)
 }

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::libc::ETIMEDOUT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
@@ -24,7 +23,7 @@ use crate::sync::locked;
 use crate::systemd::ids;
 use crate::timing::Timing;
 use distrilock_engine::Input;
-use distrilock_engine::fault::Fault;
+use distrilock_engine::fault::{Cause, Fault};
 use distrilock_protocol::name::LockName;
 
 /// Why sessions lose their locks when the server is silent.
@@ -231,7 +230,7 @@ fn refuse_stalled(table: &Arc<LockTable>) {
     let after_ms = u64::try_from(table.settings.storage_timeout.as_millis()).unwrap_or(u64::MAX);
     for name in threads.stalled(after_ms) {
         let path = table.storage.files.path(name.as_str()).to_string_lossy().into();
-        let fault = Fault { operation: "wait for", path, errno: ETIMEDOUT };
+        let fault = Fault { cause: Cause::ServerSilent, path };
         table.log.fault(&name, &fault);
         table.submit(&name, Input::Stalled { name: name.clone(), fault }, Source::Daemon);
     }

@@ -2,7 +2,7 @@
 //! one thread hands the copies to `tracing-journald`, whose socket blocks.
 //!
 //! ```text
-//! any thread --- push ---> [ event, event, 3 dropped, event ] --- next ---> thread "journal" ---> journald
+//! any thread -- push --> [ event, 3 dropped, event ] -- next --> thread "journal" --> journald
 //! ```
 //!
 //! Order is kept. The queue is bounded by bytes; when it is full, new events are dropped, and their
@@ -113,7 +113,8 @@ impl Shared {
         } else if let Some(Entry::Dropped(count)) = state.entries.back_mut() {
             *count += 1;
         } else {
-            // No two of these are neighbours, so the queue exceeds its maximum by one of them at most.
+            // No two of these are neighbours, so the queue exceeds its maximum by one of them at
+            // most.
             state.push(Entry::Dropped(1));
         }
         self.arrived.notify_one();

@@ -1,4 +1,5 @@
-//! Daemons for the tests and the examples in the documentation: a real one in a thread, and one that follows a script.
+//! Daemons for the tests and the examples in the documentation: a real one in a thread, and one
+//! that follows a script.
 
 mod real;
 mod script;

@@ -15,7 +15,8 @@ use distrilock_client::Server;
 pub struct Daemon(PathBuf);
 
 impl Daemon {
-    /// Starts it. A process can have only one, since it is the daemon itself, with everything that it claims.
+    /// Starts it. A process can have only one, since it is the daemon itself, with everything that
+    /// it claims.
     #[must_use]
     pub fn start() -> Self {
         let folder = std::env::temp_dir().join(format!("distrilock-example-{}", std::process::id()));

@@ -1,8 +1,9 @@
-//! A daemon that follows a script, for what the real one says rarely, must never say, or does not say yet.
+//! A daemon that follows a script, for what the real one says rarely, must never say, or does not
+//! say yet.
 //!
-//! [`Peer`] is its end of one connection. Requests are read as JSON values, so that a test can check all of their members, even
-//! those that the real daemon would refuse. What it says is made of the protocol's types, or of values where a script departs
-//! from the protocol.
+//! [`Peer`] is its end of one connection. Requests are read as JSON values, so that a test can
+//! check all of their members, even those that the real daemon would refuse. What it says is made
+//! of the protocol's types, or of values where a script departs from the protocol.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -15,7 +16,8 @@ use distrilock_protocol::v1::{Done, Id, Reply, VERSION, Welcome};
 use serde::Serialize;
 use serde_json::Value;
 
-/// How long a script waits for the next request. It is generous, since a loaded machine must not fail a test.
+/// How long a script waits for the next request. It is generous, since a loaded machine must not
+/// fail a test.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The daemon's end of a client's connection.
@@ -120,7 +122,8 @@ fn listen() -> (TcpListener, Server) {
     (listener, Server::Tcp(address.to_string()))
 }
 
-/// Accepts one connection and plays `script` on it. The handle returns the script's result, or its panic.
+/// Accepts one connection and plays `script` on it. The handle returns the script's result, or its
+/// panic.
 pub fn play<T: Send + 'static>(script: impl FnOnce(Peer) -> T + Send + 'static) -> (Server, JoinHandle<T>) {
     let (listener, server) = listen();
     let thread = thread::spawn(move || {
@@ -143,7 +146,8 @@ impl Script {
     }
 }
 
-/// For one connection: answers the hello, answers the second request with `lines`, and all others with yes.
+/// For one connection: answers the hello, answers the second request with `lines`, and all others
+/// with yes.
 #[must_use]
 pub fn scripted(lines: &str) -> Script {
     let lines = lines.to_owned();
@@ -173,8 +177,8 @@ struct Life {
 }
 
 impl Scripted {
-    /// Answers hello, ping, release and bye by itself, and everything else with the object that `answer` returns for it. The id is
-    /// added.
+    /// Answers hello, ping, release and bye by itself, and everything else with the object that
+    /// `answer` returns for it. The id is added.
     #[must_use]
     pub fn start(answer: impl Fn(&Value) -> Value + Send + Sync + 'static) -> Self {
         let (listener, server) = listen();

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{MESSAGE_BYTES_MAX, READ_BYTES_MAX, Turn};
+use super::turn::{MESSAGE_BYTES_MAX, READ_BYTES_MAX, Turn};
 use crate::error::{DisconnectedError, Excerpt};
 
 #[derive(Debug)]
@@ -142,7 +142,7 @@ mod tests {
         Ok(taken)
     }
 
-    /// Lines come whole, however the bytes are cut; an endless one ends the connection.
+    /// Lines come whole, however the bytes are cut. An endless one ends the connection.
     #[test]
     fn lines_are_found() {
         assert_eq!(split(&[b"a\nb", b"c\r\n\n\nd", b"", b"\ne"]).unwrap(), ["a", "bc", "d"]);

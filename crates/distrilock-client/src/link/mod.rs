@@ -1,7 +1,8 @@
-//! A connection to a daemon, as messages: lines over TCP and Unix sockets, text messages over WebSocket. How much may come in is
-//! limited.
+//! A connection to a daemon, as messages: lines over TCP and Unix sockets, text messages over
+//! WebSocket. How much may come in is limited.
 
 mod lines;
+mod turn;
 #[cfg(feature = "websocket")]
 mod websocket;
 
@@ -13,14 +14,9 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::address::Server;
 use crate::error::{DisconnectedError, ServerError};
 use lines::{Lines, Stream};
+pub(crate) use turn::Turn;
 #[cfg(feature = "websocket")]
 use websocket::WebSocket;
-
-/// The longest message of a daemon: the size of its outbox by default.
-const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
-
-/// How many bytes one read takes from the socket.
-const READ_BYTES_MAX: usize = 16 * 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -28,15 +24,6 @@ pub(crate) enum Link {
     Lines(Lines),
     #[cfg(feature = "websocket")]
     WebSocket(WebSocket),
-}
-
-/// How a turn of the socket ended.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
-    /// More may come.
-    Open,
-    /// The daemon has closed the connection.
-    Closed,
 }
 
 impl Link {
@@ -79,10 +66,12 @@ impl Link {
         }
     }
 
-    /// Waits until the socket takes or gives something, sends what it takes, and hands each message that it gives to `take`.
+    /// Waits until the socket takes or gives something, sends what it takes, and hands each message
+    /// that it gives to `take`.
     ///
     /// # Cancel safety
-    /// Nothing is lost when the future is dropped: bytes are moved only in the poll that completes it, or stay in the link.
+    /// Nothing is lost when the future is dropped: bytes are moved only in the poll that completes
+    /// it, or stay in the link.
     pub(crate) async fn turn(&mut self, take: &mut (dyn FnMut(&[u8]) + Send)) -> Result<Turn, DisconnectedError> {
         match self {
             Self::Lines(lines) => lines.turn(take).await,

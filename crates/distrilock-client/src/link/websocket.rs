@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::{MESSAGE_BYTES_MAX, READ_BYTES_MAX, Turn};
+use super::turn::{MESSAGE_BYTES_MAX, READ_BYTES_MAX, Turn};
 use crate::address::Server;
 use crate::error::{DisconnectedError, Excerpt, ServerError, shown};
 

@@ -1,4 +1,4 @@
-//! What a session keeps of locks that were granted to it.
+//! What a session knows about the locks that were granted to it.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use crate::boottime::BootTime;
 use crate::error::LostError;
 use distrilock_protocol::name::LockName;
 
-/// How a lock stands.
+/// Whether a lock is held.
 ///
 /// ```
 /// use distrilock_client::{Client, Standing};
@@ -25,20 +25,21 @@ use distrilock_protocol::name::LockName;
 pub enum Standing {
     /// It is held.
     Held,
-    /// It is held still, but the daemon cannot reach the storage: if nothing changes, it is lost at this moment.
+    /// It is still held, but the daemon cannot reach the storage: unless that changes, it is lost
+    /// at this moment.
     Suspect(BootTime),
     /// It is lost.
     Lost(LostError),
 }
 
-/// Locks that were granted together and are not released.
+/// Locks that were granted together and have not been released.
 #[derive(Debug)]
 pub(super) struct HeldGrant {
-    /// Those that the daemon still keeps for the session.
+    /// The ones that the daemon still keeps for the session.
     pub(super) names: Vec<LockName>,
-    /// Until when the storage surely keeps them, where that is known.
+    /// Until when the storage is certain to keep them, if that is known.
     pub(super) proven_until: Option<BootTime>,
-    /// Names that the daemon doubts, and until when they surely are held.
+    /// Names that the daemon doubts, and until when they are certain to be held.
     pub(super) suspects: BTreeMap<LockName, BootTime>,
     pub(super) standing: watch::Sender<Standing>,
 }

@@ -1,8 +1,10 @@
-//! A session as its client knows it: what was asked, what is held, and until when. It decides, without a socket and without a
-//! clock: time is an argument, bytes go into an outbox, and answers leave as effects, to be carried out once nothing is locked.
+//! A session as its client knows it: what was requested, what is held, and until when. It decides
+//! without a socket and without a clock: time is an argument, bytes go into an outbox, and results
+//! leave as effects, which are carried out once nothing is locked.
 //!
-//! The deadline (docs/decisions/0013): the daemon gives a silent client up, and hands its locks on. So the client counts from when
-//! the last request that was answered was *sent*, which the daemon cannot have received earlier, and stops sooner than that.
+//! The deadline (docs/decisions/0013): the daemon gives a silent client up, and grants its locks to
+//! others. So the client counts from when the last answered request was *sent*, since the daemon
+//! cannot have received it earlier, and stops before the daemon gives it up.
 
 mod held;
 mod receive;
@@ -31,7 +33,8 @@ pub(crate) type ReplyResult = Result<Vec<u8>, RequestError>;
 /// Where a grant goes.
 pub(crate) type GrantSender = oneshot::Sender<Result<GrantGuard, AcquireError>>;
 
-/// What has to be done once the session is not locked: what is sent may be dropped at once, and come back as a release.
+/// What has to be done once the session is not locked: what is sent may be dropped at once, and
+/// come back as a release.
 #[derive(Debug)]
 pub(crate) enum Effect {
     Granted {
@@ -47,11 +50,11 @@ pub(crate) enum Effect {
         to: oneshot::Sender<ReplyResult>,
         reply: ReplyResult,
     },
-    /// A name may be asked for again.
+    /// A name can be requested again.
     Freed,
 }
 
-/// A request that is not answered yet.
+/// A request that has not been answered yet.
 #[derive(Debug)]
 struct Pending {
     sent: BootTime,
@@ -62,14 +65,14 @@ struct Pending {
 enum Kind {
     /// A heartbeat.
     Ping,
-    /// Its answer is of no use.
+    /// Its answer is not needed.
     Cancel,
     Acquire {
         names: Vec<LockName>,
         waits: bool,
         to: GrantSender,
     },
-    /// A heartbeat that stands between a grant and its handing over: see `granted`.
+    /// A heartbeat between a grant and its delivery: see `granted`.
     Confirm {
         key: u64,
         locks: Vec<HeldLock>,
@@ -94,16 +97,16 @@ enum Kind {
 /// What a session does with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Use {
-    /// It is acquired, or held.
+    /// It is being acquired, or held.
     Taken,
-    /// It is given back, or its acquire was abandoned: soon it may be asked for again.
+    /// It is being released, or its acquire was abandoned. It can be requested again soon.
     Leaving,
 }
 
-/// Why a name cannot be asked for.
+/// Why an acquire cannot start now.
 #[derive(Debug)]
 pub(crate) enum StartError {
-    /// It is on its way out: wait for [`Effect::Freed`].
+    /// A name is still being released: wait for [`Effect::Freed`].
     Leaving,
     Refused(AcquireError),
 }
@@ -116,14 +119,14 @@ pub(crate) struct ClientSession {
     pending: HashMap<u64, Pending>,
     held: HashMap<u64, HeldGrant>,
     names: HashMap<LockName, Use>,
-    /// Lines that are to be sent.
+    /// Lines to be sent.
     pub(crate) outbox: Vec<u8>,
-    /// When the last request that was answered was sent; or when the session ceased to be idle.
+    /// When the last answered request was sent, or when the session stopped being idle.
     proof: BootTime,
-    /// Whether a heartbeat is unanswered.
+    /// Whether a heartbeat waits for its answer.
     pinging: bool,
     next_ping: BootTime,
-    /// Whether bye is on its way: what is granted meanwhile is released by the daemon.
+    /// Whether bye has been sent. The daemon releases what it grants after that.
     leaving: bool,
     ended: Option<DisconnectedError>,
     pub(crate) effects: Vec<Effect>,
@@ -151,7 +154,7 @@ impl ClientSession {
         self.ended.as_ref()
     }
 
-    /// The daemon has said how long it bears with silence.
+    /// Sets the times, once the daemon has said how long it tolerates silence.
     pub(crate) fn set_timing(&mut self, timing: Timing) {
         self.timing = timing;
     }
@@ -161,7 +164,7 @@ impl ClientSession {
         self.timing.stop_within()
     }
 
-    /// Why nothing new can be asked, if nothing can.
+    /// Why nothing new can be requested; None if something can.
     fn unusable(&self) -> Option<DisconnectedError> {
         self.ended.clone().or_else(|| self.leaving.then_some(DisconnectedError::Bye))
     }
@@ -184,8 +187,9 @@ impl ClientSession {
         standing.chain(ping).chain([self.deadline()]).min()
     }
 
-    /// Ends what is over. Everything that looks at the session or changes it calls this first, so that nothing is called held
-    /// after its deadline, whether or not the task that drives the connection has had its turn.
+    /// Ends what is over. Everything that looks at the session or changes it calls this first. So
+    /// nothing counts as held after its deadline, even if the task that drives the connection has
+    /// not run.
     pub(crate) fn check(&mut self, now: BootTime) {
         if self.ended.is_none() && self.is_busy() && now >= self.deadline() {
             self.end(&DisconnectedError::Silent { silence: self.timing.silence_max });
@@ -197,7 +201,7 @@ impl ClientSession {
         }
     }
 
-    /// Sends the heartbeat that is due. Idle sessions need none: they have nothing to lose.
+    /// Sends the heartbeat that is due. An idle session needs none: it has nothing to lose.
     pub(crate) fn tick(&mut self, now: BootTime) {
         if self.ended.is_none() && self.is_busy() && !self.pinging && now >= self.next_ping {
             self.ping(now, Kind::Ping);
@@ -206,13 +210,14 @@ impl ClientSession {
         }
     }
 
-    /// For how long from now on all that is held is certain to be; what is lost or needs no confirmation does not count.
+    /// For how long everything held is certain to stay so. Locks that are lost or need no
+    /// confirmation do not count.
     fn certain(&self, now: BootTime) -> Duration {
         let held = self.held.values().filter(|held| !held.is_lost()).filter_map(HeldGrant::until);
         held.min().map_or(Duration::MAX, |until| until.saturating_since(now))
     }
 
-    /// The storage has confirmed what is held, or granted it: the next heartbeat must come in time.
+    /// Makes the next heartbeat come in time: the storage has just confirmed what is held.
     fn hasten(&mut self, now: BootTime) {
         self.next_ping = self.next_ping.min(now + self.timing.heartbeat_within(self.certain(now)));
     }
@@ -221,7 +226,7 @@ impl ClientSession {
         self.send(now, &RequestObject::from(&Op::Ping), kind);
     }
 
-    /// Ends the session: its locks are lost, and its requests come to nothing.
+    /// Ends the session: its locks are lost, and its requests fail.
     pub(crate) fn end(&mut self, why: &DisconnectedError) {
         if self.ended.is_some() {
             return;
@@ -235,7 +240,7 @@ impl ClientSession {
                     self.effects.push(Effect::NotGranted { to, error: AcquireError::Disconnected(why.clone()) });
                 }
                 Kind::Bye { to } if matches!(why, DisconnectedError::Closed | DisconnectedError::Bye) => {
-                    // What bye asks for has come about.
+                    // What bye asks for has happened.
                     self.effects.push(Effect::Replied { to, reply: Ok(Vec::new()) });
                 }
                 Kind::Verify { to, .. } | Kind::Release { to: Some(to), .. } | Kind::Bye { to } | Kind::Ask { to } => {
@@ -249,10 +254,10 @@ impl ClientSession {
         self.effects.push(Effect::Freed);
     }
 
-    /// Writes a request; a caller that lets others choose its length has measured it before.
+    /// Writes a request. The caller has checked its length.
     fn send(&mut self, now: BootTime, request: &RequestObject<'_>, kind: Kind) -> u64 {
         if !self.is_busy() {
-            // Nothing was at stake, so that no heartbeat was sent; from now on there is.
+            // Nothing was at stake, so no heartbeat was sent. From now on, something is.
             self.proof = now;
             self.next_ping = now + self.timing.heartbeat;
         }
@@ -282,7 +287,8 @@ impl ClientSession {
     /// Sends an acquire; its answer comes through `to`.
     ///
     /// # Errors
-    /// If the session has ended or has one of the names already, or the program could not stop in time.
+    /// If the session has ended or already uses one of the names, or the program could not stop in
+    /// time.
     pub(crate) fn acquire(&mut self, now: BootTime, asked: &Asked, to: GrantSender) -> Result<u64, StartError> {
         if let Some(why) = self.unusable() {
             return Err(StartError::Refused(AcquireError::Disconnected(why)));
@@ -303,7 +309,7 @@ impl ClientSession {
         Ok(self.send(now, &asked.request(), kind))
     }
 
-    /// Nobody waits for the answer of an acquire any more. A grant that is on its way finds nobody to take it, and is released.
+    /// Abandons an acquire. A grant that is on its way has no receiver any more, and is released.
     pub(crate) fn abandon(&mut self, now: BootTime, id: u64) {
         let Some(Pending { kind: Kind::Acquire { names, waits, .. }, .. }) = self.pending.get(&id) else { return };
         for name in names {
@@ -314,7 +320,7 @@ impl ClientSession {
         }
     }
 
-    /// Gives up what was granted under `key`: nobody holds it from now on. Without `to` nobody waits for the answer.
+    /// Releases what was granted under `key`. Without `to`, nobody waits for the answer.
     pub(crate) fn release(&mut self, now: BootTime, key: u64, to: Option<oneshot::Sender<ReplyResult>>) {
         let Some(held) = self.held.get(&key) else { return };
         let lost = match &*held.standing.borrow() {
@@ -348,7 +354,8 @@ impl ClientSession {
         self.send(now, &request, Kind::Release { names: names.to_vec(), to });
     }
 
-    /// Asks whether all that was granted under `key` is still real, name by name; each answer comes through its own receiver.
+    /// Asks whether everything that was granted under `key` is still real, name by name. Each
+    /// answer comes through its own receiver.
     pub(crate) fn verify(&mut self, now: BootTime, key: u64) -> Result<Vec<oneshot::Receiver<ReplyResult>>, LostError> {
         let names = match self.held.get(&key) {
             Some(held) if !held.is_lost() => held.names.clone(),
@@ -371,7 +378,8 @@ impl ClientSession {
         }
     }
 
-    /// Says goodbye: everything is as good as released once this is on its way, so that nothing is called held any more.
+    /// Says goodbye. Everything is as good as released once this is sent, so nothing counts as held
+    /// any more.
     pub(crate) fn bye(&mut self, now: BootTime) -> oneshot::Receiver<ReplyResult> {
         let (to, answer) = oneshot::channel();
         if let Some(why) = self.unusable() {
@@ -389,7 +397,7 @@ impl ClientSession {
         self.held.get(&key).map(|held| held.standing.subscribe())
     }
 
-    /// Until when what was granted under `key` is surely held, if nothing more is heard.
+    /// Until when what was granted under `key` is certain to be held, if nothing more is heard.
     pub(crate) fn valid_until(&self, key: u64) -> Option<BootTime> {
         let held = self.held.get(&key).filter(|held| !held.is_lost())?;
         Some(held.until().map_or(self.deadline(), |until| until.min(self.deadline())))

@@ -1,4 +1,4 @@
-//! What comes from the daemon, and what it means for the session.
+//! Messages of the daemon, and what they mean for the session.
 
 use std::collections::BTreeMap;
 
@@ -49,7 +49,7 @@ impl ClientSession {
         Ok(())
     }
 
-    /// Once one message is not understood, none of those before and after it can be relied on.
+    /// After one message that is not understood, none of the others can be relied on.
     fn garbage(&mut self, what: String) {
         self.end(&DisconnectedError::Garbage { what });
     }
@@ -115,7 +115,8 @@ impl ClientSession {
         }
     }
 
-    /// A heartbeat's answer tells until when the storage keeps what is held: later than was known before, if at all.
+    /// A heartbeat's answer says until when the storage keeps what is held. That can only be later
+    /// than what was known.
     fn prove(&mut self, now: BootTime, valid_until: Option<BootTime>) {
         for held in self.held.values_mut() {
             held.proven_until = held.proven_until.max(valid_until);
@@ -130,8 +131,9 @@ impl ClientSession {
         self.effects.push(Effect::Freed);
     }
 
-    /// A grant: from here on it counts as held, also before anybody has it. Where the storage has a deadline, that of a grant
-    /// which was long waited for is told from a moment long ago; one heartbeat more tells a fresh one.
+    /// Takes a grant. From here on it counts as held, even before it is delivered. If the storage
+    /// has a deadline, that of a grant after a long wait counts from when the request was sent,
+    /// long ago. One more heartbeat brings a fresh one.
     fn granted(
         &mut self,
         now: BootTime,

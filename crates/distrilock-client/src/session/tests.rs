@@ -1,4 +1,4 @@
-//! The session in made-up time, against a daemon that is a few lines of text.
+//! The session in simulated time, against a daemon that is a few lines of text.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +42,7 @@ impl Play {
         (id, answer)
     }
 
-    /// What the daemon says at a moment; what is over ends before that, as it does in earnest.
+    /// Lets the daemon say something at a moment. What is over ends before that, as in reality.
     fn hear(&mut self, ms: u64, text: &str) {
         self.session.check(at(ms));
         self.session.receive(at(ms), text.as_bytes());
@@ -58,7 +58,7 @@ impl Play {
         String::from_utf8(said).unwrap().lines().map(str::to_owned).collect()
     }
 
-    /// The key of the grant that is to be handed over.
+    /// The key of the grant that is to be delivered.
     fn granted(&mut self) -> Option<u64> {
         self.session.effects.drain(..).find_map(|effect| match effect {
             Effect::Granted { key, .. } => Some(key),
@@ -67,11 +67,12 @@ impl Play {
     }
 }
 
-/// The deadline counts from when the last answered request was sent; an answer that comes too late revives nothing.
+/// The deadline counts from when the last answered request was sent. An answer that comes too late
+/// revives nothing.
 #[test]
 fn the_deadline_counts_from_the_sending() {
     let mut play = Play::new();
-    // Idle for a day: the deadline of what comes then has nothing to do with that.
+    // After a day of idling, a deadline does not depend on that day.
     let day = 86_400_000;
     assert_eq!(play.session.next_tick(), None);
     play.tick(day);
@@ -85,7 +86,7 @@ fn the_deadline_counts_from_the_sending() {
     assert_eq!(play.said(), [""; 0]);
     play.tick(day + 5000);
     assert_eq!(play.said(), [r#"{"id":3,"op":"ping"}"#]);
-    // No second heartbeat before the first one is answered.
+    // No second heartbeat is sent before the first one is answered.
     play.tick(day + 11_000);
     assert_eq!(play.said(), [""; 0]);
     play.hear(day + 12_000, r#"{"id":3,"ok":true}"#);
@@ -101,7 +102,8 @@ fn the_deadline_counts_from_the_sending() {
     assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(LostError::Disconnected(_))));
 }
 
-/// The storage's deadline is the earlier one, and each heartbeat's answer tells a later one; doubt ends it sooner.
+/// The storage's deadline is the earlier one, each heartbeat's answer moves it, and doubt shortens
+/// it.
 #[test]
 fn the_storage_ends_it_sooner() {
     let mut play = Play::new();
@@ -119,26 +121,27 @@ fn the_storage_ends_it_sooner() {
     play.hear(7000, r#"{"event":"held","lock":"a"}"#);
     assert_eq!(play.session.valid_until(key), Some(at(14_000)));
     play.hear(8000, r#"{"event":"suspect","lock":"a","valid_ms":60000}"#);
-    assert_eq!(play.session.valid_until(key), Some(at(14_000)), "doubt makes nothing later");
-    // An answer without a time says nothing about the storage: what was known stands.
+    assert_eq!(play.session.valid_until(key), Some(at(14_000)), "doubt extends nothing");
+    // An answer without a time says nothing about the storage: what was known remains valid.
     play.tick(10_000);
     play.hear(10_100, r#"{"id":4,"ok":true}"#);
-    // It is asked again soon: 3.9 s are left, in which four heartbeats have their place.
+    // The next heartbeat comes soon: 3.9 s are left, into which four of them fit.
     assert_eq!(play.session.next_tick(), Some(at(10_100 + 3900 / 4)));
     play.session.check(at(14_000));
     assert!(matches!(*play.session.watch(key).unwrap().borrow(), Standing::Lost(LostError::Unproven)));
     assert!(play.session.ended().is_none());
-    // Lost is lost.
+    // A lost lock stays lost.
     play.tick(15_000);
     play.hear(15_000, r#"{"id":5,"ok":true,"valid_ms":9000}"#);
     assert_eq!(play.session.valid_until(key), None);
-    // The daemon still keeps it: it is given back.
+    // The daemon still keeps it, so it is released.
     play.said();
     play.session.release(at(15_000), key, None);
     assert_eq!(play.said(), [r#"{"id":6,"op":"release","lock":"a"}"#]);
 }
 
-/// A lock that was waited for on such a storage is handed over with a fresh proof, and not if it is lost before.
+/// On such a storage, a grant after a wait is delivered with a fresh proof, and not if the lock is
+/// lost before that.
 #[test]
 fn a_late_grant_is_confirmed() {
     for lost in [false, true] {
@@ -162,7 +165,8 @@ fn a_late_grant_is_confirmed() {
     }
 }
 
-/// A name stays in use until the daemon has answered; an abandoned acquire frees it whatever the answer is.
+/// A name stays in use until the daemon has answered. An abandoned acquire frees it, whatever the
+/// answer is.
 #[test]
 fn names_are_in_use_until_the_answer() {
     for granted in [false, true] {
@@ -180,7 +184,7 @@ fn names_are_in_use_until_the_answer() {
             play.hear(1, r#"{"id":2,"ok":true,"cancelled":false}"#);
             assert!(matches!(again(&mut play), Err(StartError::Leaving)));
             let key = play.granted().unwrap();
-            // What nobody takes is dropped, and that releases it.
+            // A grant that nobody takes is dropped, which releases it.
             play.session.release(at(1), key, None);
             assert_eq!(play.said(), [r#"{"id":4,"op":"release","lock":"a"}"#]);
             assert!(matches!(again(&mut play), Err(StartError::Leaving)));
@@ -193,7 +197,7 @@ fn names_are_in_use_until_the_answer() {
     }
 }
 
-/// A grant that finds nobody releases itself, through the real channel.
+/// A grant without a receiver releases itself, through the real channel.
 #[test]
 fn a_grant_that_nobody_takes() {
     let shared = Arc::new(crate::shared::Shared::new(Timing::default()));
@@ -218,7 +222,8 @@ fn a_grant_that_nobody_takes() {
     }
 }
 
-/// Of several locks one is lost: all are lost together, the others are given back, and the lost one may be asked for again.
+/// One of several locks is lost: all are lost together, the others are released, and the lost one
+/// can be requested again.
 #[test]
 fn one_of_several_is_lost() {
     let mut play = Play::new();
@@ -238,7 +243,7 @@ fn one_of_several_is_lost() {
     assert!(play.session.valid_until(second).is_some());
 }
 
-/// Lines of a daemon that does what it wants: some are of the protocol, some nearly.
+/// Lines of an arbitrary daemon: some follow the protocol, some almost do.
 fn any_line() -> impl Strategy<Value = String> {
     let id = 0..12u64;
     let lock = prop_oneof![Just("a"), Just("b"), Just("c"), Just("../x")];
@@ -261,7 +266,7 @@ enum Move {
     Hear(String),
     Acquire(&'static str, bool),
     Abandon(u64),
-    /// The first grant of those that were handed over.
+    /// Releases the last grant that was delivered.
     Release,
     Verify,
     Bye,
@@ -281,8 +286,9 @@ fn any_move() -> impl Strategy<Value = Move> {
 }
 
 proptest! {
-    /// Whatever the daemon says, and whatever the program does, nothing panics; what is held is in use, once, and counts as held
-    /// at most for the longest silence; and once it has ended, nothing is.
+    /// Whatever the daemon says and the program does, nothing panics. A held name is in use, once,
+    /// and counts as held at most for the longest silence. Once the session has ended, nothing is
+    /// held.
     #[test]
     fn whatever_comes(moves in proptest::collection::vec(any_move(), 0..60)) {
         let (mut play, mut ms, mut keys) = (Play::new(), 0, Vec::new());
@@ -326,8 +332,9 @@ proptest! {
     }
 }
 
-/// A daemon on a file server with this lease, which answers after `latency_ms`, and whose probes come at most one interval late.
-/// The client needs `stop` to stop its work. It holds a lock for five leases; false: it is too slow, and asks for nothing.
+/// A daemon on a file server with this lease, which answers after `latency_ms`, and whose probes
+/// are at most one interval late. The client needs `stop` to stop its work, and holds a lock for
+/// five leases. Returns false if it is too slow, and therefore requests nothing.
 fn hold_on_a_lease(lease_ms: u64, stop: StopTime, latency_ms: u64, late: &[u64]) -> Result<bool, TestCaseError> {
     let ms = Duration::from_millis;
     let (silence_ms, stop_ms) = (lease_ms * 2 / 3, (lease_ms / 6).min(10_000));
@@ -340,7 +347,7 @@ fn hold_on_a_lease(lease_ms: u64, stop: StopTime, latency_ms: u64, late: &[u64])
     let acquired = play.session.acquire(at(0), &asked, oneshot::channel().0);
     if timing.too_slow.is_some() {
         prop_assert!(matches!(acquired, Err(StartError::Refused(AcquireError::TooSlow { .. }))), "{acquired:?}");
-        prop_assert_eq!(play.said(), [""; 0], "nothing is asked");
+        prop_assert_eq!(play.said(), [""; 0], "nothing is requested");
         return Ok(false);
     }
     let mut late = late.iter().cycle();
@@ -371,8 +378,8 @@ fn hold_on_a_lease(lease_ms: u64, stop: StopTime, latency_ms: u64, late: &[u64])
 }
 
 proptest! {
-    /// On every lease and with every time to stop, a lock is held for as long as the server answers, also if answers take a
-    /// second; or the acquire is refused before anything is asked.
+    /// With every lease and every time to stop, a lock is held for as long as the server answers,
+    /// even if each answer takes a second; or the acquire is refused before anything is requested.
     #[test]
     fn no_lease_is_too_short(
         lease_ms in 10_000u64..=120_000,
@@ -388,7 +395,8 @@ proptest! {
     }
 }
 
-/// What `distrilock run` asks for by default, and what was too much for it, on a lease of ten seconds.
+/// With a lease of ten seconds, the default of `distrilock run` fits, and five seconds from the
+/// first signal to SIGKILL do not.
 #[test]
 fn ten_seconds_of_lease() {
     let second = Duration::from_secs(1);

@@ -1,5 +1,7 @@
-//! The steps of each file operation, without making them: which system calls it takes, in which order, and what comes of the
-//! answers. The daemon's `files` makes the calls; the models interleave them with those of other processes.
+//! The steps of each file operation, without taking them: which system calls it needs, in which
+//! order, and what their results mean. The daemon's `files` makes the calls; the models interleave
+//! them with those of other processes.
 
+pub mod call;
 pub mod local;
 pub mod nfs4;

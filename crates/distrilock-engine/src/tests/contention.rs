@@ -1,11 +1,12 @@
-//! Scenarios of names that another process holds: how often they are tried, and what word from another daemon changes.
+//! Scenarios of names that another process holds: how often they are tried, and what a word from
+//! another daemon changes.
 
 use std::collections::BTreeMap;
 
 use super::*;
 use crate::limits::{RECHECK_MS, RETRY_US_PER_NAME, SHARDS};
 
-/// A session that waits for a name which another process holds.
+/// A session waits for a name that another process holds.
 fn contended() -> Scenario {
     let mut n = Scenario::new();
     n.wait(1, Exclusive);
@@ -17,9 +18,10 @@ fn retry() -> Effect<u32> {
     file(FileOp::Retry(Exclusive))
 }
 
-/// Word that the name is free brings about a try at once; if another process was quicker, word is asked for again.
+/// Word that the name is free causes a try at once; if another process was quicker, word is asked
+/// for again.
 #[test]
-fn word_brings_about_a_try() {
+fn word_causes_a_try() {
     let mut n = contended();
     assert_eq!(n.input(Input::Hint(name("n"))), [retry()]);
     assert_eq!(n.input(Input::Hint(name("n"))), [], "one is under way");
@@ -28,7 +30,8 @@ fn word_brings_about_a_try() {
     assert_eq!(n.done(Outcome::Locked), [granted(1, Exclusive)]);
 }
 
-/// Word of names that nobody waits for, that a session holds, or that are unknown, changes nothing at all.
+/// Word of a name that nobody waits for, that a session holds, or that is unknown changes nothing
+/// at all.
 #[test]
 fn word_that_nobody_waits_for() {
     let mut n = Scenario::new();
@@ -43,7 +46,8 @@ fn word_that_nobody_waits_for() {
     assert_eq!(n.engine, before);
 }
 
-/// A name that is promised is left to the slow timer, and comes back from it as one of which nobody promised anything.
+/// A promised name is left to the slow timer, and comes back from it as one for which nothing is
+/// promised.
 #[test]
 fn a_promise_slows_tries_down() {
     let mut n = contended();
@@ -55,7 +59,7 @@ fn a_promise_slows_tries_down() {
     assert_eq!(n.elapsed(Timer::Retry), [retry()]);
 }
 
-/// The daemon that promised word is killed: what it held is tried at once.
+/// The daemon that promised word is killed: the names that it held are tried at once.
 #[test]
 fn a_promise_is_broken() {
     let mut n = contended();
@@ -65,7 +69,7 @@ fn a_promise_is_broken() {
     assert_eq!(n.elapsed(Timer::Recheck), []);
 }
 
-/// Nobody waits any more for a name that is promised: nothing of it stays behind.
+/// Nobody waits any more for a promised name: nothing of it stays behind.
 #[test]
 fn a_promise_is_forgotten() {
     let mut n = contended();
@@ -79,7 +83,8 @@ fn a_promise_is_forgotten() {
     assert_eq!(n.engine, Scenario::new().engine);
 }
 
-/// A request that does not wait meets a deletion: neither word nor a promise is about that, and it is tried again soon.
+/// A request that does not wait meets a deletion: word and promises do not concern that, and it is
+/// tried again soon.
 #[test]
 fn a_deletion_gives_no_word() {
     let mut n = contended();
@@ -93,7 +98,7 @@ fn a_deletion_gives_no_word() {
     assert_eq!(n.elapsed(Timer::Retry), [file(FileOp::Try(Exclusive))]);
 }
 
-/// A shard on a clock of its own: every try is refused.
+/// A shard with a clock of its own: every try is refused.
 struct Clockwork {
     engine: Engine<u32>,
     now_ms: u64,
@@ -126,7 +131,7 @@ impl Clockwork {
         self.engine.check_all();
     }
 
-    /// How many tries there are in so many seconds, after some in which everything comes into its stride.
+    /// How many tries there are in this many seconds, once everything has come into its stride.
     fn tries_in(names: u64, promises: bool, seconds: u64) -> u64 {
         let engine = Scenario::new().engine;
         let mut shard = Self { engine, now_ms: 0, timers: BTreeMap::new(), tries: 0, promises };
@@ -145,7 +150,8 @@ impl Clockwork {
     }
 }
 
-/// However many names are contended, tries have a bounded rate; few names are tried every few milliseconds.
+/// However many names are contended, tries have a bounded rate; few names are tried every few
+/// milliseconds.
 #[test]
 fn the_rate_of_tries() {
     let seconds = 100;
@@ -154,12 +160,14 @@ fn the_rate_of_tries() {
     assert_eq!(Clockwork::tries_in(1, false, seconds), seconds * 1000 / RETRY_MS_MIN);
     for names in [2, 10, 62, 625] {
         let tries = Clockwork::tries_in(names, false, seconds);
-        // A timer is armed for a whole number of milliseconds, and the last sweep may be just in time.
+        // A timer is armed for a whole number of milliseconds, and the last sweep may be just in
+        // time.
         assert!((most * 8 / 10..=most + names).contains(&tries), "{names} names: {tries} tries");
     }
 }
 
-/// Names that another daemon promised to tell of cost a try each two seconds, and no timer in between.
+/// Names for which another daemon promised word cost one try every two seconds, and no timer in
+/// between.
 #[test]
 fn the_rate_of_tries_with_promises() {
     for names in [1, 62, 625] {

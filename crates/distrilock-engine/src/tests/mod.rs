@@ -1,10 +1,15 @@
-//! Scenarios of the engine, and random runs of it ([`run`]). The file operations are completed by hand here; `model` takes them
-//! through the production code instead.
+//! Scenarios of the engine, and random runs of it ([`run`]). Here the file operations are completed
+//! by hand; in `model` they go through the production code.
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::limits::{RETRY_MS_MAX, RETRY_MS_MIN, TURN_MS, YIELD_MS};
+use std::collections::VecDeque;
+
+use distrilock_protocol::name::LockName;
+
+use crate::fault::{Cause, Fault, Operation};
+use crate::limits::{DISTURBED_MAX, RETRY_MS_MAX, RETRY_MS_MIN, TURN_MS, YIELD_MS};
+use crate::*;
 use Mode::{Exclusive, Shared};
 
 mod contention;
@@ -13,14 +18,14 @@ mod slots;
 
 type Effects = Vec<Effect<u32>>;
 
-/// The open file of every scenario; which one it is means nothing to the engine.
+/// The open file of every scenario; the engine does not care which one it is.
 const FILE: u32 = 7;
 
 fn name(text: &str) -> LockName {
     LockName::parse(text.as_bytes()).unwrap()
 }
 
-/// What is done with the name `n` by sessions, each of which numbers its requests like itself.
+/// Sessions that use the name `n`. Each gives its requests its own number.
 struct Scenario {
     engine: Engine<u32>,
 }
@@ -79,13 +84,13 @@ impl Scenario {
         self.input(Input::Elapsed(timer))
     }
 
-    /// A session that holds the name, which nobody held.
+    /// A session acquires the name, which nobody held.
     fn held(&mut self, session: u64, mode: Mode) {
         self.wait(session, mode);
         assert_eq!(self.done(Outcome::Locked), [granted(session, mode)]);
     }
 
-    /// A session that joins others.
+    /// A session joins others.
     fn joined(&mut self, session: u64) {
         assert_eq!(self.wait(session, Shared), [probe(Shared)]);
         assert_eq!(self.done(Outcome::Real), [granted(session, Shared)]);
@@ -104,7 +109,8 @@ fn asked(session: u64) -> Asked {
 }
 
 fn says(session: u64, answer: Answer) -> Effect<u32> {
-    asked(session).answer(answer)
+    let Asked { name, session, request } = asked(session);
+    Effect::Answer { name, session, request, answer }
 }
 
 fn granted(session: u64, mode: Mode) -> Effect<u32> {
@@ -120,7 +126,7 @@ fn released(session: u64) -> Effect<u32> {
 }
 
 fn busy_here(session: u64, holder: u64, mode: Mode) -> Effect<u32> {
-    let holder = ViewedSession::new(SessionId(holder), mode.into(), 0);
+    let holder = Claim::new(SessionId(holder), mode.into(), 0);
     says(session, Answer::BusyHere(Some(holder)))
 }
 
@@ -147,10 +153,16 @@ fn turn() -> Timer {
 const UNLOCKED: Outcome = Outcome::Unlocked { file_gone: false };
 
 fn fault() -> Fault {
-    Fault { operation: "open", path: "/d/n.lck".into(), errno: nix::libc::EIO }
+    const EIO: i32 = 5;
+    Fault::system(Operation::Open, "/d/n.lck", EIO)
 }
 
-/// Three sessions want the name exclusively: each gets it in the order in which they asked, when the one before releases.
+fn stalled() -> Fault {
+    Fault { cause: Cause::StalledDeletion, path: "n".into() }
+}
+
+/// Three sessions want the name exclusively: they get it in the order in which they asked, each
+/// when the previous one releases.
 #[test]
 fn first_come_first_served() {
     let mut n = Scenario::new();
@@ -163,7 +175,8 @@ fn first_come_first_served() {
     assert_eq!(n.done(Outcome::Locked), [released(2), granted(3, Exclusive)]);
 }
 
-/// A writer waits for a reader, and further readers come: they queue behind the writer, who therefore gets its turn.
+/// A writer waits for a reader, and more readers come: they queue behind the writer, which
+/// therefore gets its turn.
 #[test]
 fn readers_do_not_starve_a_writer() {
     let mut n = Scenario::new();
@@ -175,7 +188,8 @@ fn readers_do_not_starve_a_writer() {
     assert_eq!(n.done(Outcome::Locked), [released(1), granted(2, Exclusive)]);
 }
 
-/// Two readers stand side by side in the queue and a writer behind them: the readers enter together, the writer does not.
+/// Two readers stand side by side in the queue, with a writer behind them: the readers enter
+/// together, the writer does not.
 #[test]
 fn neighbouring_readers_enter_together() {
     let mut n = Scenario::new();
@@ -188,7 +202,7 @@ fn neighbouring_readers_enter_together() {
     assert_eq!(n.done(Outcome::Locked), [released(1), granted(2, Shared), granted(3, Shared)]);
 }
 
-/// A reader joins another: not before a probe has shown that the lock which it is to share is real (I3).
+/// A reader joins another only once a probe has shown that the lock they will share is real (I3).
 #[test]
 fn a_probe_comes_before_a_join() {
     let mut n = Scenario::new();
@@ -197,7 +211,8 @@ fn a_probe_comes_before_a_join() {
     assert_eq!(n.done(Outcome::Real), [granted(2, Shared)]);
 }
 
-/// The probe before a join finds the lock gone: who held it is told so, and who joins gets a lock that is real.
+/// The probe before a join finds the lock gone: the holders are told, and the joining session gets
+/// a lock that is real.
 #[test]
 fn a_join_finds_a_lost_lock() {
     let mut n = Scenario::new();
@@ -210,7 +225,8 @@ fn a_join_finds_a_lost_lock() {
     assert_eq!(n.done(Outcome::Locked), [granted(3, Shared)]);
 }
 
-/// The probe before a join fails: the readers in front learn of the storage, and who holds the lock keeps it.
+/// The probe before a join fails: the readers in front are refused as `storage`, and the holder
+/// keeps the lock.
 #[test]
 fn a_join_meets_a_fault() {
     let mut n = Scenario::new();
@@ -223,7 +239,8 @@ fn a_join_meets_a_fault() {
     assert_eq!(n.release(1), [Effect::Arm(turn(), TURN_MS), file(FileOp::Try(Exclusive))]);
 }
 
-/// A request that does not wait comes while others do: it is refused at once, whether or not it could share with the holder.
+/// A request that does not wait comes while others wait: it is refused at once, whether or not it
+/// could share with the holder.
 #[test]
 fn a_try_behind_waiters_is_refused() {
     let mut n = Scenario::new();
@@ -233,7 +250,8 @@ fn a_try_behind_waiters_is_refused() {
     assert_eq!(n.try_it(4, Shared), [busy_here(4, 1, Exclusive)]);
 }
 
-/// A session asks for what it holds: in the same mode it hears so after a probe, in the other one that this does not fit.
+/// A session acquires what it holds: in the same mode it is told so after a probe, in the other
+/// mode it is refused.
 #[test]
 fn acquiring_what_is_held() {
     let mut n = Scenario::new();
@@ -245,7 +263,8 @@ fn acquiring_what_is_held() {
     assert_eq!(n.done(Outcome::Failed(fault())), [says(1, Answer::Storage(fault()))]);
 }
 
-/// A waiting request is withdrawn: it is answered with the reason, once, and the one behind it takes its place.
+/// A waiting request is withdrawn: it is answered once, with the reason, and the next one takes its
+/// place.
 #[test]
 fn a_wait_is_withdrawn() {
     let mut n = Scenario::new();
@@ -259,7 +278,8 @@ fn a_wait_is_withdrawn() {
     assert_eq!(n.withdraw(1, Withdrawal::Cancelled), [], "a granted request waits no more");
 }
 
-/// The request for which a try is under way is withdrawn: the lock that comes of it goes to the next one, or is let go.
+/// A request is withdrawn while its try is under way: the lock goes to the next request, or is
+/// released.
 #[test]
 fn the_wait_ends_during_its_try() {
     let mut n = Scenario::new();
@@ -271,7 +291,8 @@ fn the_wait_ends_during_its_try() {
     assert_eq!(n.done(Outcome::Locked), [file(FileOp::Unlock)]);
 }
 
-/// A session ends that holds the name, and one that waits for it: neither is answered, and the name passes them by.
+/// The session that holds the name ends, and so does one that waits for it: neither is answered,
+/// and the next one gets the name.
 #[test]
 fn sessions_leave_with_everything() {
     let mut n = Scenario::new();
@@ -283,7 +304,8 @@ fn sessions_leave_with_everything() {
     assert_eq!(n.done(Outcome::Locked), [granted(3, Exclusive)]);
 }
 
-/// A session ends while its release, its verify or its peek is under way: the operation completes and answers nobody.
+/// A session ends while its release, verify or peek is under way: the operation completes and
+/// answers nobody.
 #[test]
 fn sessions_leave_with_their_questions() {
     let mut n = Scenario::new();
@@ -300,7 +322,8 @@ fn sessions_leave_with_their_questions() {
     assert_eq!(n.done(UNLOCKED), []);
 }
 
-/// The last holder releases, and nobody waits: it is answered when the file is unlocked, and not before (I9).
+/// The last holder releases, and nobody waits: the release is answered only when the file is
+/// unlocked (I9).
 #[test]
 fn a_release_is_answered_after_the_unlock() {
     let mut n = Scenario::new();
@@ -312,7 +335,7 @@ fn a_release_is_answered_after_the_unlock() {
     assert_eq!(n.release(1), [says(1, Answer::NotHeld { by_another: false })]);
 }
 
-/// One of two readers releases: the lock stays with the other, and nothing has to be done with the file.
+/// One of two readers releases: the other keeps the lock, and the file needs no operation.
 #[test]
 fn one_of_two_readers_releases() {
     let mut n = Scenario::new();
@@ -323,8 +346,8 @@ fn one_of_two_readers_releases() {
     assert_eq!(n.release(2), [file(FileOp::Unlock)]);
 }
 
-/// A lock that readers held is to pass to a writer, but a reader of another daemon is in the way: the release is answered, and
-/// the writer is tried again when the retry timer says so.
+/// A lock should pass from readers to a writer, but a reader of another daemon is in the way: the
+/// release is answered, and the writer is tried again when the retry timer runs out.
 #[test]
 fn a_hand_on_is_refused() {
     let mut n = Scenario::new();
@@ -340,8 +363,9 @@ fn a_hand_on_is_refused() {
     assert_eq!(n.done(Outcome::Locked), [granted(2, Exclusive)]);
 }
 
-/// Another process holds the name: a request that does not wait hears so, one that waits does, and a second one that does not
-/// wait gets a try of its own, since the last refusal is from before its time.
+/// Another process holds the name: a request that does not wait is refused, one that waits goes on
+/// waiting, and a second one that does not wait gets a try of its own, since the last refusal is
+/// older than it.
 #[test]
 fn another_process_holds_the_name() {
     let mut n = Scenario::new();
@@ -356,7 +380,8 @@ fn another_process_holds_the_name() {
     assert_eq!(n.done(Outcome::Refused), [says(3, Answer::BusyElsewhere)]);
 }
 
-/// A try fails: whoever was there when it began hears of the storage, and who came meanwhile gets a try of its own.
+/// A try fails: the requests that were there when it began are refused as `storage`, and those that
+/// came since get their own try.
 #[test]
 fn a_try_fails() {
     let mut n = Scenario::new();
@@ -367,8 +392,9 @@ fn a_try_fails() {
     assert_eq!(n.engine, Scenario::new().engine);
 }
 
-/// Nobody holds the name, but a process that is deleting its file is in the way, and never goes: who does not wait hears of the
-/// storage after some tries, never that somebody holds the name; who waits goes on waiting.
+/// Nobody holds the name, but a process that is deleting its file is in the way, and stays there:
+/// after some tries, a request that does not wait is refused as `storage`, never as held; one that
+/// waits goes on waiting.
 #[test]
 fn a_deletion_that_does_not_end() {
     let mut n = Scenario::new();
@@ -379,13 +405,14 @@ fn a_deletion_that_does_not_end() {
         assert_eq!(n.elapsed(Timer::Retry), [file(FileOp::Try(Exclusive))]);
     }
     let effects = n.done(Outcome::Disturbed);
-    assert_eq!(effects[0], says(1, Answer::Storage(stalled(&name("n")))));
+    assert_eq!(effects[0], says(1, Answer::Storage(stalled())));
     assert!(matches!(effects[1..], [Effect::Arm(Timer::Retry, _)]));
     n.elapsed(Timer::Retry);
     assert_eq!(n.done(Outcome::Locked), [granted(2, Exclusive)]);
 }
 
-/// A process was deleting the file and goes: who did not wait is granted the name after all.
+/// A process was deleting the file and has finished: a request that does not wait is granted the
+/// name after all.
 #[test]
 fn a_deletion_that_ends() {
     let mut n = Scenario::new();
@@ -395,7 +422,8 @@ fn a_deletion_that_ends() {
     assert_eq!(n.done(Outcome::Locked), [granted(1, Exclusive)]);
 }
 
-/// A request has met a deletion and is to be tried again, and somebody peeks meanwhile: the peek does not count as a try.
+/// A request has met a deletion and will be tried again, and somebody peeks in the meantime: the
+/// peek does not count as a try.
 #[test]
 fn a_peek_during_a_deletion() {
     let mut n = Scenario::new();
@@ -404,10 +432,11 @@ fn a_peek_during_a_deletion() {
     assert_eq!(n.input(Input::Peek(asked(2))), [file(FileOp::Peek)]);
     assert_eq!(n.done(Outcome::Peeked { locked: false }).len(), 1);
     n.elapsed(Timer::Retry);
-    assert_eq!(n.done(Outcome::Disturbed)[0], says(1, Answer::Storage(stalled(&name("n")))));
+    assert_eq!(n.done(Outcome::Disturbed)[0], says(1, Answer::Storage(stalled())));
 }
 
-/// A holder asks whether its lock is real: it is; the storage does not say; it is not, and then it is held no more.
+/// A holder verifies its lock: it is real; the storage fails; it is not real, and then it is no
+/// longer held.
 #[test]
 fn verify_finds_a_lost_lock() {
     let mut n = Scenario::new();
@@ -423,7 +452,8 @@ fn verify_finds_a_lost_lock() {
     assert_eq!(n.done(UNLOCKED), [Effect::Arm(Timer::Linger, 2000)]);
 }
 
-/// A session that holds nothing asks whether its lock is real: it hears that it has none, and whether somebody else does.
+/// A session that holds nothing verifies its lock: it is told that it has none, and whether another
+/// session does.
 #[test]
 fn verify_without_a_lock() {
     let mut n = Scenario::new();
@@ -432,12 +462,13 @@ fn verify_without_a_lock() {
     assert_eq!(n.input(Input::Verify(asked(2))), [says(2, Answer::NotHeld { by_another: true })]);
 }
 
-/// A peek at a name that is held here needs no file; at one that is not, the file system says whether others lock it.
+/// A peek at a name that is held here needs no file; otherwise the file system says whether another
+/// process locks it.
 #[test]
 fn peeks() {
     let mut n = Scenario::new();
     let peek = [Effect::File { name: name("n"), op: FileOp::Peek, file: None }];
-    let view = |holders: &[ViewedSession], waiters: &[ViewedSession], contender| {
+    let view = |holders: &[Claim], waiters: &[Claim], contender| {
         let (holders_total, waiters_total) = (holders.len(), waiters.len());
         View { holders: holders.into(), holders_total, waiters: waiters.into(), waiters_total, contender }
     };
@@ -453,7 +484,7 @@ fn peeks() {
     n.held(1, Shared);
     n.input(Input::Now(60));
     n.wait(2, Exclusive);
-    let seen = |session, mode: Mode, since_ms| ViewedSession::new(SessionId(session), mode.into(), since_ms);
+    let seen = |session, mode: Mode, since_ms| Claim::new(SessionId(session), mode.into(), since_ms);
     let answer = Answer::Peeked(view(&[seen(1, Shared, 50)], &[seen(2, Exclusive, 60)], false));
     assert_eq!(n.input(Input::Peek(asked(9))), [says(9, answer)]);
     assert_eq!(n.engine.count(), (1, 1));
@@ -461,8 +492,8 @@ fn peeks() {
     assert_eq!(n.engine.names(Some(&name("n"))).count(), 0);
 }
 
-/// Released files are kept: the one that has been idle longest goes when there are too many, when descriptors are short, and
-/// when the linger is over; one that is used again meanwhile does not.
+/// Released files are kept: the one that has been idle longest goes when there are too many, when
+/// descriptors are short, and when the linger is over; one that is in use again does not.
 #[test]
 fn released_files_linger() {
     let mut s = Scenario::new();
@@ -489,7 +520,7 @@ fn released_files_linger() {
     assert_eq!(s.engine, Scenario::new().engine, "nothing stays behind");
 }
 
-/// The linger is over while the file is in use again: it stays.
+/// The linger ends while the file is in use again: the file stays.
 #[test]
 fn a_lingering_file_is_used_again() {
     let mut n = Scenario::new();
@@ -502,7 +533,7 @@ fn a_lingering_file_is_used_again() {
     assert_eq!(n.input(Input::Shed), []);
 }
 
-/// Without a linger, a released file goes at once, and so does one that a refused try left open.
+/// Without a linger, a released file goes at once, as does one that a refused try left open.
 #[test]
 fn no_linger() {
     let mut n = Scenario::without_linger();
@@ -515,7 +546,8 @@ fn no_linger() {
     assert_eq!(n.engine, Scenario::without_linger().engine);
 }
 
-/// The daemon stops: who waits and who comes is refused, who holds keeps its lock until it releases, and every file goes.
+/// The daemon stops: waiting and new requests are refused, holders keep their locks until they
+/// release, and every file goes.
 #[test]
 fn the_daemon_drains() {
     let mut n = Scenario::new();
@@ -533,7 +565,7 @@ fn the_daemon_drains() {
     assert_eq!(n.input(Input::Drain), [file(FileOp::Retire)], "an idle file goes at once");
 }
 
-/// The daemon stops while a try is under way: the lock that comes of it is let go.
+/// The daemon stops while a try is under way: the lock is released.
 #[test]
 fn the_daemon_drains_during_a_try() {
     let mut n = Scenario::new();
@@ -542,8 +574,9 @@ fn the_daemon_drains_during_a_try() {
     assert_eq!(n.done(Outcome::Locked), [file(FileOp::Retire)]);
 }
 
-/// The daemon has passed a name on among its own sessions for long enough: at the next release it unlocks the file although
-/// somebody waits, leaves it alone for a while, and then tries like everybody else.
+/// The daemon has passed a name on among its own sessions for long enough: at the next release it
+/// unlocks the file although somebody waits, leaves it alone for a while, and then tries like any
+/// other daemon.
 #[test]
 fn the_turn_ends() {
     let mut n = Scenario::new();
@@ -561,7 +594,8 @@ fn the_turn_ends() {
     assert_eq!(n.release(3), [file(FileOp::Unlock)]);
 }
 
-/// The file was unlocked within the turn, since nobody waited: others had their chance, and the turn's end means nothing.
+/// The file was unlocked during the turn, since nobody waited: others had their chance, and the end
+/// of the turn means nothing.
 #[test]
 fn the_turn_is_broken() {
     let mut n = Scenario::new();
@@ -577,7 +611,7 @@ fn the_turn_is_broken() {
     assert_eq!(n.release(3), [Effect::Arm(turn(), TURN_MS), file(FileOp::Try(Exclusive))], "a turn of its own");
 }
 
-/// Timers that nobody waits for any more run out: nothing happens.
+/// Timers that are not needed any more run out: nothing happens.
 #[test]
 fn stale_timers_are_no_ops() {
     let mut n = Scenario::new();
@@ -591,7 +625,8 @@ fn stale_timers_are_no_ops() {
     }
 }
 
-/// A name whose operation does not come back stays behind: it may yet be completed while the rest is on its way to the next process.
+/// A name whose operation does not come back stays behind: the operation may still complete while
+/// the rest is on its way to the next process.
 #[test]
 fn completed_after_the_hand_over() {
     let mut n = Scenario::new();
@@ -604,8 +639,8 @@ fn completed_after_the_hand_over() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
 
-    /// Several sessions do whatever they may with several names, while file operations complete in any order with any outcome
-    /// and timers run out at any time.
+    /// Several sessions do anything they may with several names, while file operations complete in
+    /// any order with any outcome and timers run out at any time.
     #[test]
     fn random_runs(linger: bool, steps in prop::collection::vec(any::<[u8; 3]>(), 0..200)) {
         run::run(linger, steps);

@@ -1,46 +1,49 @@
-//! Random runs of the engine, judged from outside: by what it was asked and what it answered, not by what it keeps. Bytes choose
-//! the steps, so that proptest and a fuzzer (`fuzz/fuzz_targets/operations.rs`, which includes this file) can both steer it.
+//! Random runs of the engine, judged from outside: by its inputs and its answers, not by its state.
+//! Bytes choose the steps, so that both proptest and a fuzzer (`fuzz/fuzz_targets/operations.rs`,
+//! which includes this file) can steer a run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Answer, Asked, Config, Effect, Engine, Fault, FileOp, Input, LockName, Mode, Outcome, Pace, RequestId, SessionId,
-    Timer, Want, Withdrawal,
+    Answer, Asked, Cause, Config, Effect, Engine, Extent, Fault, FileOp, Input, LockName, Mode, Operation, Outcome,
+    Pace, RequestId, SessionId, Timer, Want, Withdrawal,
 };
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const SESSIONS: u8 = 4;
 
-/// More rounds of completions and timers than this before nothing moves: the engine does not come to rest.
+/// If something still moves after this many rounds of completions and timers, the engine does not
+/// come to rest.
 const ROUNDS_MAX: usize = 200;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Question {
-    /// Acquire, of a session that does not hold the name.
+    /// Acquire, by a session that does not hold the name.
     Enter(Want, bool),
-    /// Acquire, of a session that holds it as is told second.
+    /// Acquire, by a session that already holds it with the second of these.
     Again(Want, Want),
-    /// Release, of a session that holds it alone or has slots, that shares it with others, or that does not hold it at all.
-    Release(Held),
+    /// Release, by a session that holds it alone or has slots, shares it with others, or does not
+    /// hold it at all.
+    Release(HeldBefore),
     Verify,
     Peek,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
+enum HeldBefore {
     Itself,
     WithOthers,
     Not,
 }
 
-/// One name, as its sessions see it.
+/// One name, as its sessions know it.
 #[derive(Debug, Default)]
 struct Outside {
-    /// Who was granted it and has not asked to release it.
+    /// Sessions that were granted it and have not asked to release it.
     holders: BTreeMap<SessionId, (Want, Box<[u16]>)>,
     /// Slots whose bytes are locked.
     slots: BTreeSet<u16>,
-    /// Who is to be granted it, first come first.
+    /// Requests that are waiting to be granted it, first come first.
     queue: Vec<(SessionId, RequestId)>,
     /// Questions without an answer.
     questions: BTreeMap<(SessionId, RequestId), Question>,
@@ -57,16 +60,17 @@ struct Run {
     next_file: u32,
     next_request: u64,
     draining: bool,
-    /// Fences that were taken so far, which are numbers from 1 on, and those of them that were granted.
+    /// How many fences were taken so far, which are numbered from 1 on, and which of them were
+    /// granted.
     fences: u64,
     granted: BTreeSet<u64>,
-    /// What the last input showed: a name whose file is locked in a mode (I3).
+    /// What the last input showed: that a name's file is locked in a mode (I3).
     shown: Option<(LockName, Mode)>,
     /// The name of the last input, if it was a completion (I9).
     completed: Option<LockName>,
 }
 
-/// Takes the steps, and then lets everything come to an end.
+/// Takes the steps, then lets everything come to an end.
 ///
 /// # Panics
 /// If the engine, or what it answers, breaks a rule.
@@ -96,13 +100,13 @@ pub(super) fn run(linger: bool, steps: impl IntoIterator<Item = [u8; 3]>) {
 
 /// What an acquire wants, by the bits of a byte.
 fn want(how: u8) -> Want {
-    let fence = how & 32 != 0;
-    match (how >> 2) % 4 {
-        1 => Want { mode: Mode::Slots(2), take: 1 + u16::from(how & 1), fence },
-        2 => Want { mode: Mode::Slots(2 + u16::from(how & 1)), take: 1, fence },
-        _ if how & 1 == 0 => Want { mode: Mode::Shared, take: 0, fence },
-        _ => Want { mode: Mode::Exclusive, take: 0, fence },
-    }
+    let extent = match (how >> 2) % 4 {
+        1 => Extent::Slots { of: 2, take: 1 + u16::from(how & 1) },
+        2 => Extent::Slots { of: 2 + u16::from(how & 1), take: 1 },
+        _ if how & 1 == 0 => Extent::Shared,
+        _ => Extent::Exclusive,
+    };
+    Want { extent, fence: how & 32 != 0 }
 }
 
 impl Run {
@@ -128,7 +132,7 @@ impl Run {
                 70..90 => self.input(Input::Promised(name)),
                 90..100 => self.input(Input::PromisesBroken),
                 100..130 => {
-                    let fault = Fault { operation: "wait for", path: "".into(), errno: 110 };
+                    let fault = Fault { cause: Cause::ServerSilent, path: "".into() };
                     self.input(Input::Stalled { name, fault });
                 }
                 130..160 => self.input(Input::Probe(name)),
@@ -158,7 +162,7 @@ impl Run {
         self.input(input(asked));
     }
 
-    /// The session layer lets a session have one acquire of a name at a time (I8).
+    /// The session layer allows a session one acquire of a name at a time (I8).
     fn acquire(&mut self, name: LockName, session: SessionId, want: Want, wait: bool) {
         let outside = self.outside(&name);
         let acquires = |question: &Question| matches!(question, Question::Enter(..) | Question::Again(..));
@@ -180,9 +184,9 @@ impl Run {
     fn release(&mut self, name: LockName, session: SessionId) {
         let outside = self.outside(&name);
         let held = match (outside.holders.remove(&session), outside.holders.len()) {
-            (None, _) => Held::Not,
-            (Some((Want { mode: Mode::Shared, .. }, _)), 1..) => Held::WithOthers,
-            (Some(_), _) => Held::Itself,
+            (None, _) => HeldBefore::Not,
+            (Some((Want { extent: Extent::Shared, .. }, _)), 1..) => HeldBefore::WithOthers,
+            (Some(_), _) => HeldBefore::Itself,
         };
         self.ask(name, session, Question::Release(held), Input::Release);
     }
@@ -204,7 +208,8 @@ impl Run {
         self.input(Input::Leave { name, session });
     }
 
-    /// The operation in flight ends in one of the ways that the file system can make it end; 0 is the one without a surprise.
+    /// The operation in flight ends in one of the ways that the file system allows; 0 is the one
+    /// without a surprise.
     fn complete(&mut self, name: &LockName, how: u8) {
         let Some((op, file)) = self.outside(name).in_flight.take() else { return };
         let (kept, surprise) = (how & 1 == 0, how >> 1);
@@ -241,7 +246,7 @@ impl Run {
     }
 
     fn outcome(&mut self, name: &LockName, op: FileOp, surprise: u8) -> Outcome {
-        let fault = Fault { operation: "fcntl", path: name.as_str().into(), errno: 5 };
+        let fault = Fault::system(Operation::Lock, name.as_str(), 5);
         let (kind, more) = (surprise % 6, surprise / 6 % 3);
         match op {
             FileOp::Give { first, count, .. } => {
@@ -285,7 +290,7 @@ impl Run {
         self.fences
     }
 
-    /// A fence is granted to one session at most.
+    /// A fence is granted to at most one session.
     fn fence_granted(&mut self, want: Want, fence: Option<u64>) {
         assert!(fence.is_some() || !want.fence, "{want:?}: no fence");
         if let Some(fence) = fence.filter(|_| want.fence) {
@@ -309,7 +314,8 @@ impl Run {
         self.input(Input::Elapsed(timer));
     }
 
-    /// The daemon's next process takes over what this one has at rest, but for a session that has ended meanwhile.
+    /// The daemon's next process takes over what this one has at rest, except a session that has
+    /// ended in the meantime.
     fn hand_over(&mut self, how: u8) {
         for _ in 0..ROUNDS_MAX {
             let busy: Vec<LockName> = self.engine.in_flight().cloned().collect();
@@ -351,7 +357,8 @@ impl Run {
                 }
                 Effect::Answer { name, session, request, answer } => self.answered(&name, session, request, answer),
                 Effect::Lost { name, session, .. } => {
-                    // Who has asked to release it hears of both, or of the release alone.
+                    // A session that has asked to release it is told of both, or only of the
+                    // release.
                     self.outside(&name).holders.remove(&session);
                 }
                 Effect::Doubt { name, session, .. } => {
@@ -366,8 +373,8 @@ impl Run {
                 }
                 Effect::Contended(name) => {
                     let outside = self.outside(&name);
-                    // Beside sessions with slots one waits for more of them.
-                    let slots = |(want, _): &(Want, _)| matches!(want.mode, Mode::Slots(_));
+                    // A request can wait for more slots beside sessions that have some.
+                    let slots = |(want, _): &(Want, _)| matches!(want.extent, Extent::Slots { .. });
                     let waits = !outside.queue.is_empty() && outside.holders.values().all(slots);
                     assert!(waits, "{name}: nobody waits for another process");
                 }
@@ -384,13 +391,17 @@ impl Run {
         let question = question.unwrap_or_else(|| panic!("I6: {name}: {answer:?} answers nothing"));
         match (question, answer) {
             (Question::Enter(want, _), Answer::Granted { mode, already: false, slots, fence }) => {
-                assert_eq!((mode, slots.len()), (want.mode, want.take.into()), "{name}: granted in another way");
+                assert_eq!(
+                    (mode, slots.len()),
+                    (want.mode(), want.extent.slots().into()),
+                    "{name}: granted in another way"
+                );
                 assert_eq!(shown, Some((name.clone(), mode)), "I3: {name}");
                 assert_eq!(outside.queue.first(), Some(&(session, request)), "I5: {name}");
                 outside.queue.remove(0);
                 outside.holders.insert(session, (want, slots));
                 let alone = outside.holders.len() == 1;
-                let same = outside.holders.values().all(|(held, _)| held.mode == mode) && mode != Mode::Exclusive;
+                let same = outside.holders.values().all(|(held, _)| held.mode() == mode) && mode != Mode::Exclusive;
                 assert!(alone || same, "I1: {name}");
                 let held: Vec<u16> = outside.holders.values().flat_map(|(_, slots)| slots.iter().copied()).collect();
                 assert_eq!(held.len(), BTreeSet::from_iter(&held).len(), "I1: {name}: a slot is held twice");
@@ -409,23 +420,23 @@ impl Run {
                 }
             }
             (Question::Again(want, held), Answer::Granted { mode, already: true, fence, .. }) => {
-                assert!((want.mode, want.take) == (held.mode, held.take) && mode == held.mode, "{name}: another mode");
+                assert!(want.extent == held.extent && mode == held.mode(), "{name}: another mode");
                 assert!(!want.fence || fence.is_some(), "{name}: no fence");
                 self.granted.extend(fence);
             }
             (Question::Again(want, held), Answer::Mismatch | Answer::Disagrees { .. }) => {
-                assert_ne!((want.mode, want.take), (held.mode, held.take), "{name}");
+                assert_ne!(want.extent, held.extent, "{name}");
             }
             (Question::Again(..), Answer::Closing) => assert!(draining, "{name}: closing"),
             (Question::Again(..) | Question::Verify, Answer::Lost(_) | Answer::Storage(_) | Answer::NotHeld { .. }) => {
             }
-            (Question::Release(Held::Itself), Answer::Released { .. }) => {
+            (Question::Release(HeldBefore::Itself), Answer::Released { .. }) => {
                 assert_eq!(completed.as_ref(), Some(name), "I9: {name}");
             }
-            // The unlock does not come back: nobody may be told that it is done.
-            (Question::Release(Held::Itself), Answer::Storage(_)) => {}
-            (Question::Release(Held::WithOthers), Answer::Released { .. })
-            | (Question::Release(Held::Not), Answer::NotHeld { .. })
+            // The unlock does not come back: no answer may say that it is done.
+            (Question::Release(HeldBefore::Itself), Answer::Storage(_)) => {}
+            (Question::Release(HeldBefore::WithOthers), Answer::Released { .. })
+            | (Question::Release(HeldBefore::Not), Answer::NotHeld { .. })
             | (Question::Verify, Answer::Real | Answer::RealWith { .. })
             | (Question::Peek, Answer::Peeked(_) | Answer::Storage(_)) => {}
             (question, answer) => panic!("{name}: {answer:?} answers no {question:?}"),
@@ -447,7 +458,8 @@ impl Run {
         panic!("the engine does not come to rest: {:?}", self.engine);
     }
 
-    /// Whoever holds a lock releases it, until nobody does: then everybody was answered, and nothing is left.
+    /// Every holder releases its lock, until there is none: then every request was answered, and
+    /// nothing is left.
     fn end(mut self) {
         self.calm_down();
         self.check_waits();
@@ -468,7 +480,8 @@ impl Run {
         self.names.iter().find_map(first)
     }
 
-    /// Everything is at rest: who has no answer yet queues behind somebody with whom it cannot share (I7).
+    /// Everything is at rest: a request without an answer queues behind a holder with which it
+    /// cannot share (I7).
     fn check_waits(&self) {
         for (name, outside) in &self.names {
             let waits = |question: &Question| matches!(question, Question::Enter(_, true));
@@ -476,12 +489,12 @@ impl Run {
             if let Some(head) = outside.queue.first() {
                 let wants = outside.questions[head];
                 let Question::Enter(wants, _) = wants else { panic!("{name}: {wants:?} in the queue") };
-                let same = outside.holders.values().all(|(held, _)| held.mode == wants.mode);
+                let same = outside.holders.values().all(|(held, _)| held.mode() == wants.mode());
                 let slots: usize = outside.holders.values().map(|(_, slots)| slots.len()).sum();
-                let shares = match wants.mode {
-                    Mode::Exclusive => false,
-                    Mode::Shared => same,
-                    Mode::Slots(of) => same && slots + usize::from(wants.take) <= of.into(),
+                let shares = match wants.extent {
+                    Extent::Exclusive => false,
+                    Extent::Shared => same,
+                    Extent::Slots { of, take } => same && slots + usize::from(take) <= of.into(),
                 };
                 assert!(!outside.holders.is_empty() && !shares, "I7: {name}: {head:?} waits for nothing");
             }

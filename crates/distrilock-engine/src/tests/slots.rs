@@ -9,7 +9,7 @@ fn take(take: u16, joins: bool) -> FileOp {
 }
 
 fn some(take: u16) -> Want {
-    Want { mode: FOUR, take, fence: false }
+    Want { extent: Extent::Slots { of: 4, take }, fence: false }
 }
 
 fn fenced(want: Want) -> Want {
@@ -33,14 +33,15 @@ impl Scenario {
         self.input(Input::Acquire { asked: asked(session), want, wait })
     }
 
-    /// A session that holds slots, the first one to do so.
+    /// A session takes slots, the first one to do so.
     fn has_slots(&mut self, session: u64, slots: &[u16]) {
         self.asks(session, some(u16::try_from(slots.len()).unwrap()), true);
         assert_eq!(self.done(taken(slots)), [has(session, slots, None)]);
     }
 }
 
-/// Two sessions hold slots; one gives its slot back, which is answered when its byte is unlocked, and the last one unlocks all.
+/// Two sessions hold slots. One gives its slots back, which is answered when their bytes are
+/// unlocked; the last one unlocks all.
 #[test]
 fn slots_come_and_go() {
     let mut n = Scenario::new();
@@ -54,14 +55,14 @@ fn slots_come_and_go() {
     assert_eq!(n.release(1), [file(FileOp::Unlock)]);
 }
 
-/// A request wants more slots than are free: it waits, those behind it wait or are refused although they could have one, and it
-/// gets its slots as soon as they are there.
+/// A request wants more slots than are free: it waits, and gets its slots as soon as they are
+/// there. Requests behind it wait or are refused, although they could have a slot.
 #[test]
 fn slots_are_first_come_first_served() {
     let mut n = Scenario::new();
     n.has_slots(1, &[0, 1]);
     assert_eq!(n.asks(2, some(3), true), []);
-    let holder = ViewedSession { slots: [0, 1].into(), ..ViewedSession::new(SessionId(1), some(2), 0) };
+    let holder = Claim { slots: [0, 1].into(), ..Claim::new(SessionId(1), some(2), 0) };
     assert_eq!(n.asks(3, some(1), false), [says(3, Answer::BusyHere(Some(holder)))]);
     assert_eq!(n.asks(4, some(1), true), []);
     assert_eq!(n.release(1), [Effect::Arm(turn(), TURN_MS), file(take(3, false))]);
@@ -69,8 +70,8 @@ fn slots_are_first_come_first_served() {
     assert_eq!(n.done(taken(&[3])), [has(4, &[3], None)]);
 }
 
-/// Other daemons have the slots that are missing: who does not wait is refused, who waits tries again with the retry timer, or at
-/// once when a slot is given back here.
+/// Other daemons have the missing slots: a request that does not wait is refused; one that waits is
+/// tried again when the retry timer runs out, or at once when a slot is given back here.
 #[test]
 fn slots_are_held_elsewhere() {
     let mut n = Scenario::new();
@@ -87,8 +88,8 @@ fn slots_are_held_elsewhere() {
     assert_eq!(n.done(taken(&[0, 2])), [has(3, &[0, 2], None)]);
 }
 
-/// The file server falls silent while a session joins others that have slots: theirs, which are lost, are given back when its own
-/// are taken.
+/// The file server falls silent while a session joins others that have slots: their slots are lost,
+/// and are given back once the new ones are taken.
 #[test]
 fn silence_while_slots_are_taken() {
     let mut n = Scenario::new();
@@ -108,8 +109,8 @@ impl Scenario {
     }
 }
 
-/// Another number of slots, or a shared lock, does not go with slots: refused at once, waiting or not, here and elsewhere. An
-/// exclusive request waits like for any holder.
+/// Another number of slots, or a shared lock, does not go with slots: it is refused at once,
+/// waiting or not, here and elsewhere. An exclusive request waits as for any holder.
 #[test]
 fn numbers_have_to_agree() {
     let five = Mode::Slots(5);
@@ -130,7 +131,8 @@ fn numbers_have_to_agree() {
     assert_eq!(n.done(Outcome::Disagrees(five))[0], disagrees(2, five, Shared));
 }
 
-/// A daemon has passed slots on among its own sessions for long enough: its waiters leave the next one to others for a while.
+/// A daemon has passed slots on among its own sessions for long enough: its waiters leave the next
+/// slots to others for a while.
 #[test]
 fn the_turn_with_slots_ends() {
     let mut n = Scenario::new();
@@ -147,7 +149,8 @@ fn the_turn_with_slots_ends() {
     assert_eq!(n.elapsed(turn()), [file(take(2, true))]);
 }
 
-/// A session ends while its slots are being taken: they go back, and others keep theirs.
+/// A session ends while its slots are being taken: they are given back, and other sessions keep
+/// theirs.
 #[test]
 fn the_taker_leaves() {
     let mut n = Scenario::new();
@@ -158,7 +161,8 @@ fn the_taker_leaves() {
     assert_eq!(n.done(Outcome::Given), []);
 }
 
-/// A take finds that the file was deleted: whoever holds slots hears so, and the request gets one that is real.
+/// A take finds that the file was deleted: sessions that hold slots are told, and the request gets
+/// a slot that is real.
 #[test]
 fn slots_are_lost() {
     let mut n = Scenario::new();
@@ -168,7 +172,8 @@ fn slots_are_lost() {
     assert_eq!(n.done(Outcome::Lost("gone")), [lost(1, "gone"), Effect::Arm(turn(), TURN_MS), again]);
 }
 
-/// A grant carries the fence that was taken with it; the storage fails to keep one, and only who wants it is refused.
+/// A grant carries the fence that was taken with it. When the storage fails to keep a fence, only
+/// the request that wants it is refused.
 #[test]
 fn grants_with_fences() {
     let mut n = Scenario::new();
@@ -195,7 +200,8 @@ fn grants_with_fences() {
     assert_eq!(n.asks(1, fenced(Shared.into()), true), [probe(Shared)], "it has one");
 }
 
-/// A waiter that wants a fence meets a contender: it polls as cheaply as others do, and takes the fence once it has the lock.
+/// A waiter that wants a fence meets a contender: it polls as cheaply as others, and takes the
+/// fence once it has the lock.
 #[test]
 fn a_fence_after_a_retry() {
     let mut n = Scenario::new();

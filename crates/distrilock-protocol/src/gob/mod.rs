@@ -1,13 +1,13 @@
-//! Go's encoding/gob, as much of it as version 0.1 needs (docs/protocol.md, 8.1).
+//! The part of Go's encoding/gob that version 0.1 needs (docs/protocol.md, 8.1).
 //!
-//! A stream is a sequence of messages, each with its length in front, each a type definition or a
-//! value. A sender chooses its own type ids and may send more than we know, so that definitions are
-//! read generically and the values of unknown fields are skipped by them. What is sent back has one
-//! fixed form.
+//! A stream is a sequence of messages, each prefixed by its length, and each a type definition or a
+//! value. A sender chooses its own type ids and may send fields that we do not know, so definitions
+//! are read generically, and tell how to skip the values of unknown fields. Replies have one fixed
+//! form.
 //!
-//! The bytes come from anybody. A length that is announced is only ever compared with what is
+//! The bytes are not trusted. An announced length is only ever compared with the bytes that are
 //! there, every step of a loop consumes a byte, and nesting ends at a fixed depth: time and memory
-//! follow the bytes received, whatever they say.
+//! depend on the number of bytes received, not on their content.
 
 mod primitive;
 mod stream;
@@ -30,8 +30,8 @@ pub const DEPTH_MAX: usize = 32;
 /// Bytes kept of a value that goes on in the next message (see [`Decoder::message`]).
 pub const SUSPENDED_BYTES_MAX: usize = 65_536;
 
-/// The definitions of the reply's two types, which precede the first reply of a stream: 65 is
-/// `LockResponse`, 66 the `LockRequest` in its first field.
+/// The definitions of the reply's two types, which precede the first reply of a stream. Type 65 is
+/// `LockResponse`, type 66 is the `LockRequest` in its first field.
 pub const REPLY_DEFINITIONS: [u8; 164] = *b"\x4e\xff\x81\x03\x01\x01\x0cLockResponse\x01\xff\x82\x00\
     \x01\x04\x01\x0bLockRequest\x01\xff\x84\x00\x01\x06Result\x01\x06\x00\x01\x06Reason\x01\x0c\x00\
     \x01\x08IsLocked\x01\x02\x00\x00\x00\
@@ -43,16 +43,16 @@ pub const REQUEST_DEFINITION: [u8; 85] = *b"\x54\xff\x81\x03\x01\x01\x0bLockRequ
     \x01\x04\x01\x0cVersionMajor\x01\x06\x00\x01\x0cVersionMinor\x01\x06\x00\x01\x07Command\x01\x06\
     \x00\x01\x08LockName\x01\x0c\x00\x00\x00";
 
-/// Why a stream cannot be read any further.
+/// Why the rest of a stream cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum Malformed {
-    /// A message length that starts with a byte which no unsigned integer starts with.
+pub enum GobError {
+    /// A message length starts with a byte that no unsigned integer starts with.
     #[error("a message length cannot start with the byte {0:#04x}")]
     Length(u8),
-    /// A message without content. Go's decoder takes it for the end of the stream.
+    /// A message has no content. Go's decoder takes this for the end of the stream.
     #[error("a message of 0 bytes")]
     Empty,
-    /// A message over the maximum.
+    /// A message is over the maximum.
     #[error("a message of {length} bytes is over the maximum of {maximum}")]
     TooLong {
         /// The bytes announced.
@@ -60,16 +60,16 @@ pub enum Malformed {
         /// The bytes allowed.
         maximum: usize,
     },
-    /// A message that does not start with a type id.
+    /// A message does not start with a type id.
     #[error("a message without a type id")]
     TypeId,
-    /// A type definition that is cut short or defines nothing.
+    /// A type definition is cut short or defines nothing.
     #[error("a corrupt type definition")]
     Definition,
-    /// More than [`DEFINITIONS_MAX`] type definitions.
+    /// There are more than [`DEFINITIONS_MAX`] type definitions.
     #[error("more than {DEFINITIONS_MAX} type definitions")]
     TooManyDefinitions,
-    /// A struct type of more than [`FIELDS_MAX`] fields.
+    /// A struct type has more than [`FIELDS_MAX`] fields.
     #[error("a type of {0} fields, over the maximum of {FIELDS_MAX}")]
     TooManyFields(u64),
 }
@@ -87,26 +87,26 @@ pub struct Frame {
 ///
 /// # Errors
 ///
-/// [`Malformed`] where no further bytes could make it a message of at most `body_bytes_max`.
-pub fn split(input: &[u8], body_bytes_max: usize) -> Result<Option<Frame>, Malformed> {
+/// [`GobError`] if no further bytes could make it a message of at most `body_bytes_max`.
+pub fn split(input: &[u8], body_bytes_max: usize) -> Result<Option<Frame>, GobError> {
     let Some(&first) = input.first() else {
         return Ok(None);
     };
-    let width = integer_width(first).ok_or(Malformed::Length(first))?;
+    let width = integer_width(first).ok_or(GobError::Length(first))?;
     let mut reader = Reader::new(input);
     let Ok(length) = reader.uint() else {
         return Ok(None);
     };
     let header = width + 1;
     match usize::try_from(length) {
-        Ok(0) => Err(Malformed::Empty),
+        Ok(0) => Err(GobError::Empty),
         Ok(body) if body <= body_bytes_max => Ok((input.len() - header >= body).then_some(Frame { header, body })),
-        _ => Err(Malformed::TooLong { length, maximum: body_bytes_max }),
+        _ => Err(GobError::TooLong { length, maximum: body_bytes_max }),
     }
 }
 
-/// Reads a WebSocket message, which is a stream of its own: definitions, then one value; what
-/// follows is ignored. `None` means that it gets no reply.
+/// Reads a WebSocket message, which is a stream of its own: definitions, then one value. Anything
+/// after that is ignored. `None` means that it gets no reply.
 pub fn decode_message(bytes: &[u8], body_bytes_max: usize) -> Option<Request> {
     let mut decoder = Decoder::default();
     let mut rest = bytes;
@@ -124,8 +124,8 @@ pub fn decode_message(bytes: &[u8], body_bytes_max: usize) -> Option<Request> {
 /// Appends `reply` as one message of type 65 of [`REPLY_DEFINITIONS`].
 pub fn encode_reply(reply: &Reply<'_>, out: &mut Vec<u8>) {
     append_message(out, |out| {
-        // The version is 0.1 and the struct is sent in any case, so that the first two deltas are 1
-        // and 2 always.
+        // The version is 0.1 and the struct is always sent, so the first two deltas are always 1
+        // and 2.
         out.extend_from_slice(b"\xff\x82\x01\x02\x01");
         let mut delta = 1;
         append_uint_field(reply.command.into(), &mut delta, out);
@@ -153,7 +153,7 @@ pub fn encode_request(request: &Request, out: &mut Vec<u8>) {
 }
 
 /// Reads a reply that was sent after [`REPLY_DEFINITIONS`], without its length prefix. A client
-/// that reads the definitions, too, need not: every daemon of version 0.1 sends these.
+/// need not read the definitions: every daemon of version 0.1 sends these.
 pub fn decode_reply(body: &[u8]) -> Option<OwnedReply> {
     let mut reader = Reader::new(body);
     let mut reply = OwnedReply {
@@ -194,7 +194,7 @@ fn decode_echo(reader: &mut Reader<'_>, reply: &mut OwnedReply) -> Option<()> {
     Some(())
 }
 
-/// Appends what `body` appends, with its length in front.
+/// Appends what `body` appends, prefixed by its length.
 fn append_message(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.push(0);
@@ -210,7 +210,7 @@ fn append_message(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
-/// Appends a field, unless it is zero: then the next one's delta grows instead.
+/// Appends a field. A zero is not sent: the delta of the next field grows instead.
 fn append_uint_field(number: u64, delta: &mut u8, out: &mut Vec<u8>) {
     if number == 0 {
         *delta += 1;

@@ -1,12 +1,12 @@
-//! The elements of gob: integers, bytes with a length, type ids, and the numbers of fields.
+//! The elements of gob: integers, bytes with a length, type ids, and field numbers.
 
-/// The bytes are not what the type says, or end too early.
-pub(super) struct Cut;
+/// The bytes do not match the type, or end too early.
+pub(super) struct CutError;
 
 /// Takes gob's elements from the front of some bytes.
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
-    /// How many of the bytes were taken.
+    /// How many of the bytes have been taken.
     pub(super) position: usize,
 }
 
@@ -19,16 +19,16 @@ impl<'a> Reader<'a> {
         self.position == self.bytes.len()
     }
 
-    fn take(&mut self, count: usize) -> Result<&'a [u8], Cut> {
-        let taken = self.bytes[self.position..].get(..count).ok_or(Cut)?;
+    fn take(&mut self, count: usize) -> Result<&'a [u8], CutError> {
+        let taken = self.bytes[self.position..].get(..count).ok_or(CutError)?;
         self.position += count;
         Ok(taken)
     }
 
-    pub(super) fn uint(&mut self) -> Result<u64, Cut> {
-        let first = *self.bytes.get(self.position).ok_or(Cut)?;
+    pub(super) fn uint(&mut self) -> Result<u64, CutError> {
+        let first = *self.bytes.get(self.position).ok_or(CutError)?;
         self.position += 1;
-        match integer_width(first).ok_or(Cut)? {
+        match integer_width(first).ok_or(CutError)? {
             0 => Ok(first.into()),
             width => {
                 let bytes = self.take(width)?;
@@ -38,45 +38,44 @@ impl<'a> Reader<'a> {
     }
 
     /// An integer of the original's 8-bit fields.
-    pub(super) fn byte(&mut self) -> Result<u8, Cut> {
-        u8::try_from(self.uint()?).map_err(|_| Cut)
+    pub(super) fn byte(&mut self) -> Result<u8, CutError> {
+        u8::try_from(self.uint()?).map_err(|_| CutError)
     }
 
-    /// A signed integer: its sign is the lowest bit, which, if set, says that the others are
-    /// inverted.
-    pub(super) fn int(&mut self) -> Result<i64, Cut> {
+    /// A signed integer. Its sign is the lowest bit: if it is set, the other bits are inverted.
+    pub(super) fn int(&mut self) -> Result<i64, CutError> {
         let coded = self.uint()?;
         let magnitude = (coded >> 1).cast_signed();
         Ok(if coded & 1 == 0 { magnitude } else { !magnitude })
     }
 
-    pub(super) fn type_id(&mut self) -> Result<i32, Cut> {
-        i32::try_from(self.int()?).map_err(|_| Cut)
+    pub(super) fn type_id(&mut self) -> Result<i32, CutError> {
+        i32::try_from(self.int()?).map_err(|_| CutError)
     }
 
-    pub(super) fn bytes(&mut self) -> Result<&'a [u8], Cut> {
-        let length = usize::try_from(self.uint()?).map_err(|_| Cut)?;
+    pub(super) fn bytes(&mut self) -> Result<&'a [u8], CutError> {
+        let length = usize::try_from(self.uint()?).map_err(|_| CutError)?;
         self.take(length)
     }
 
-    /// The index of a struct's next field, or `None` at the struct's end, which, as in Go, may also
-    /// be the end of the message. `next` is the index that a delta of 1 means.
-    pub(super) fn field(&mut self, next: &mut usize) -> Result<Option<usize>, Cut> {
+    /// The index of a struct's next field, or `None` at the end of the struct. As in Go, the end of
+    /// the message also ends it. `next` is the index that a delta of 1 means.
+    pub(super) fn field(&mut self, next: &mut usize) -> Result<Option<usize>, CutError> {
         if self.is_empty() {
             return Ok(None);
         }
         let Some(skipped) = self.uint()?.checked_sub(1) else {
             return Ok(None);
         };
-        let skipped = usize::try_from(skipped).map_err(|_| Cut)?;
-        let index = next.checked_add(skipped).ok_or(Cut)?;
-        *next = index.checked_add(1).ok_or(Cut)?;
+        let skipped = usize::try_from(skipped).map_err(|_| CutError)?;
+        let index = next.checked_add(skipped).ok_or(CutError)?;
+        *next = index.checked_add(1).ok_or(CutError)?;
         Ok(Some(index))
     }
 }
 
-/// An unsigned integer: itself in one byte below 0x80, else its bytes, the highest first, after
-/// their negated number.
+/// Appends an unsigned integer: below 0x80 as one byte, otherwise as its negated number of bytes
+/// followed by the bytes, highest first.
 pub(super) fn append_uint(number: u64, out: &mut Vec<u8>) {
     let bytes = number.to_be_bytes();
     if number < 0x80 {
@@ -88,7 +87,7 @@ pub(super) fn append_uint(number: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(&bytes[usize::from(zeros)..]);
 }
 
-/// The bytes that follow `first` in an unsigned integer, or `None` if there is no such integer.
+/// How many bytes follow `first` in an unsigned integer, or `None` if no such integer exists.
 pub(super) fn integer_width(first: u8) -> Option<usize> {
     match first {
         0..0x80 => Some(0),

@@ -1,27 +1,27 @@
-//! Messages of a stream: definitions are kept, values become requests, by way of which whatever else
-//! they hold is skipped.
+//! The messages of a stream: definitions are kept, and values become requests. Everything else in a
+//! value is skipped.
 
 use std::mem;
 
 use serde::{Deserialize, Serialize};
 
-use super::primitive::{Cut, Reader};
+use super::primitive::{CutError, Reader};
 use super::types::{BOOL, BYTES, COMPLEX, FIRST_USER_ID, FLOAT, Field, INT, INTERFACE, Role, STRING, Type, UINT};
-use super::{DEFINITIONS_MAX, DEPTH_MAX, Malformed, SUSPENDED_BYTES_MAX};
+use super::{DEFINITIONS_MAX, DEPTH_MAX, GobError, SUSPENDED_BYTES_MAX};
 use crate::v0::Request;
 
-/// What a message was.
+/// What a message is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decoded {
-    /// A type definition, or a part of a value: a later message brings the request.
+    /// A type definition, or part of a value: a later message completes the request.
     Definition,
     /// A request.
     Request(Request),
-    /// What the original refuses without a reply. The stream goes on with the next message.
+    /// A value that the original refuses without a reply. The stream goes on with the next message.
     Unanswered,
 }
 
-/// The type definitions of one stream, as far as it was read.
+/// The type definitions of one stream, as far as it has been read.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Decoder {
     /// In the order of their ids.
@@ -33,15 +33,15 @@ pub struct Decoder {
 impl Decoder {
     /// Reads one message, without its length prefix.
     ///
-    /// A message is one definition or one value, but for one case: where an interface brings a type
-    /// that was not sent before, Go's encoder ends the message in the middle of the value with that
-    /// definition, and goes on in the next message.
+    /// A message is one definition or one value, with one exception: where an interface holds a
+    /// type that was not sent before, Go's encoder ends the message in the middle of the value with
+    /// that definition, and continues in the next message.
     ///
     /// # Errors
     ///
-    /// [`Malformed`] if a definition is corrupt or exceeds a limit: nothing sent after it could be
-    /// understood. Corrupt *values* are [`Decoded::Unanswered`], as they harm themselves only.
-    pub fn message(&mut self, body: &[u8]) -> Result<Decoded, Malformed> {
+    /// [`GobError`] if a definition is corrupt or exceeds a limit: nothing sent after it could be
+    /// understood. Corrupt *values* are [`Decoded::Unanswered`], since they harm only themselves.
+    pub fn message(&mut self, body: &[u8]) -> Result<Decoded, GobError> {
         if !self.suspended.is_empty() {
             let mut joined = mem::take(&mut self.suspended);
             let replayed = joined.len();
@@ -49,18 +49,18 @@ impl Decoder {
             return self.value_message(&joined, replayed);
         }
         let mut reader = Reader::new(body);
-        let id = reader.int().map_err(|Cut| Malformed::TypeId)?;
+        let id = reader.int().map_err(|CutError| GobError::TypeId)?;
         if id >= 0 {
             return self.value_message(body, 0);
         }
         let definition = Type::read(&mut reader)?;
         if !reader.is_empty() {
-            return Err(Malformed::Definition);
+            return Err(GobError::Definition);
         }
         Ok(if self.define(id, definition)? { Decoded::Definition } else { Decoded::Unanswered })
     }
 
-    fn value_message(&mut self, body: &[u8], replayed: usize) -> Result<Decoded, Malformed> {
+    fn value_message(&mut self, body: &[u8], replayed: usize) -> Result<Decoded, GobError> {
         let mut value = Value { decoder: self, reader: Reader::new(body), replayed };
         match value.request() {
             Ok(request) => Ok(Decoded::Request(request)),
@@ -69,16 +69,16 @@ impl Decoder {
                 self.suspended.extend_from_slice(&body[..at]);
                 Ok(Decoded::Definition)
             }
-            Err(Stop::Suspended { at }) => Err(Malformed::TooLong { length: at as u64, maximum: SUSPENDED_BYTES_MAX }),
+            Err(Stop::Suspended { at }) => Err(GobError::TooLong { length: at as u64, maximum: SUSPENDED_BYTES_MAX }),
             Err(Stop::Malformed(reason)) => Err(reason),
         }
     }
 
-    /// Adds the type that was announced by `negative_id`; false if Go refuses that id, because it
-    /// is Go's own or is in use already.
-    fn define(&mut self, negative_id: i64, definition: Type) -> Result<bool, Malformed> {
+    /// Adds the type that `negative_id` announces. Returns false if Go refuses that id, because it
+    /// is built in or already in use.
+    fn define(&mut self, negative_id: i64, definition: Type) -> Result<bool, GobError> {
         let id = i32::try_from(negative_id).ok().and_then(i32::checked_neg);
-        let id = id.ok_or(Malformed::TypeId)?;
+        let id = id.ok_or(GobError::TypeId)?;
         if id < FIRST_USER_ID {
             return Ok(false);
         }
@@ -86,7 +86,7 @@ impl Decoder {
             return Ok(false);
         };
         if self.types.len() == DEFINITIONS_MAX {
-            return Err(Malformed::TooManyDefinitions);
+            return Err(GobError::TooManyDefinitions);
         }
         self.types.insert(place, (id, definition));
         Ok(true)
@@ -108,34 +108,35 @@ impl Decoder {
     }
 }
 
-/// Why a value was not read to its end.
+/// Why reading a value stopped early.
 enum Stop {
-    /// It is no request, or its bytes do not agree with its type.
+    /// It is not a request, or its bytes do not match its type.
     Refused,
-    /// The next message brings the rest of it, to be joined to the first `at` bytes.
+    /// The next message brings the rest, which is joined to the first `at` bytes.
     Suspended {
         at: usize,
     },
-    Malformed(Malformed),
+    Malformed(GobError),
 }
 
-impl From<Cut> for Stop {
-    fn from(_: Cut) -> Self {
+impl From<CutError> for Stop {
+    fn from(_: CutError) -> Self {
         Self::Refused
     }
 }
 
-impl From<Malformed> for Stop {
-    fn from(reason: Malformed) -> Self {
+impl From<GobError> for Stop {
+    fn from(reason: GobError) -> Self {
         Self::Malformed(reason)
     }
 }
 
-/// A value that is being read. It needs the whole decoder, as an interface can bring definitions.
+/// A value that is being read. It needs the whole decoder, since an interface can bring
+/// definitions.
 struct Value<'a> {
     decoder: &'a mut Decoder,
     reader: Reader<'a>,
-    /// Bytes at the start that were read before, so that their definitions are known.
+    /// How many bytes at the start were read before, so that their definitions are known.
     replayed: usize,
 }
 
@@ -203,8 +204,8 @@ impl Value<'_> {
         }
     }
 
-    /// Skips `count` times a value of each of the types `ids`. An empty struct would consume
-    /// nothing at the end of the message, so that the end is looked for before each one.
+    /// Skips a value of each of the types `ids`, `count` times. An empty struct would consume
+    /// nothing at the end of the message, so the end is checked for before each one.
     fn skip_elements(&mut self, count: u64, ids: &[i32], depth: usize) -> Result<(), Stop> {
         for _ in 0..count {
             for &id in ids {
@@ -226,9 +227,9 @@ impl Value<'_> {
         Ok(())
     }
 
-    /// Skips an interface: the name of the type in it (none: it is nil), definitions that were not
-    /// sent before, the type's id, the length of the value, and the value. The length is not used,
-    /// since it does not count the definitions inside of the value.
+    /// Skips an interface: the name of the type in it (empty if it is nil), definitions that were
+    /// not sent before, the type's id, the length of the value, and the value. The length is not
+    /// used, since it does not count definitions inside the value.
     fn skip_interface(&mut self, depth: usize) -> Result<(), Stop> {
         if self.reader.bytes()?.is_empty() {
             return Ok(());
@@ -246,7 +247,7 @@ impl Value<'_> {
             if self.reader.is_empty() {
                 return Err(Stop::Suspended { at });
             }
-            // The length of what follows the definition, which only matters to streams.
+            // The length of what follows the definition, which matters only to streams.
             self.reader.uint()?;
         };
         self.reader.uint()?;

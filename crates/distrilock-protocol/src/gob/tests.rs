@@ -20,7 +20,7 @@ fn request(command: u8, name: &[u8]) -> Request {
 }
 
 /// What a whole stream decodes to, definitions left out; the stream must end with a message.
-fn decode_all(stream: &[u8]) -> Result<Vec<Decoded>, Malformed> {
+fn decode_all(stream: &[u8]) -> Result<Vec<Decoded>, GobError> {
     let (mut decoder, mut rest, mut all) = (Decoder::default(), stream, Vec::new());
     while let Some(Frame { header, body }) = split(rest, BODY_BYTES_MAX)? {
         let decoded = decoder.message(&rest[header..header + body])?;
@@ -290,18 +290,18 @@ fn a_stream_cut_anywhere() {
 #[test]
 fn impossible_lengths() {
     assert_eq!(split(&[], 10), Ok(None));
-    assert_eq!(split(&[0x80], 10), Err(Malformed::Length(0x80)));
-    assert_eq!(split(&[0xf7], 10), Err(Malformed::Length(0xf7)));
-    assert_eq!(split(&[0], 10), Err(Malformed::Empty));
+    assert_eq!(split(&[0x80], 10), Err(GobError::Length(0x80)));
+    assert_eq!(split(&[0xf7], 10), Err(GobError::Length(0xf7)));
+    assert_eq!(split(&[0], 10), Err(GobError::Empty));
     assert_eq!(split(&[0xff], 10), Ok(None));
-    assert_eq!(split(&[0xff, 0], 10), Err(Malformed::Empty));
+    assert_eq!(split(&[0xff, 0], 10), Err(GobError::Empty));
     assert_eq!(split(&hex("fe000a"), 10), Ok(None));
-    assert_eq!(split(&[11], 10), Err(Malformed::TooLong { length: 11, maximum: 10 }));
+    assert_eq!(split(&[11], 10), Err(GobError::TooLong { length: 11, maximum: 10 }));
     let error = split(&hex("fc 80000000"), 65_536).unwrap_err();
     assert_eq!(error.to_string(), "a message of 2147483648 bytes is over the maximum of 65536");
     let length = u64::MAX;
-    assert_eq!(split(&[0xff; 9], 10), Err(Malformed::TooLong { length: 255, maximum: 10 }));
-    assert_eq!(split(&w().uint(length).0, 10), Err(Malformed::TooLong { length, maximum: 10 }));
+    assert_eq!(split(&[0xff; 9], 10), Err(GobError::TooLong { length: 255, maximum: 10 }));
+    assert_eq!(split(&w().uint(length).0, 10), Err(GobError::TooLong { length, maximum: 10 }));
     assert_eq!(split(&w().uint(length).0[..8], 10), Ok(None));
     assert_eq!(split(&[1, 7], 10), Ok(Some(Frame { header: 1, body: 1 })));
     assert_eq!(split(&[0xff, 1, 7, 7], 10), Ok(Some(Frame { header: 2, body: 1 })));
@@ -411,7 +411,7 @@ fn a_suspended_value_is_bounded() {
     let mut decoder = Decoder::default();
     let definition = w().structure(65, &[("LockName", 6), ("Extra", 8)]).0;
     decoder.message(&definition[1..]).unwrap();
-    assert!(matches!(decoder.message(&start.0), Err(Malformed::TooLong { .. })));
+    assert!(matches!(decoder.message(&start.0), Err(GobError::TooLong { .. })));
 }
 
 /// What the original refuses without a reply is refused, and the next request is read all the same.
@@ -484,31 +484,31 @@ fn websocket_messages_stand_alone() {
 #[test]
 fn malformed_definitions() {
     let decode = |body: &[u8]| Decoder::default().message(body);
-    assert_eq!(decode(&[]), Err(Malformed::TypeId));
-    assert_eq!(decode(&[0xff]), Err(Malformed::TypeId));
-    assert_eq!(decode(&[0x90]), Err(Malformed::TypeId));
-    assert_eq!(decode(&w().int(-65).0), Err(Malformed::Definition));
-    assert_eq!(decode(&w().int(-65).uint(0).0), Err(Malformed::Definition));
-    assert_eq!(decode(&w().int(-65).uint(8).uint(0).0), Err(Malformed::Definition));
-    assert_eq!(decode(&w().int(-65).uint(1).uint(9).0), Err(Malformed::Definition));
+    assert_eq!(decode(&[]), Err(GobError::TypeId));
+    assert_eq!(decode(&[0xff]), Err(GobError::TypeId));
+    assert_eq!(decode(&[0x90]), Err(GobError::TypeId));
+    assert_eq!(decode(&w().int(-65).0), Err(GobError::Definition));
+    assert_eq!(decode(&w().int(-65).uint(0).0), Err(GobError::Definition));
+    assert_eq!(decode(&w().int(-65).uint(8).uint(0).0), Err(GobError::Definition));
+    assert_eq!(decode(&w().int(-65).uint(1).uint(9).0), Err(GobError::Definition));
     let body = &REQUEST_DEFINITION[1..];
-    assert_eq!(decode(&[body, &[0]].concat()), Err(Malformed::Definition));
+    assert_eq!(decode(&[body, &[0]].concat()), Err(GobError::Definition));
     let huge = Decoder::default().message(&w().int(i64::MIN).raw(&body[2..]).0);
-    assert_eq!(huge, Err(Malformed::TypeId));
+    assert_eq!(huge, Err(GobError::TypeId));
     // As in Go, the end of the message ends its structs, so that some shorter ones are whole.
     let whole: Vec<usize> = (2..body.len()).filter(|cut| decode(&body[..*cut]).is_ok()).collect();
     assert_eq!(whole, [3, 4, 17, 20, 21, 79, 81, 82, 83]);
     let fields = vec![("F", 3); FIELDS_MAX];
     assert!(decode_all(&w().structure(65, &fields).0).is_ok());
     let fields = vec![("F", 3); FIELDS_MAX + 1];
-    assert_eq!(decode_all(&w().structure(65, &fields).0), Err(Malformed::TooManyFields(129)));
+    assert_eq!(decode_all(&w().structure(65, &fields).0), Err(GobError::TooManyFields(129)));
     let count = u64::MAX;
     let body = w().common(3, 65).uint(1).uint(count);
-    assert_eq!(decode(&body.0), Err(Malformed::TooManyFields(count)));
+    assert_eq!(decode(&body.0), Err(GobError::TooManyFields(count)));
     let define = |stream: Stream, id| stream.slice(i64::from(id), 3);
     let most = (100..164).fold(w(), define);
     assert_eq!(decode_all(&most.0), Ok(vec![]));
-    assert_eq!(decode_all(&define(most, 200).0), Err(Malformed::TooManyDefinitions));
+    assert_eq!(decode_all(&define(most, 200).0), Err(GobError::TooManyDefinitions));
 }
 
 /// Types that contain themselves end where the bytes do, or at the greatest depth.

@@ -1,11 +1,11 @@
-//! Type definitions: what a stream says about its values, reduced to what is needed of it.
+//! Type definitions: what a stream says about its values, reduced to the part that is needed.
 
 use serde::{Deserialize, Serialize};
 
-use super::primitive::{Cut, Reader};
-use super::{FIELDS_MAX, Malformed};
+use super::primitive::{CutError, Reader};
+use super::{FIELDS_MAX, GobError};
 
-/// Gob's own types, which need no definition.
+/// Gob's built-in types, which need no definition.
 pub(super) const BOOL: i32 = 1;
 pub(super) const INT: i32 = 2;
 pub(super) const UINT: i32 = 3;
@@ -14,10 +14,10 @@ pub(super) const BYTES: i32 = 5;
 pub(super) const STRING: i32 = 6;
 pub(super) const COMPLEX: i32 = 7;
 pub(super) const INTERFACE: i32 = 8;
-/// The first id that is not gob's own.
+/// The first id that is not built in.
 pub(super) const FIRST_USER_ID: i32 = 64;
 
-/// A definition, reduced to what it takes to skip a value, or to read a request.
+/// A definition, reduced to what is needed to skip a value, or to read a request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Type {
     Array {
@@ -35,7 +35,7 @@ pub(super) enum Type {
         fields: Box<[Field]>,
         is_request: bool,
     },
-    /// A type that encodes itself: its values are bytes with a length.
+    /// A type that encodes itself: its values are bytes, prefixed by their length.
     Opaque,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Field {
     pub(super) type_id: i32,
 }
 
-/// What a field is to a request. Names are matched as in Go: whole, and in this letter case.
+/// What a field means in a request. Names match as in Go: in full, and in this letter case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Role {
     Major,
@@ -70,34 +70,34 @@ impl Role {
     }
 }
 
-impl From<Cut> for Malformed {
-    fn from(_: Cut) -> Self {
+impl From<CutError> for GobError {
+    fn from(_: CutError) -> Self {
         Self::Definition
     }
 }
 
 impl Type {
-    /// Reads a `wireType`, a struct of which exactly one field is set.
-    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+    /// Reads a `wireType`: a struct with exactly one field set.
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, GobError> {
         let mut next = 0;
-        let kind = reader.field(&mut next)?.ok_or(Malformed::Definition)?;
+        let kind = reader.field(&mut next)?.ok_or(GobError::Definition)?;
         let definition = match kind {
             0..=3 => Self::read_composite(kind, reader)?,
             4..=6 => {
                 Self::read_composite(kind, reader)?;
                 Self::Opaque
             }
-            _ => return Err(Malformed::Definition),
+            _ => return Err(GobError::Definition),
         };
         match reader.field(&mut next)? {
             None => Ok(definition),
-            Some(_) => Err(Malformed::Definition),
+            Some(_) => Err(GobError::Definition),
         }
     }
 
     /// Reads the description of one kind of type. All of them start with the type's name and id,
-    /// which tell us nothing that we need.
-    fn read_composite(kind: usize, reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+    /// which are not needed.
+    fn read_composite(kind: usize, reader: &mut Reader<'_>) -> Result<Self, GobError> {
         let mut next = 0;
         let (mut first, mut second, mut length) = (0, 0, 0);
         let mut fields = Box::default();
@@ -108,7 +108,7 @@ impl Type {
                 (0, 2) => length = reader.int()?.cast_unsigned(),
                 (3, 2) => second = reader.type_id()?,
                 (2, 1) => fields = read_fields(reader)?,
-                _ => return Err(Malformed::Definition),
+                _ => return Err(GobError::Definition),
             }
         }
         Ok(match kind {
@@ -121,14 +121,14 @@ impl Type {
     }
 }
 
-fn read_fields(reader: &mut Reader<'_>) -> Result<Box<[Field]>, Malformed> {
+fn read_fields(reader: &mut Reader<'_>) -> Result<Box<[Field]>, GobError> {
     let count = reader.uint()?;
     if count > FIELDS_MAX as u64 {
-        return Err(Malformed::TooManyFields(count));
+        return Err(GobError::TooManyFields(count));
     }
     let field = |_| {
         if reader.is_empty() {
-            return Err(Malformed::Definition);
+            return Err(GobError::Definition);
         }
         let (name, type_id) = read_name_and_id(reader)?;
         Ok(Field { role: Role::of(name), type_id })
@@ -136,21 +136,21 @@ fn read_fields(reader: &mut Reader<'_>) -> Result<Box<[Field]>, Malformed> {
     (0..count).map(field).collect()
 }
 
-/// A struct of a name and an id, which describes a type or a field.
-fn read_name_and_id<'a>(reader: &mut Reader<'a>) -> Result<(&'a [u8], i32), Malformed> {
+/// Reads a struct of a name and an id, which describes a type or a field.
+fn read_name_and_id<'a>(reader: &mut Reader<'a>) -> Result<(&'a [u8], i32), GobError> {
     let (mut next, mut name, mut id) = (0, &b""[..], 0);
     while let Some(index) = reader.field(&mut next)? {
         match index {
             0 => name = reader.bytes()?,
             1 => id = reader.type_id()?,
-            _ => return Err(Malformed::Definition),
+            _ => return Err(GobError::Definition),
         }
     }
     Ok((name, id))
 }
 
 /// Whether Go's decoder reads a struct of these fields as a request: every field that it knows has
-/// the right type, and it knows at least one, if there is any.
+/// the right type, and it knows at least one, unless there are none.
 fn is_request(fields: &[Field]) -> bool {
     let agrees = |field: &Field| match field.role {
         Role::Major | Role::Minor | Role::Command => field.type_id == UINT,

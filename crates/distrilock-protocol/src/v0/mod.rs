@@ -1,18 +1,18 @@
 //! Version 0.1 of the protocol (docs/protocol.md, chapter 8): its messages, and their JSON form.
 //!
 //! The binary form of the same messages is [`gob`](super::gob)'s. This module decides which JSON
-//! text is a request and how a reply is spelled, byte for byte as Go's encoding/json does it. It
-//! does not judge names, commands or versions: the session answers those.
+//! text is a request, and spells replies byte for byte as Go's encoding/json does. It does not
+//! judge names, commands or versions: the session does.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-/// The command that asks whether anybody holds a lock.
+/// The command that asks whether a lock is held.
 pub const PEEK: u8 = 1;
-/// The command that tries to take a lock.
+/// The command that tries to acquire a lock.
 pub const ACQUIRE: u8 = 2;
-/// The command that gives a lock back.
+/// The command that releases a lock.
 pub const RELEASE: u8 = 3;
 /// The command that asks whether the session still holds a lock.
 pub const VERIFY: u8 = 4;
@@ -25,21 +25,21 @@ pub const OTHER_SESSION: &str = "resource acquired through a different session";
 pub const OTHER_PROCESS: &str = "resource acquired by different process";
 /// With [`Outcome::Failed`]: nobody holds the lock through this daemon.
 pub const NOT_FOUND: &str = "lock not found";
-/// With [`Outcome::BadRequest`]: the name is empty or has a character that lock names do not have.
+/// With [`Outcome::BadRequest`]: the name is empty or has a character that lock names cannot have.
 pub const INVALID_NAME: &str = "invalid lock name";
-/// With [`Outcome::BadRequest`]: the command is none of the four.
+/// With [`Outcome::BadRequest`]: the command is not one of the four.
 pub const UNKNOWN_COMMAND: &str = "unknown command";
 
-/// A request as it was sent. Nothing in it has been checked but that it fits its types.
+/// A request as it was sent. All that has been checked is that it fits its types.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
-    /// `VersionMajor`; a request with another one than 0 gets no reply.
+    /// `VersionMajor`; a request with anything but 0 gets no reply.
     pub major: u8,
     /// `VersionMinor`.
     pub minor: u8,
-    /// `Command`: [`PEEK`], [`ACQUIRE`], [`RELEASE`], [`VERIFY`], or one that is unknown.
+    /// `Command`: [`PEEK`], [`ACQUIRE`], [`RELEASE`], [`VERIFY`], or an unknown one.
     pub command: u8,
-    /// `LockName`, which in gob can be any bytes.
+    /// `LockName`, which can be any bytes in gob.
     pub name: Box<[u8]>,
 }
 
@@ -47,18 +47,18 @@ pub struct Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Outcome {
-    /// The lock's state forbids it.
+    /// The state of the lock forbids it.
     Failed = 1,
     /// It is done.
     Success = 2,
-    /// The request makes no sense.
+    /// The request is not valid.
     BadRequest = 3,
-    /// The file system refused.
+    /// The file system refused the operation.
     InternalError = 4,
 }
 
 impl Outcome {
-    /// The outcome that `code` stands for on the wire, if any.
+    /// The outcome that `code` means on the wire, if any.
     pub fn from_code(code: u8) -> Option<Self> {
         match code {
             1 => Some(Self::Failed),
@@ -70,7 +70,7 @@ impl Outcome {
     }
 }
 
-/// A reply. Its version is always 0.1, whatever was asked, so that it has no member here.
+/// A reply. Its version is always 0.1, whatever the request's was, so it has no member here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reply<'a> {
     /// The command of the request.
@@ -100,12 +100,12 @@ pub struct OwnedReply {
     pub is_locked: bool,
 }
 
-/// Reads a request from `text`, or `None` where the original gives no reply.
+/// Reads a request from `text`. `None` means that the original sends no reply.
 ///
-/// The rules are those of Go's `json.Decoder`: names in any letter case, missing members are zero,
-/// unknown ones are ignored, `null` changes nothing, of a member that occurs twice the last one
-/// counts, and whatever follows the first value is not looked at. What is ignored is skipped
-/// without recursion, so that no depth of it can exhaust the stack.
+/// The rules are those of Go's `json.Decoder`: names match in any letter case, missing members are
+/// zero, unknown ones are ignored, `null` changes nothing, the last occurrence of a repeated member
+/// counts, and anything after the first value is not read. Ignored values are skipped without
+/// recursion, so that no depth of nesting can exhaust the stack.
 pub fn decode_json(text: &[u8]) -> Option<Request> {
     if has_raw_control(text) {
         return None;
@@ -114,8 +114,8 @@ pub fn decode_json(text: &[u8]) -> Option<Request> {
     deserializer.deserialize_option(Object).ok()
 }
 
-/// Whether a string of the first value of `text` has a control character in it that is not escaped
-/// (RFC 8259, section 7). serde_json does not look for it in the strings that we take as bytes.
+/// Whether a string in the first value of `text` has an unescaped control character (RFC 8259,
+/// section 7). serde_json does not check this for strings that are read as bytes.
 fn has_raw_control(text: &[u8]) -> bool {
     let (mut depth, mut in_string, mut in_escape) = (0_usize, false, false);
     for byte in text {
@@ -145,14 +145,14 @@ pub fn encode_json(reply: &Reply<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"}\n");
 }
 
-/// Appends `request` as one line, the way the original's client spells it.
+/// Appends `request` as one line, spelled as the original's client spells it.
 pub fn encode_json_request(request: &Request, out: &mut Vec<u8>) {
     let Request { major, minor, command, name } = request;
     encode_request_members(*major, *minor, *command, name, out);
     out.extend_from_slice(b"}\n");
 }
 
-/// The members that requests and replies share, with the brace that opens the object.
+/// Appends the members that requests and replies share, after the opening brace.
 fn encode_request_members(major: u8, minor: u8, command: u8, name: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"VersionMajor\":");
     push_number(major, out);
@@ -174,8 +174,8 @@ fn push_number(number: u8, out: &mut Vec<u8>) {
     out.push(b'0' + number % 10);
 }
 
-/// Appends a JSON string with the escapes of Go 1.19, which keep the text safe inside of HTML and
-/// JavaScript and spell a byte that is not UTF-8 as `\ufffd`.
+/// Appends a JSON string with the escapes of Go 1.19. They keep the text safe in HTML and
+/// JavaScript, and spell a byte that is not UTF-8 as `\ufffd`.
 fn push_string(text: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
     for chunk in text.utf8_chunks() {
@@ -276,8 +276,8 @@ impl Member {
         ("lockname", Self::Name),
     ];
 
-    /// Unicode's simple folding, as Go applies it: beside the capital letters, the Kelvin sign is a
-    /// `k` and the long s is an `s`.
+    /// Folds letter case as Go does, by Unicode's simple folding: apart from capital letters, the
+    /// Kelvin sign counts as `k` and the long s as `s`.
     fn from_key(key: &[u8]) -> Self {
         let Ok(key) = str::from_utf8(key) else {
             return Self::Unknown;
@@ -316,8 +316,8 @@ impl<'de> Deserialize<'de> for Member {
     }
 }
 
-/// A string value. It is taken as bytes, because serde_json refuses a string with half of a
-/// surrogate pair where Go replaces that half.
+/// A string value. It is read as bytes, because serde_json refuses a string with half a surrogate
+/// pair, while Go replaces that half.
 struct Text(Box<[u8]>);
 
 impl<'de> Deserialize<'de> for Text {
@@ -345,7 +345,7 @@ impl<'de> Deserialize<'de> for Text {
 }
 
 /// `bytes` as UTF-8, with one U+FFFD for every half of a surrogate pair (which serde_json encodes
-/// like a character, in three bytes from ED A0 80 on) and for every other byte that is no UTF-8.
+/// like a character, in three bytes from ED A0 80 on) and for every other byte that is not UTF-8.
 fn replaced(bytes: &[u8]) -> Box<[u8]> {
     if str::from_utf8(bytes).is_ok() {
         return bytes.into();

@@ -1,4 +1,5 @@
-//! Version 1 of the protocol: JSON objects (docs/protocol.md, chapters 2 to 7), written once for both ends.
+//! Version 1 of the protocol: JSON objects (docs/protocol.md, chapters 2 to 7), written once for
+//! both ends.
 //!
 //! | file | what it has |
 //! |---|---|
@@ -7,16 +8,18 @@
 //! | [`word`] | the words for errors and modes |
 //! | [`id`] | ids, and text borrowed from a message |
 //!
-//! The daemon reads strictly: [`decode`] makes a [`Request`] of an object, or a [`Rejected`] that names what is wrong with it. It
-//! reads each object once, into [`RequestObject`], whose text stays borrowed; serde's tagged enums would buffer the object and
-//! give less exact messages. The client reads leniently: it ignores members and events that it does not know, and keeps words
-//! that it does not know, since a newer daemon may have more.
+//! The daemon reads strictly: [`decode`] makes a [`Request`] of an object, or a [`Rejected`] that
+//! names what is wrong with it. It reads each object once, into [`RequestObject`], whose text stays
+//! borrowed; serde's tagged enums would buffer the object and give less exact messages. The client
+//! reads leniently: it ignores members and events that it does not know, and keeps words that it
+//! does not know, since a newer daemon may have more.
 //!
 //! # Adding an op
 //!
-//! In the protocol, add it to the table in [`op`] (or to a file of its own there, if it is large): the variant of [`Op`], its
-//! word, the two arms that read and write it, and the body of its reply. In the daemon, answer it in `src/session/v1.rs`: the
-//! compiler points to the `match`. Describe it in docs/protocol.md, chapter 3, with a test vector.
+//! In the protocol, add it to the table in [`op`] (or to a file of its own there, if it is large):
+//! the variant of [`Op`], its word, the two arms that read and write it, and the body of its reply.
+//! In the daemon, answer it in `src/session/v1.rs`: the compiler points to the `match`. Describe it
+//! in docs/protocol.md, chapter 3, with a test vector.
 
 pub mod id;
 pub mod op;
@@ -70,7 +73,8 @@ fn id_or_other<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Id>,
     })
 }
 
-/// Whether the bytes begin with an object that has the member `op`, which makes it a request of this version.
+/// Whether the bytes begin with an object that has the member `op`, which makes it a request of
+/// this version.
 #[must_use]
 pub fn has_op(text: &[u8]) -> bool {
     #[derive(Deserialize)]
@@ -106,7 +110,7 @@ mod tests {
     use super::*;
     use crate::limits::ID_NUMBER_MAX;
     use crate::name::LockName;
-    use crate::want::{Mode, Want};
+    use crate::want::{Extent, Mode, Want};
 
     fn lock(text: &str) -> LockName {
         LockName::parse(text.as_bytes()).unwrap()
@@ -145,12 +149,12 @@ mod tests {
     /// Slots, fences, and several locks with what is for all of them and what is for one.
     #[test]
     fn wants_are_understood() {
-        let slots = |of, take| Want { mode: Mode::Slots(of), take, fence: true };
+        let slots = |of, take| Want { extent: Extent::Slots { of, take }, fence: true };
         let text = br#"{"op":"acquire","lock":"g","slots":4,"take":2,"fence":true}"#;
         let op = Op::Acquire { lock: lock("g"), want: slots(4, 2), wait: Wait::No };
         assert_eq!(decode(text), Ok(Request { id: None, op }));
         let text = br#"{"op":"acquire","locks":["b",{"lock":"a","mode":"exclusive"},{"lock":"g","slots":1}],"mode":"shared","fence":true}"#;
-        let plain = |mode| Want { mode, take: 0, fence: true };
+        let plain = |mode: Mode| Want { extent: mode.into(), fence: true };
         let wants =
             vec![(lock("b"), plain(Mode::Shared)), (lock("a"), plain(Mode::Exclusive)), (lock("g"), slots(1, 1))];
         assert_eq!(decode(text), Ok(Request { id: None, op: Op::AcquireAll { wants, wait: Wait::No } }));

@@ -1,16 +1,17 @@
-//! What goes back to a client: replies and events (docs/protocol.md, chapters 3 to 5). The bodies of the replies stand with
-//! their ops, in [`op`](super::op).
+//! What goes back to a client: replies and events (docs/protocol.md, chapters 3 to 5). The bodies
+//! of the replies stand with their ops, in [`op`](super::op).
 //!
-//! A daemon writes a [`Reply`] or an [`Event`]. A client reads the [`Head`] of a message, which says what kind of message it is,
-//! and then its body, from the same bytes. Both ends use the same bodies. Reading ignores members that it does not know, since a
-//! newer daemon may send more.
+//! A daemon writes a [`Reply`] or an [`Event`]. A client reads the [`Head`] of a message, which
+//! says what kind of message it is, and then its body, from the same bytes. Both ends use the same
+//! bodies. Reading ignores members that it does not know, since a newer daemon may send more.
 
 use std::borrow::Cow;
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{ErrorWord, Id};
+use super::id::Id;
+use super::word::ErrorWord;
 
 /// A reply: the request's id, whether the answer is yes, and the body.
 #[derive(Debug, Serialize)]
@@ -115,7 +116,8 @@ pub enum Event<'a> {
     Unknown,
 }
 
-/// What tells the messages of a daemon apart: an event has `event`; a reply has `ok`, and the `id` of its request.
+/// What tells the messages of a daemon apart: an event has `event`; a reply has `ok`, and the `id`
+/// of its request.
 #[derive(Debug, Deserialize)]
 pub struct Head {
     /// There if it is an event.
@@ -124,6 +126,7 @@ pub struct Head {
     pub id: Option<Id>,
     /// Whether the answer is yes.
     pub ok: Option<bool>,
-    /// For how long the storage is certain to keep the session's locks, from when the request was sent, in milliseconds.
+    /// For how long the storage is certain to keep the session's locks, from when the request was
+    /// sent, in milliseconds.
     pub valid_ms: Option<u64>,
 }

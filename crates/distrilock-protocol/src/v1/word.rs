@@ -1,5 +1,5 @@
-//! The words of the protocol, as open enums: a daemon writes the ones listed here, and a client keeps a word it does not know,
-//! since a newer daemon may have more.
+//! The words of the protocol, as open enums: a daemon writes the ones listed here, and a client
+//! keeps a word it does not know, since a newer daemon may have more.
 
 use std::borrow::Cow;
 use std::fmt;

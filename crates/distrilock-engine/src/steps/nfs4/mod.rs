@@ -1,49 +1,70 @@
-//! The steps of each file operation on NFSv4, without making them: the counterpart of [`local`](super::local) for a directory
-//! that several hosts mount. What was measured, and what this protects from, is in docs/safety.md.
+//! The steps of each file operation on NFSv4, without taking them: the counterpart of
+//! [`local`](super::local) for a directory that several hosts mount. docs/safety.md has what was
+//! measured, and what the steps protect from.
 //!
-//! A name is held when **byte 0 of its file** is locked. A holder locks [0, 2^61). Everybody who has the file open keeps an
-//! **anchor** on it, a shared lock on byte 2^61: it keeps the file from being deleted, and it keeps the server from dropping a lock
-//! that was just granted (knfsd frees a lock owner late, and takes a fresh lock with it, if the owner had none left).
+//! A name is held when **byte 0 of its file** is locked. A holder locks [0, 2^61). Every process
+//! that has the file open keeps an **anchor** on it, a shared lock on byte 2^61. The anchor keeps
+//! the file from being deleted, and it keeps the server from dropping a lock that was just granted
+//! (knfsd frees a lock owner late, and a fresh lock with it, if the owner had none left).
 //!
-//! Why a lock may be believed: a file is deleted only under an exclusive lock from byte 1 on, which excludes every anchor, and
-//! only after it was marked dead. Who has anchored a file and *then* found it alive and linked has the file that the name means,
-//! for as long as the anchor holds. The anchor holds as long as the lease does; whether the lease can have run out since is asked
-//! before each grant ([`Call::Recent`]), and if so, a read past the caches proves the lock ([`Call::Prove`]).
+//! Why a lock can be believed: a file is deleted only under an exclusive lock from byte 1 on, which
+//! excludes every anchor, and only after it was marked dead. A process that has anchored a file and
+//! *then* found it alive and linked has the file that the name means, for as long as the anchor
+//! holds. The anchor holds as long as the lease does. Before each grant the steps ask whether the
+//! lease can have run out in the meantime ([`Call::Recent`]); if so, a read past the caches proves
+//! the lock ([`Call::Prove`]).
 //!
-//! Why a deletion may be believed: its request dies with the process that makes it (`mortal`), unless the file is open on this
-//! host, since the kernel then renames it instead, by a request that outlives the process. So the file is closed before, and the
-//! **gate** keeps it so: a byte for each name in a file that is never deleted, locked shared by who opens the name's file, until
-//! it has anchored it, and exclusively by who deletes it.
+//! Why a deletion can be believed: its request dies with the process that makes it (`mortal`),
+//! unless the file is open on this host, since the kernel then renames the file instead, by a
+//! request that outlives the process. So the file is closed before the deletion, and the **gate**
+//! keeps it closed. The gate is a file that is never deleted, with a byte for each name. A process
+//! that opens the name's file locks the byte shared until it has anchored the file; a process that
+//! deletes the file locks it exclusively.
+//!
+//! An operation goes through these phases; it can end in any of them but the deletions:
+//!
+//! ```text
+//!   begin ──▶ Opening ──▶ Fresh ──▶ Working ◀── begin with an open file
+//!               ▲ │         │          │
+//!    start over │ └─────────┴──────────┴──▶ Leaving(then) ──▶ end
+//!               └───────────────────────────┘ │   ▲
+//!                                        bury ▼   │
+//!   begin to retire ────────────────────▶ Deleting ──▶ DeletingDead ──▶ Leaving
+//! ```
 
-mod delete;
-mod look;
 #[cfg(test)]
 mod model;
-mod slots;
 
-pub use super::local::Answer;
-use super::local::with_fence;
-use crate::fault::Fault;
-use crate::{FileOp, Mode, Outcome};
+use distrilock_protocol::want::Mode;
 
-/// A try that met a dead or a lost file starts again so often; each time somebody else made progress.
+use super::call::{CallResult, Locks, with_fence};
+use crate::fault::{Cause, Fault};
+use crate::message::{FileOp, Outcome};
+
+/// How often a try that met a dead or a lost file starts over; each time, somebody else has made
+/// progress.
 const REOPENS_MAX: u8 = if cfg!(test) { 2 } else { 20 };
 
-/// So often a try looks again whether a deletion is over, before it says [`Outcome::Disturbed`].
+/// How often a try checks again whether a deletion is over, before its outcome is
+/// [`Outcome::Disturbed`].
 const LOOKS_MAX: u8 = 1;
 
-/// So often a deletion waits a moment for others who are about to close the file as well.
+/// How often a deletion waits a moment for others that are about to close the file as well.
 const PAUSES_MAX: u8 = if cfg!(test) { 1 } else { 10 };
 
-/// So often a lock is proven anew because the proof took too long to prove anything.
+/// How often a lock is proven anew because the proof took too long to prove anything.
 const PROOFS_MAX: u8 = 3;
+
+/// Why sessions that hold slots through the file lose them.
+const DROPPED: &str = "the server has dropped it";
 
 /// One system call, or a few that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Call {
     /// Lock the name's byte of the gate, or unlock it.
     Gate(Option<Mode>),
-    /// Open the name's file for reading and writing; create it if there is none. Again: past the caches.
+    /// Open the name's file for reading and writing; create it if there is none. Again: past the
+    /// caches.
     Open {
         /// Whether a file of this name was found dead or lost just before.
         again: bool,
@@ -58,11 +79,11 @@ pub enum Call {
     Alive,
     /// Lock [0, 2^61), or convert the lock that it has.
     Lock(Mode),
-    /// Have locks on this file surely been held since they were last proven?
+    /// Have locks on this file certainly been held since they were last proven?
     Recent,
     /// Read through the descriptor, past the caches: does the server still know its locks?
     Prove,
-    /// Does the name mean the open file, as far as the directory tells?
+    /// Does the name mean the open file, according to the directory?
     Check,
     /// Does a lock of another process keep byte 0 from being locked in this mode?
     Held(Mode),
@@ -78,9 +99,9 @@ pub enum Call {
     LockHeld,
     /// Lock the byte of a number of slots for reading, unless another process has another number.
     LockNumber(u16),
-    /// Of so many slots lock so many that nobody has.
+    /// Of this many slots, lock this many that nobody has.
     LockSlots(u16, u16),
-    /// Unlock so many slots from the first one on.
+    /// From this slot on, unlock this many.
     UnlockSlots(u16, u16),
     /// In which mode, or with how many slots, do other processes have the file?
     Uses,
@@ -88,7 +109,7 @@ pub enum Call {
     Fence(Mode),
     /// Lock the file from byte 1 on, exclusively; the anchor is part of it.
     LockToDelete,
-    /// Does the name mean the open file, as the server tells to who wants to create it?
+    /// Does the name mean the open file, as the server answers a process that wants to create it?
     Named,
     /// Mark the file dead; the server refuses that when the lock is gone.
     MarkDead,
@@ -100,14 +121,8 @@ pub enum Call {
     Close,
 }
 
-/// What comes next.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Next {
-    /// Make this call.
-    Call(Call),
-    /// The operation is complete.
-    End(Outcome),
-}
+/// What comes next: a call, or the end.
+pub type Next = super::call::Next<Call>;
 
 /// What an operation begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,11 +133,12 @@ pub struct Start {
     pub locked: Option<Mode>,
     /// Whether its locks are known to be lost.
     pub lost: bool,
-    /// Whether files may be deleted from here: not on NFS 4.0, where a delayed deletion cannot be ruled out.
+    /// Whether files may be deleted from here: they may not on NFS 4.0, where a delayed deletion
+    /// cannot be ruled out.
     pub deletes: bool,
 }
 
-/// What comes when the file is closed and the gate open.
+/// What comes when the file is closed and the gate is unlocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Then {
     /// The operation ends.
@@ -133,53 +149,80 @@ enum Then {
     Bury,
 }
 
+/// How far an operation is; the diagram is at the head of this file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Phase {
+    /// The gate is being locked, and the file opened and anchored.
+    Opening,
+    /// The file was opened just now: its lock is asked for a second time once it is granted.
+    Fresh,
+    /// The file is open and anchored, and its lock is believed as soon as it is granted and recent.
+    Working,
+    /// The file is being deleted.
+    Deleting,
+    /// The same; it was marked dead before, by a process that was killed while it deleted the file.
+    DeletingDead,
+    /// The file is being closed, and the gate unlocked, for what comes then.
+    Leaving(Then),
+}
+
+impl Phase {
+    fn leads_to(self, next: Self) -> bool {
+        match next {
+            Self::Opening => self == Self::Leaving(Then::StartOver),
+            Self::Fresh => self == Self::Opening,
+            Self::Working => self == Self::Fresh,
+            Self::Deleting => self == Self::Leaving(Then::Bury),
+            Self::DeletingDead => self == Self::Deleting,
+            Self::Leaving(_) => !matches!(self, Self::Leaving(_)),
+        }
+    }
+}
+
+/// The name's byte of the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Gate {
+    Unlocked,
+    Locked,
+}
+
 /// One file operation on its way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Steps {
     op: FileOp,
+    /// Whether files may be deleted from here.
     deletes: bool,
+    /// The call that was asked for last.
     asked: Call,
-    open: bool,
-    /// Whether anything but the anchor is locked.
-    locked: bool,
-    /// Whether other processes cannot take slots.
-    has_turn: bool,
-    /// Whether the name's byte of the gate is.
-    gated: bool,
-    /// Whether the lock on a fresh file has been asked for a second time.
-    settled: bool,
-    /// Whether the file is about to be deleted.
-    deleting: bool,
-    /// Whether the file is being closed, and the gate opened, for what comes [`Then`].
-    leaving: bool,
-    /// Whether it was found dead.
-    dead: bool,
+    phase: Phase,
+    /// The locks on the file besides the anchor; `None`: it is closed.
+    file: Option<Locks>,
+    gate: Gate,
     /// What is known so far, for the end.
     end: Outcome,
-    then: Then,
     reopens: u8,
     looks: u8,
     proofs: u8,
 }
 
 impl Steps {
-    /// Begins an operation; tells the first call.
+    /// Begins an operation, and returns its first call.
     #[must_use]
     pub fn begin(op: FileOp, start: Start) -> (Self, Next) {
+        let phase = match op {
+            FileOp::Retire if start.deletes && !start.lost => Phase::Deleting,
+            _ if start.open => Phase::Working,
+            _ => Phase::Opening,
+        };
+        let locks = if start.locked.is_some() { Locks::Some } else { Locks::Nothing };
         let mut steps = Self {
             op,
             deletes: start.deletes,
             asked: Call::Yield,
-            open: start.open,
-            locked: start.locked.is_some(),
-            has_turn: false,
-            gated: false,
-            settled: start.open,
-            deleting: false,
-            leaving: false,
-            dead: false,
+            phase,
+            file: start.open.then_some(locks),
+            gate: Gate::Unlocked,
             end: Outcome::Unlocked { file_gone: false },
-            then: Then::End,
             reopens: 0,
             looks: 0,
             proofs: 0,
@@ -188,7 +231,7 @@ impl Steps {
             FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) | FileOp::Take { .. } if start.lost => {
                 steps.start_over()
             }
-            FileOp::Take { joins: false, .. } if start.open && steps.locked => steps.ask(Call::Unlock),
+            FileOp::Take { joins: false, .. } if steps.is_locked() => steps.ask(Call::Unlock),
             FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) | FileOp::Take { .. } if start.open => {
                 steps.opened()
             }
@@ -198,7 +241,7 @@ impl Steps {
             FileOp::Give { first, count, .. } => steps.ask(Call::UnlockSlots(first, count)),
             FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire if start.lost => steps.let_go(Then::End),
             FileOp::Unlock | FileOp::UnlockAndLook => steps.ask(Call::Unlock),
-            FileOp::Retire if start.deletes => steps.delete(),
+            FileOp::Retire if start.deletes => steps.ask(Call::Gate(Some(Mode::Exclusive))),
             FileOp::Retire => steps.let_go(Then::End),
             FileOp::Probe(mode) | FileOp::ProbeFence(mode) => steps.ask(Call::Lock(mode)),
             FileOp::Peek if start.open => steps.ask(Call::Recent),
@@ -207,35 +250,56 @@ impl Steps {
         (steps, next)
     }
 
-    /// Takes the answer to the last call; tells the next one.
-    pub fn answered(&mut self, answer: Answer) -> Next {
-        match (self.asked, &answer) {
-            (Call::Unlock, Answer::Yes) => (self.locked, self.has_turn) = (false, false),
-            (Call::LockTurn, Answer::Yes) => (self.locked, self.has_turn) = (true, true),
-            (Call::Lock(_) | Call::LockHeld, Answer::Yes) => self.locked = true,
-            (Call::Open { .. } | Call::OpenOld | Call::OpenToRead, Answer::Yes) => self.open = true,
-            (Call::Close, _) => (self.open, self.locked, self.has_turn) = (false, false, false),
-            (Call::Gate(mode), answer) => self.gated = mode.is_some() && *answer == Answer::Yes,
-            _ => {}
-        }
-        match (self.asked, self.op) {
-            // Whatever came of it, there is no other way on.
-            _ if self.leaving => self.gone(),
-            _ if self.deleting => self.delete_step(&answer),
-            (_, FileOp::Take { .. }) if !self.opens() => self.take_step(answer),
-            (_, FileOp::Try(mode) | FileOp::Retry(mode) | FileOp::TryFence(mode)) => self.try_step(mode, answer),
-            (_, FileOp::Take { of, .. }) => self.try_step(Mode::Slots(of), answer),
-            (_, FileOp::Give { .. }) => Next::End(match answer {
-                Answer::Failed(fault) => Outcome::Failed(fault),
+    /// Takes the result of the last call, and returns what comes next.
+    pub fn returned(&mut self, result: CallResult) -> Next {
+        self.note(&result);
+        match (self.phase, self.op) {
+            // Whatever the result, there is no other way on.
+            (Phase::Leaving(then), _) => self.gone(then),
+            (Phase::Deleting | Phase::DeletingDead, _) => self.delete_step(&result),
+            (Phase::Fresh | Phase::Working, FileOp::Take { .. }) => self.take_step(result),
+            (_, FileOp::Try(mode) | FileOp::Retry(mode) | FileOp::TryFence(mode)) => self.try_step(mode, result),
+            (_, FileOp::Take { of, .. }) => self.try_step(Mode::Slots(of), result),
+            (_, FileOp::Give { .. }) => Next::End(match result {
+                CallResult::Failed(fault) => Outcome::Failed(fault),
                 _ => Outcome::Given,
             }),
-            (_, FileOp::Probe(_) | FileOp::ProbeFence(_)) => self.probe_step(answer),
-            (_, FileOp::Unlock | FileOp::UnlockAndLook) if answer == Answer::Yes => Next::End(self.end.clone()),
+            (_, FileOp::Probe(_) | FileOp::ProbeFence(_)) => self.probe_step(result),
+            (_, FileOp::Unlock | FileOp::UnlockAndLook) if result == CallResult::Yes => Next::End(self.end.clone()),
             // A lock that cannot be undone goes with its descriptor.
             (_, FileOp::Unlock | FileOp::UnlockAndLook) => self.let_go(Then::End),
-            (_, FileOp::Peek) => self.peek_step(answer),
-            (call, FileOp::Retire) => unreachable!("{call:?} is no step of a deletion"),
+            (_, FileOp::Peek) => self.peek_step(result),
+            (phase, FileOp::Retire) => unreachable!("a deletion is never {phase:?}"),
         }
+    }
+
+    /// Notes what the last call has done to the file and the gate.
+    fn note(&mut self, result: &CallResult) {
+        match (self.asked, result) {
+            (Call::Gate(mode), result) => {
+                let locked = mode.is_some() && *result == CallResult::Yes;
+                self.gate = if locked { Gate::Locked } else { Gate::Unlocked };
+            }
+            (Call::Open { .. } | Call::OpenOld | Call::OpenToRead, CallResult::Yes) => self.file = Some(Locks::Nothing),
+            (Call::Close, _) => self.file = None,
+            (Call::Unlock, CallResult::Yes) => *self.locks() = Locks::Nothing,
+            (Call::LockTurn, CallResult::Yes) => *self.locks() = Locks::WithTurn,
+            (Call::Lock(_) | Call::LockHeld, CallResult::Yes) => self.locks().locked(),
+            _ => {}
+        }
+    }
+
+    fn locks(&mut self) -> &mut Locks {
+        self.file.as_mut().expect("only an open file is locked or unlocked")
+    }
+
+    fn is_locked(&self) -> bool {
+        self.file > Some(Locks::Nothing)
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        assert!(self.phase.leads_to(phase), "{:?} does not lead to {phase:?}", self.phase);
+        self.phase = phase;
     }
 
     fn ask(&mut self, call: Call) -> Next {
@@ -248,42 +312,39 @@ impl Steps {
         self.let_go(Then::End)
     }
 
-    /// This file is of no use: away with it, and on with the one that the name means now.
+    /// This file is of no use: close it, and go on with the one that the name means now.
     fn start_over(&mut self) -> Next {
         self.let_go(Then::StartOver)
     }
 
-    /// Closes the file, opens the gate, and goes on to what comes then.
+    /// Closes the file, unlocks the gate, and goes on to what comes then.
     fn let_go(&mut self, then: Then) -> Next {
-        self.then = then;
-        (self.deleting, self.leaving) = (false, true);
-        self.gone()
+        self.enter(Phase::Leaving(then));
+        self.gone(then)
     }
 
-    fn gone(&mut self) -> Next {
-        if self.open {
+    fn gone(&mut self, then: Then) -> Next {
+        if self.file.is_some() {
             return self.ask(Call::Close);
         }
-        if self.gated {
+        if self.gate == Gate::Locked {
             return self.ask(Call::Gate(None));
         }
-        self.leaving = false;
-        match self.then {
+        match then {
             Then::End => Next::End(self.end.clone()),
-            Then::Bury => self.delete(),
+            Then::Bury => {
+                self.enter(Phase::Deleting);
+                self.ask(Call::Gate(Some(Mode::Exclusive)))
+            }
             Then::StartOver if self.reopens == REOPENS_MAX => Next::End(Outcome::Disturbed),
             Then::StartOver => {
+                self.enter(Phase::Opening);
                 self.reopens += 1;
-                (self.settled, self.dead, self.proofs) = (false, false, 0);
+                self.proofs = 0;
                 self.end = Outcome::Disturbed;
                 self.ask(Call::Gate(Some(Mode::Shared)))
             }
         }
-    }
-
-    /// Whether the file is being opened, or what is in the way of that is being looked at.
-    fn opens(&self) -> bool {
-        self.gated || matches!(self.asked, Call::Gate(_))
     }
 
     /// The file is open and anchored: on to its lock.
@@ -294,79 +355,229 @@ impl Steps {
         }
     }
 
-    fn try_step(&mut self, mode: Mode, answer: Answer) -> Next {
-        match (self.asked, answer) {
-            (Call::Gate(Some(_)), Answer::Yes) => self.ask(Call::Open { again: self.reopens > 0 }),
-            // Somebody deletes the file.
-            (Call::Gate(Some(_)), Answer::No | Answer::Gone) => Next::End(Outcome::Disturbed),
-            (Call::Open { .. }, Answer::Yes) => self.ask(Call::Anchor),
-            (Call::Anchor, Answer::Yes) => self.ask(Call::Alive),
-            (Call::Anchor, Answer::No) => self.ask(Call::Held(mode)),
-            (Call::Alive, Answer::Yes) => self.ask(Call::Gate(None)),
-            (Call::Gate(None) | Call::Yield, _) => self.opened(),
-            // Who marked it dead is gone: it holds no lock any more.
-            (Call::Alive, Answer::No) if self.deletes => self.let_go(Then::Bury),
-            (Call::Alive, Answer::No) => self.finish(Outcome::Failed(left_dead())),
-            (Call::Lock(_), Answer::Yes) if !self.settled => {
-                self.settled = true;
+    fn try_step(&mut self, mode: Mode, result: CallResult) -> Next {
+        match (self.asked, result) {
+            (Call::Gate(Some(_)), CallResult::Yes) => self.ask(Call::Open { again: self.reopens > 0 }),
+            // Another process deletes the file.
+            (Call::Gate(Some(_)), CallResult::No | CallResult::Gone) => Next::End(Outcome::Disturbed),
+            (Call::Open { .. }, CallResult::Yes) => self.ask(Call::Anchor),
+            (Call::Anchor, CallResult::Yes) => self.ask(Call::Alive),
+            (Call::Anchor, CallResult::No) => self.ask(Call::Held(mode)),
+            (Call::Alive, CallResult::Yes) => self.ask(Call::Gate(None)),
+            (Call::Gate(None), _) => {
+                self.enter(Phase::Fresh);
+                self.opened()
+            }
+            (Call::Yield, _) => self.opened(),
+            // The process that marked it dead is gone: it holds no lock any more.
+            (Call::Alive, CallResult::No) if self.deletes => self.let_go(Then::Bury),
+            (Call::Alive, CallResult::No) => self.failed(Cause::DeadFile),
+            (Call::Lock(_), CallResult::Yes) if self.phase == Phase::Fresh => {
+                self.enter(Phase::Working);
                 self.ask(Call::Lock(mode))
             }
-            (Call::Lock(_), Answer::Yes) => {
+            (Call::Lock(_), CallResult::Yes) => {
                 self.end = Outcome::Locked;
                 self.ask(Call::Recent)
             }
-            // Who only waits tries again soon, and asks the server for nothing more.
-            (Call::Lock(_), Answer::No) if matches!(self.op, FileOp::Retry(_)) => self.refused(Outcome::Refused),
-            (Call::Lock(_), Answer::No) => {
+            // A request that waits is tried again soon, and asks the server for nothing more.
+            (Call::Lock(_), CallResult::No) if matches!(self.op, FileOp::Retry(_)) => self.refused(Outcome::Refused),
+            (Call::Lock(_), CallResult::No) => {
                 self.end = Outcome::Refused;
                 self.ask(Call::Recent)
             }
-            (Call::Recent, Answer::Yes) if self.end == Outcome::Locked => match self.op {
+            (Call::Recent, CallResult::Yes) if self.end == Outcome::Locked => match self.op {
                 FileOp::TryFence(_) => self.ask(Call::Fence(mode)),
                 _ => Next::End(Outcome::Locked),
             },
-            (Call::Fence(_), answer) => Next::End(with_fence(self.end.clone(), answer)),
-            (Call::Recent, Answer::Yes) => self.ask(Call::Held(mode)),
+            (Call::Fence(_), result) => Next::End(with_fence(self.end.clone(), result)),
+            (Call::Recent, CallResult::Yes) => self.ask(Call::Held(mode)),
             (Call::Recent, _) => self.prove(),
-            (Call::Prove, Answer::Yes) => self.ask(Call::Recent),
-            // Before the gate is open, it is the anchor that was refused.
-            (Call::Held(_), Answer::Yes) if self.gated => self.finish(Outcome::Refused),
-            (Call::Held(_), Answer::Yes) => self.refused(Outcome::Refused),
-            // What keeps shared holders out without holding byte 0 alone are slots.
-            (Call::Held(Mode::Shared), Answer::No) if !self.gated => self.ask(Call::Uses),
-            (Call::Uses, Answer::Uses(held)) if held.disagrees_with(mode) => self.refused(Outcome::Disagrees(held)),
-            (Call::Uses, Answer::Uses(_)) => self.refused(Outcome::Refused),
-            // It was released a moment ago, or something that is no daemon locks a part of the file.
-            (Call::Held(_) | Call::Uses, Answer::No) if !self.gated && self.looks < LOOKS_MAX => {
+            (Call::Prove, CallResult::Yes) => self.ask(Call::Recent),
+            // While the file is being opened, it is the anchor that was refused.
+            (Call::Held(_), CallResult::Yes) if self.phase == Phase::Opening => self.finish(Outcome::Refused),
+            (Call::Held(_), CallResult::Yes) => self.refused(Outcome::Refused),
+            // Only slots keep shared holders out without holding byte 0 exclusively.
+            (Call::Held(Mode::Shared), CallResult::No) if self.phase != Phase::Opening => self.ask(Call::Uses),
+            (Call::Uses, CallResult::Uses(held)) if held.disagrees_with(mode) => self.refused(Outcome::Disagrees(held)),
+            (Call::Uses, CallResult::Uses(_)) => self.refused(Outcome::Refused),
+            // It was released a moment ago, or a program that is not a daemon locks a part of the
+            // file.
+            (Call::Held(_) | Call::Uses, CallResult::No) if self.phase != Phase::Opening && self.looks < LOOKS_MAX => {
                 self.looks += 1;
                 self.ask(Call::Yield)
             }
-            (Call::Held(_) | Call::Uses, Answer::No) => self.finish(Outcome::Disturbed),
-            (Call::Unlock, Answer::Yes) => Next::End(self.end.clone()),
-            (_, Answer::No | Answer::Gone) => self.start_over(),
-            (_, Answer::Failed(fault)) => self.finish(Outcome::Failed(fault)),
-            (call, answer) => unreachable!("{answer:?} is no answer to {call:?} in a try"),
+            (Call::Held(_) | Call::Uses, CallResult::No) => self.finish(Outcome::Disturbed),
+            (Call::Unlock, CallResult::Yes) => Next::End(self.end.clone()),
+            (_, CallResult::No | CallResult::Gone) => self.start_over(),
+            (_, CallResult::Failed(fault)) => self.finish(Outcome::Failed(fault)),
+            (call, result) => unreachable!("{result:?} is no result of {call:?} in a try"),
         }
     }
 
-    /// The file stays open for the next try, but a lock that a refused conversion left is of no use.
+    /// The file stays open for the next try, but a lock that a refused conversion left is of no
+    /// use.
     fn refused(&mut self, end: Outcome) -> Next {
         self.end = end;
-        if self.locked { self.ask(Call::Unlock) } else { Next::End(self.end.clone()) }
+        if self.is_locked() { self.ask(Call::Unlock) } else { Next::End(self.end.clone()) }
     }
 
     fn prove(&mut self) -> Next {
         self.proofs += 1;
-        if self.proofs <= PROOFS_MAX { self.ask(Call::Prove) } else { self.finish(Outcome::Failed(too_slow())) }
+        if self.proofs <= PROOFS_MAX { self.ask(Call::Prove) } else { self.failed(Cause::ServerSlow) }
+    }
+
+    fn failed(&mut self, cause: Cause) -> Next {
+        self.finish(Outcome::Failed(Fault { cause, path: "".into() }))
     }
 }
 
-/// The server answers, but each answer takes longer than a lease may be relied on.
-fn too_slow() -> Fault {
-    Fault { operation: "prove", path: "".into(), errno: nix::libc::ETIMEDOUT }
+/// Taking slots, once the file is open and anchored. As on a local file system, one process at a
+/// time takes them, so that a refusal is true. What was taken is believed if the lease has
+/// certainly held since the file was proven.
+impl Steps {
+    fn take_step(&mut self, result: CallResult) -> Next {
+        let FileOp::Take { of, take, joins, fence } = self.op else { unreachable!("only a take takes these steps") };
+        match (self.asked, result) {
+            (Call::Yield, _) => self.ask(Call::LockTurn),
+            // This comes first: the lock that the file had is of no use.
+            (Call::Unlock, CallResult::Yes) if self.end == (Outcome::Unlocked { file_gone: false }) => self.opened(),
+            (Call::LockTurn, CallResult::Yes) => {
+                self.end = Outcome::Locked;
+                self.ask(if joins { Call::LockSlots(of, take) } else { Call::LockHeld })
+            }
+            (Call::LockTurn, CallResult::No) => {
+                self.end = Outcome::Disturbed;
+                self.ask(Call::Uses)
+            }
+            (Call::LockHeld, CallResult::Yes) => self.ask(Call::LockNumber(of)),
+            (Call::LockNumber(_), CallResult::Yes) => self.ask(Call::LockSlots(of, take)),
+            (Call::LockSlots(..), CallResult::Slots(slots)) => {
+                self.end = Outcome::Taken { slots, fence: None };
+                self.ask(Call::Recent)
+            }
+            (Call::Recent, CallResult::Yes) if fence => self.ask(Call::Fence(Mode::Slots(of))),
+            (Call::Recent, CallResult::Yes) => self.ask(Call::UnlockTurn),
+            (Call::Recent, _) => self.prove(),
+            (Call::Prove, CallResult::Yes) => self.ask(Call::Recent),
+            (Call::Fence(_), result) => {
+                self.end = with_fence(self.end.clone(), result);
+                self.ask(Call::UnlockTurn)
+            }
+            (Call::Uses, CallResult::Uses(Mode::Exclusive)) => Next::End(Outcome::Refused),
+            (Call::Uses | Call::LockNumber(_), CallResult::Uses(mode)) if mode.disagrees_with(Mode::Slots(of)) => {
+                self.turn_over(joins, Outcome::Disagrees(mode))
+            }
+            // Another process takes slots, or deletes the file.
+            (Call::Uses, CallResult::No | CallResult::Uses(_)) if self.looks < LOOKS_MAX => {
+                self.looks += 1;
+                self.ask(Call::Yield)
+            }
+            (Call::Uses, CallResult::No | CallResult::Uses(_)) => Next::End(Outcome::Disturbed),
+            (Call::LockHeld | Call::LockNumber(_) | Call::LockSlots(..), CallResult::No) => {
+                self.turn_over(joins, Outcome::Refused)
+            }
+            (Call::UnlockTurn | Call::Unlock, CallResult::Yes) => Next::End(self.end.clone()),
+            (_, CallResult::Failed(fault)) if joins => self.turn_over(joins, Outcome::Failed(fault)),
+            (_, CallResult::Failed(fault)) => self.finish(Outcome::Failed(fault)),
+            // The server has forgotten the file, or its locks: sessions that hold slots through it
+            // have lost them.
+            (_, CallResult::No | CallResult::Gone) if joins => Next::End(Outcome::Lost(DROPPED)),
+            (_, CallResult::No | CallResult::Gone) => self.let_go(Then::StartOver),
+            (call, result) => unreachable!("{result:?} is no result of {call:?} in a take"),
+        }
+    }
+
+    /// Nothing was taken: gives the turn back and, if nobody holds slots here, every other lock.
+    fn turn_over(&mut self, joins: bool, end: Outcome) -> Next {
+        self.end = end;
+        match joins {
+            // A turn that cannot be given back is asked for only once.
+            true if self.file == Some(Locks::WithTurn) => {
+                self.file = Some(Locks::Some);
+                self.ask(Call::UnlockTurn)
+            }
+            false if self.is_locked() => self.ask(Call::Unlock),
+            _ => Next::End(self.end.clone()),
+        }
+    }
 }
 
-/// Nothing deletes a dead file from a client of NFS 4.0.
-fn left_dead() -> Fault {
-    Fault { operation: "lock", path: "".into(), errno: nix::libc::EUCLEAN }
+/// Deleting a file: one that retires, or a dead one that is in the way of a try.
+impl Steps {
+    fn delete_step(&mut self, result: &CallResult) -> Next {
+        match (self.asked, result) {
+            (Call::Gate(_), CallResult::Yes) if self.file.is_none() => self.ask(Call::OpenOld),
+            (Call::Gate(_) | Call::OpenOld, CallResult::Yes) => self.ask(Call::LockToDelete),
+            (Call::LockToDelete, CallResult::Yes) => self.ask(Call::Prove),
+            // A daemon whose linger ends at the same time is refused at the gate, and closes the
+            // file.
+            (Call::LockToDelete, CallResult::No) if self.looks < PAUSES_MAX => {
+                self.looks += 1;
+                self.ask(Call::Pause)
+            }
+            (Call::Pause, _) => self.ask(Call::LockToDelete),
+            (Call::Prove, CallResult::Yes) => self.ask(Call::Alive),
+            // It was left by a process that was killed while it deleted the file.
+            (Call::Alive, CallResult::No) => {
+                self.enter(Phase::DeletingDead);
+                self.ask(Call::Named)
+            }
+            (Call::Alive, CallResult::Yes) if self.op == FileOp::Retire => self.ask(Call::Named),
+            (Call::Named, CallResult::Yes) if self.phase == Phase::Deleting => self.ask(Call::MarkDead),
+            (Call::Named | Call::MarkDead, CallResult::Yes) => self.ask(Call::Close),
+            (Call::Close, _) => self.ask(Call::Unlink),
+            (Call::Unlink, CallResult::Failed(_)) | (Call::Gate(_) | Call::LockToDelete, _) => self.left(),
+            // It is gone, or was not what it seemed.
+            _ => self.let_go(if self.op == FileOp::Retire { Then::End } else { Then::StartOver }),
+        }
+    }
+
+    /// The file stays: somebody else uses it, or the server did not result in time.
+    fn left(&mut self) -> Next {
+        if self.op != FileOp::Retire {
+            self.end = Outcome::Disturbed;
+        }
+        self.let_go(Then::End)
+    }
+}
+
+/// Probes and peeks: what is true of a lock, without changing anything.
+impl Steps {
+    fn probe_step(&mut self, result: CallResult) -> Next {
+        Next::End(match (self.asked, result) {
+            (Call::Lock(_), CallResult::No) => Outcome::Lost("the server gave it to another host"),
+            // For a lock that is gone, the result of locking it again means nothing.
+            (Call::Lock(_), _) => return self.ask(Call::Prove),
+            (Call::Prove, CallResult::Yes) => return self.ask(Call::Check),
+            (Call::Prove, CallResult::No | CallResult::Gone) => Outcome::Lost(DROPPED),
+            (Call::Check, CallResult::No) => Outcome::Lost("its lock file was replaced by another one"),
+            (Call::Check, CallResult::Gone) => Outcome::Lost("its lock file was deleted"),
+            (Call::Check, CallResult::Yes) => match self.op {
+                FileOp::ProbeFence(mode) => return self.ask(Call::Fence(mode)),
+                _ => Outcome::Real,
+            },
+            (Call::Fence(_), result) => with_fence(Outcome::Real, result),
+            (_, CallResult::Failed(fault)) => Outcome::Failed(fault),
+            (call, result) => unreachable!("{result:?} is no result of {call:?} in a probe"),
+        })
+    }
+
+    fn peek_step(&mut self, result: CallResult) -> Next {
+        match (self.asked, result) {
+            (Call::Gate(Some(_)), CallResult::Yes) => self.ask(Call::OpenToRead),
+            // A process that deletes the file holds nothing.
+            (Call::Gate(Some(_)), CallResult::No | CallResult::Gone) => Next::End(Outcome::Peeked { locked: false }),
+            (Call::OpenToRead | Call::Prove | Call::Recent, CallResult::Yes) => self.ask(Call::Held(Mode::Exclusive)),
+            (Call::Recent, _) => self.ask(Call::Prove),
+            (Call::Prove, CallResult::No | CallResult::Gone) => self.start_over(),
+            (_, CallResult::Failed(fault)) => self.finish(Outcome::Failed(fault)),
+            (Call::Held(_), result) => {
+                self.end = Outcome::Peeked { locked: result == CallResult::Yes };
+                // An anchored file stays open; one that was opened for the peek is closed.
+                if self.phase == Phase::Opening { self.let_go(Then::End) } else { Next::End(self.end.clone()) }
+            }
+            _ => self.finish(Outcome::Peeked { locked: false }),
+        }
+    }
 }

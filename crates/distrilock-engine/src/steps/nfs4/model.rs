@@ -1,22 +1,28 @@
-//! A model of [`Steps`]: hosts that take them for one name, on a server with its inodes, locks and leases. Every interleaving is
-//! visited, with processes that are killed and leases that run out anywhere.
+//! A model of [`Steps`]: hosts take them for one name, on a server with its inodes, locks and
+//! leases. Every interleaving is visited, with processes killed and leases running out anywhere.
 //!
-//! - **N1** No two hosts hold the name at once, unless both share it. Who has not been heard for so long that the server may give
-//!   its locks away does not hold (the watch has told its sessions, docs/safety.md).
-//! - **N2** A refusal is true: somebody else locked byte 0 of the name's file at some time since the try began.
-//! - **N3** Whatever was left behind by whoever was killed, the next one that tries alone gets the lock.
+//! - **N1** No two hosts hold the name at once, unless both share it. A host that has been silent
+//!   for so long that the server may give its locks away does not hold the name (the watch has told
+//!   its sessions, docs/safety.md).
+//! - **N2** A refusal is true: another host locked byte 0 of the name's file at some time since the
+//!   try began.
+//! - **N3** Whatever a killed process left behind, the next host that tries alone gets the lock.
 //!
-//! What the model takes for granted: a deletion takes no effect once the lease has run out, because its process is killed before
-//! that (`mortal`; measured, docs/safety.md), and a lease does not run out while it is relied on.
+//! The model takes for granted that a deletion has no effect once the lease has run out, because
+//! its process is killed before that (`mortal`; measured, docs/safety.md), and that a lease does
+//! not run out while it is relied on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::fault::Operation;
 use crate::model::explore;
 
 /// The parts of a file that locks differ on: byte 0, the rest of [0, 2^61), and byte 2^61.
 const PARTS: [u8; 3] = [0, 1, 2];
 const ANCHOR: u8 = 2;
+
+const ETIMEDOUT: i32 = 110;
 
 type Inode = u8;
 
@@ -24,9 +30,9 @@ type Inode = u8;
 struct Server {
     named: Option<Inode>,
     dead: BTreeSet<Inode>,
-    /// Who locks which part of which file, and how.
+    /// Which host locks which part of its file, and how.
     locks: BTreeMap<(usize, u8), Mode>,
-    /// Who locks the name's byte of the gate, and how.
+    /// Which hosts lock the name's byte of the gate, and how.
     gate: BTreeMap<usize, Mode>,
 }
 
@@ -34,7 +40,7 @@ struct Server {
 struct Open {
     inode: Inode,
     locked: Option<Mode>,
-    /// A probe or a try has found out that the locks are gone.
+    /// A probe or a try has found that the locks are gone.
     lost: bool,
     /// The server has dropped the locks of this descriptor.
     dropped: bool,
@@ -47,9 +53,10 @@ struct Host {
     file: Option<Open>,
     under_way: Option<(Steps, Next)>,
     holds: Option<Mode>,
-    /// Whether somebody else has held the name at some time since the try began.
+    /// Whether another host has held the name at some time since the try began.
     rival: bool,
-    /// Whether the lease has run out since the gate was locked, or a lock was proven: it is too late to delete.
+    /// Whether the lease has run out since the gate was locked, or a lock was proven: it is too
+    /// late to delete.
     late: bool,
 }
 
@@ -140,7 +147,7 @@ impl World {
         self.server.gate.remove(&n);
     }
 
-    /// Inodes are told apart, and otherwise mean nothing.
+    /// Numbers the inodes anew: they only have to differ.
     fn renumber(&mut self) {
         let mut known: Vec<Inode> = Vec::new();
         let files = self.hosts.iter().filter_map(|host| host.file.as_ref().map(|file| file.inode));
@@ -181,10 +188,10 @@ impl World {
     fn step(&mut self, n: usize, cut_short: bool) {
         let (mut steps, next) = self.hosts[n].under_way.take().expect("an operation is under way");
         let Next::Call(call) = next else { unreachable!("an operation that has ended is not under way") };
-        let killed = Answer::Failed(Fault { operation: "remove", path: "".into(), errno: nix::libc::ETIMEDOUT });
+        let killed = CallResult::Failed(Fault::system(Operation::Remove, "", ETIMEDOUT));
         let too_late = call == Call::Unlink && (cut_short || self.hosts[n].late);
-        let answer = if too_late { killed } else { self.make(n, call) };
-        let next = steps.answered(answer);
+        let result = if too_late { killed } else { self.make(n, call) };
+        let next = steps.returned(result);
         match next {
             Next::Call(_) => self.hosts[n].under_way = Some((steps, next)),
             Next::End(outcome) => self.ended(n, &outcome),
@@ -202,7 +209,7 @@ impl World {
         }
     }
 
-    fn lock(&mut self, n: usize, parts: &[u8], mode: Mode) -> Answer {
+    fn lock(&mut self, n: usize, parts: &[u8], mode: Mode) -> CallResult {
         let file = self.hosts[n].file.clone().expect("the steps use a file only while it is open");
         let conflicts = self.server.locks.iter().any(|((other, part), held)| {
             let inode = self.hosts[*other].file.as_ref().map(|file| file.inode);
@@ -210,33 +217,33 @@ impl World {
             *other != n && parts.contains(part) && inode == Some(file.inode) && excludes
         });
         if conflicts {
-            return Answer::No;
+            return CallResult::No;
         }
         self.server.locks.extend(parts.iter().map(|part| ((n, *part), mode)));
-        Answer::Yes
+        CallResult::Yes
     }
 
-    fn make(&mut self, n: usize, call: Call) -> Answer {
-        let yes = |done: bool| if done { Answer::Yes } else { Answer::No };
+    fn make(&mut self, n: usize, call: Call) -> CallResult {
+        let yes = |done: bool| if done { CallResult::Yes } else { CallResult::No };
         match call {
             Call::Gate(None) => {
                 self.server.gate.remove(&n);
-                return Answer::Yes;
+                return CallResult::Yes;
             }
             Call::Gate(Some(mode)) => {
                 let excludes = |held: &Mode| *held == Mode::Exclusive || mode == Mode::Exclusive;
                 if self.server.gate.iter().any(|(who, held)| *who != n && excludes(held)) {
-                    return Answer::No;
+                    return CallResult::No;
                 }
                 self.server.gate.insert(n, mode);
                 self.hosts[n].late = false;
-                return Answer::Yes;
+                return CallResult::Yes;
             }
             Call::Unlink => {
                 self.server.named = None;
-                return Answer::Yes;
+                return CallResult::Yes;
             }
-            Call::OpenOld if self.server.named.is_none() => return Answer::Gone,
+            Call::OpenOld if self.server.named.is_none() => return CallResult::Gone,
             _ => {}
         }
         if let Call::Open { .. } | Call::OpenOld = call {
@@ -246,7 +253,7 @@ impl World {
                 .expect("there are enough");
             let inode = *self.server.named.get_or_insert(fresh);
             self.hosts[n].file = Some(Open { inode, recent: true, ..Open::default() });
-            return Answer::Yes;
+            return CallResult::Yes;
         }
         let file = self.hosts[n].file.clone().expect("the steps use a file only while it is open");
         let named = self.server.named == Some(file.inode);
@@ -267,17 +274,17 @@ impl World {
                 unreachable!("{call:?} is not part of the model")
             }
             Call::Anchor => return self.lock(n, &[ANCHOR], Mode::Shared),
-            Call::Alive if self.server.dead.contains(&file.inode) && named => return Answer::No,
-            Call::Alive => return if named { Answer::Yes } else { Answer::Gone },
+            Call::Alive if self.server.dead.contains(&file.inode) && named => return CallResult::No,
+            Call::Alive => return if named { CallResult::Yes } else { CallResult::Gone },
             Call::Lock(mode) => {
-                let answer = self.lock(n, &[0, 1], mode);
-                if answer == Answer::Yes {
+                let result = self.lock(n, &[0, 1], mode);
+                if result == CallResult::Yes {
                     self.open(n).locked = Some(mode);
                 }
-                return answer;
+                return result;
             }
             Call::Recent => return yes(file.recent),
-            Call::Prove if file.dropped => return Answer::No,
+            Call::Prove if file.dropped => return CallResult::No,
             Call::Prove => self.open(n).recent = true,
             Call::Held(mode) => {
                 let inode = file.inode;
@@ -288,11 +295,12 @@ impl World {
             }
             Call::Yield | Call::Pause => {}
             // Nobody takes slots here.
-            Call::Uses => return Answer::No,
+            Call::Uses => return CallResult::No,
             Call::LockToDelete => return self.lock(n, &PARTS[1..], Mode::Exclusive),
             Call::Named => return yes(named),
-            Call::MarkDead if file.dropped => return Answer::No,
-            // What is marked dead stays so when its last user has closed it, as long as it has its name.
+            Call::MarkDead if file.dropped => return CallResult::No,
+            // A file that is marked dead stays so after its last user has closed it, as long as it
+            // has its name.
             Call::MarkDead => drop(self.server.dead.insert(file.inode)),
             Call::Unlock => {
                 self.server.locks.retain(|(who, part), _| *who != n || *part == ANCHOR);
@@ -303,7 +311,7 @@ impl World {
                 self.hosts[n].file = None;
             }
         }
-        Answer::Yes
+        CallResult::Yes
     }
 
     fn open(&mut self, n: usize) -> &mut Open {
@@ -340,7 +348,7 @@ fn explored(hosts: usize, mishaps: u8, modes: &[Mode]) {
     assert!(states > 1000, "the model explores next to nothing");
 }
 
-/// Two hosts fight for a name, delete its file, are killed and lose their leases.
+/// Two hosts compete for a name, delete its file, are killed and lose their leases.
 #[test]
 fn two_hosts_with_mishaps() {
     explored(2, 2, &[Mode::Exclusive]);

@@ -1,4 +1,5 @@
-//! `acquire`, and what `release` and `verify` share with it: how each lock is to be held, and what was granted.
+//! `acquire`, and what `release` and `verify` share with it: how each lock is to be held, and what
+//! was granted.
 
 use std::borrow::Cow;
 
@@ -8,7 +9,7 @@ use super::{RequestObject, Wrong, missing, name, shortened};
 use crate::limits::{LOCKS_PER_REQUEST_MAX, SLOTS_MAX};
 use crate::name::LockName;
 use crate::v1::{ErrorWord, ModeWord, Text};
-use crate::want::{Mode, Want};
+use crate::want::{Extent, Mode, Want};
 
 /// How long an acquire waits: `wait_ms`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,7 +69,8 @@ pub struct LockObject<'a> {
     pub take: Option<u64>,
 }
 
-/// The body of the reply to an `acquire`, a `release` or a `verify` of one lock, and an item of [`Grants`].
+/// The body of the reply to an `acquire`, a `release` or a `verify` of one lock, and an item of
+/// [`Grants`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant<'a> {
     /// Which lock.
@@ -88,7 +90,8 @@ pub struct Grant<'a> {
     /// The fence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fence: Option<u64>,
-    /// For how long the storage is certain to keep the session's locks, from when the request was sent, in milliseconds.
+    /// For how long the storage is certain to keep the session's locks, from when the request was
+    /// sent, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_ms: Option<u64>,
 }
@@ -175,10 +178,10 @@ impl<'a> RequestObject<'a> {
 
 impl<'a> LockObject<'a> {
     fn new(lock: &'a LockName, want: Want) -> Self {
-        let (mode, slots, take) = match want.mode {
-            Mode::Exclusive => (None, None, None),
-            Mode::Shared => (Some("shared".into()), None, None),
-            Mode::Slots(slots) => (None, Some(slots.into()), Some(want.take.into())),
+        let (mode, slots, take) = match want.extent {
+            Extent::Exclusive => (None, None, None),
+            Extent::Shared => (Some("shared".into()), None, None),
+            Extent::Slots { of, take } => (None, Some(of.into()), Some(take.into())),
         };
         Self { lock: lock.as_str().into(), mode, slots, take }
     }
@@ -236,7 +239,7 @@ fn want(mode: Option<Mode>, slots: Option<u64>, take: Option<u64>, fence: bool) 
     };
     let take = take.unwrap_or(1);
     match u16::try_from(take) {
-        Ok(take) if (1..=of).contains(&take) => Ok(Want { mode: Mode::Slots(of), take, fence }),
+        Ok(take) if (1..=of).contains(&take) => Ok(Want { extent: Extent::Slots { of, take }, fence }),
         _ => refused(format!("\"take\" is {take}; it can be 1 to {of}, the number of \"slots\"")),
     }
 }

@@ -8,7 +8,8 @@ use crate::limits::{
 };
 use crate::v1::{ErrorWord, Text, VERSION};
 
-/// What a session says of itself in a hello, and what others see of it in replies to `peek` and `list`. Everything is optional.
+/// What a session says of itself in a hello, and what others see of it in replies to `peek` and
+/// `list`. Everything is optional.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Introduction {
     /// Its name, such as `backup@db1`: at most 128 bytes.
@@ -44,11 +45,12 @@ pub struct Welcome {
     pub directory: String,
     /// After how long a silent peer counts as dead, in milliseconds.
     pub dead_after_ms: u64,
-    /// Where a file server may give locks away: how long the daemon assumes that a program takes to stop, in milliseconds.
+    /// Where a file server may give locks away: how long the daemon assumes that a program takes to
+    /// stop, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_ms: Option<u64>,
-    /// There, too: for how long locks are certainly held, at least, after a request that is answered while the file server
-    /// answers the daemon, in milliseconds. It is never more than `valid_ms` in the answer.
+    /// In the same place: the least that `valid_ms` is in a reply while the file server answers the
+    /// daemon, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_ms_min: Option<u64>,
 }

@@ -1,8 +1,10 @@
-//! The table of ops (docs/protocol.md, chapter 3): what each asks, how it is read and written, and the body of its reply.
+//! The table of ops (docs/protocol.md, chapter 3): what each asks, how it is read and written, and
+//! the body of its reply.
 //!
-//! An op has a variant of [`Op`], its word in [`OPS`], an arm in `RequestObject::op` that reads it, and one in
-//! [`RequestObject::from`] that writes it. Members that no other op has go into [`RequestObject`] and `left_over`. If the reply
-//! says more than yes, the type of its body stands here or in the file of the op.
+//! An op has a variant of [`Op`], its word in [`OPS`], an arm in `RequestObject::op` that reads it,
+//! and one in [`RequestObject::from`] that writes it. Members that no other op has go into
+//! [`RequestObject`] and `left_over`. If the reply says more than yes, the type of its body stands
+//! here or in the file of the op.
 
 pub mod acquire;
 pub mod hello;
@@ -80,13 +82,15 @@ pub struct Cancelled {
 /// The body of the reply to `ping`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pong {
-    /// For how long the storage is certain to keep the session's locks, from when the ping was sent, in milliseconds.
+    /// For how long the storage is certain to keep the session's locks, from when the ping was
+    /// sent, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_ms: Option<u64>,
 }
 
-/// A request as it is written: every member that any op has. A client fills in those of one op. A daemon reads them in one pass,
-/// strictly, before it knows whether they fit together; text stays borrowed.
+/// A request as it is written: every member that any op has. A client fills in those of one op. A
+/// daemon reads them in one pass, strictly, before it knows whether they fit together; text stays
+/// borrowed.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "the protocol's chapter 3 says what each member means")]
@@ -220,7 +224,8 @@ impl<'a> RequestObject<'a> {
         name(&lock)
     }
 
-    /// A member that the op does not have. It is refused, since ignoring it might change what the request means.
+    /// A member that the op does not have. It is refused, since ignoring it might change what the
+    /// request means.
     fn left_over(&self) -> Option<&'static str> {
         [
             ("lock", self.lock.is_some()),
