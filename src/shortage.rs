@@ -19,7 +19,8 @@ pub fn is_shortage(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    /// A table that is full is a shortage; a file that is not there, or must not be read, is a fact.
+    /// A table that is full is a shortage; a file that is not there, or must not be read, is a
+    /// fact.
     #[test]
     fn facts_are_no_shortage() {
         for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EINTR] {

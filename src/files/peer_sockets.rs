@@ -104,9 +104,9 @@ impl PeerSockets {
         Ok(others)
     }
 
-    /// Opens another daemon's socket, for connect(2) by [`OpenedSocket::path`]. Anyone who can write
-    /// the folder can put anything there, and connect(2) would follow a symbolic link to a socket
-    /// elsewhere.
+    /// Opens another daemon's socket, for connect(2) by [`OpenedSocket::path`]. Anyone who can
+    /// write the folder can put anything there, and connect(2) would follow a symbolic link to a
+    /// socket elsewhere.
     ///
     /// # Errors
     /// If it is not a socket of this folder, by that name alone, of this daemon's user or group, or
@@ -175,8 +175,8 @@ mod tests {
         assert_eq!(two.others().unwrap(), [""; 0]);
     }
 
-    /// A symbolic link to a socket elsewhere, another name of such a socket, a FIFO and a file are no
-    /// sockets of daemons, and nothing outside is connected to.
+    /// A symbolic link to a socket elsewhere, another name of such a socket, a FIFO and a file are
+    /// no sockets of daemons, and nothing outside is connected to.
     #[test]
     fn nothing_leads_out_of_the_folder() {
         let base = tempfile::tempdir().unwrap();

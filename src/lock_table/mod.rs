@@ -302,6 +302,9 @@ impl LockTable {
                 }
                 self.log.fault(name, fault);
             }
+            if let Outcome::Fenced(Err(fault)) | Outcome::Taken { fence: Some(Err(fault)), .. } = &outcome {
+                self.log.fault(name, fault);
+            }
             return (left, outcome);
         }
     }
