@@ -26,7 +26,7 @@
 //! - [`systemd`] takes passed sockets, notifies systemd, logs to the journal, and keeps what one
 //!   process leaves to the next.
 //! - [`settings`] is the command line; [`timing`] has the times on which exclusion over NFS rests.
-//! - [`limits`], [`clock`], [`sync`] and [`readiness`] are used by all others.
+//! - [`limits`], [`clock`], [`sync`], [`shortage`] and [`readiness`] are used by all others.
 //!
 //! Beside the daemon:
 //!
@@ -54,6 +54,7 @@ pub mod lock_table;
 pub mod readiness;
 pub mod session;
 pub mod settings;
+pub mod shortage;
 pub mod sync;
 pub mod systemd;
 pub mod timing;

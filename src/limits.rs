@@ -63,6 +63,9 @@ pub const CLOSE_WATCH_MS: u64 = 2000;
 /// descriptors.
 pub const PEERS_MAX: usize = 64;
 
+/// Entries of `.distrilock/` that are looked at: anyone who can write the folder can fill it.
+pub const FOLDER_ENTRIES_MAX: usize = 16_384;
+
 /// Messages that are admitted from another daemon in a period, and the period in milliseconds: some
 /// 10,000 a second, so that a flood, for example of forged messages, is no busy loop, and a wake-up
 /// does not wait long behind questions about 1000 names.
@@ -109,6 +112,32 @@ pub const NETWORK_LINGER: Duration = Duration::from_secs(60);
 pub const LINGER_SHARE_OF_DESCRIPTORS: u64 = 4;
 /// See [`LINGER_SHARE_OF_DESCRIPTORS`].
 pub const LINGER_FILES_MAX: u64 = 4096;
+
+/// Descriptors that are kept for lock files and for the daemon itself: one in this many of the
+/// descriptor limit. Once only these are left, new connections wait, so that idle connections of a
+/// stranger do not keep the sessions that live from taking locks.
+pub const RESERVE_SHARE_OF_DESCRIPTORS: u64 = 8;
+
+/// The period of the budgets below, in milliseconds.
+pub const LOG_PERIOD_MS: u64 = 60_000;
+
+/// Lines a minute about one kind of thing that clients or other daemons do, such as breaking the
+/// protocol: enough to see who and how. journald drops what a service logs beyond 10,000 lines in
+/// 30 s, lost locks among it.
+pub const LINES_PER_MINUTE_MAX: u32 = 10;
+
+/// Lines a minute about locks that were lost: each may matter, but a client that may write into the
+/// lock directory can lose as many of its own as it likes.
+pub const LOSSES_PER_MINUTE_MAX: u32 = 100;
+
+/// How many released files are closed and deleted, at most, so that one file operation can be
+/// tried again that has failed for want of a descriptor or of space: each takes some ten
+/// microseconds, and where that many do not help, more are unlikely to.
+pub const SHEDS_PER_CALL_MAX: u32 = 16;
+
+/// A lock that was held for this long on a local file system, in milliseconds, is looked at when it
+/// is released: if its file was deleted meanwhile, that is logged.
+pub const LOOK_AFTER_MS: u64 = 1000;
 
 /// Sessions of a cycle that a refusal names: fixing a deadlock takes only the first few.
 pub const CYCLE_SHOWN_MAX: usize = 8;

@@ -9,6 +9,7 @@ use std::path::Path;
 use nix::sys::socket::{self, Backlog};
 
 use super::StartError;
+use crate::front::{Listening, Transport};
 use crate::settings::{Address, Settings};
 use crate::systemd::sockets::{Listener, Passed};
 
@@ -37,6 +38,12 @@ impl Listeners {
             listeners.ws.push(bind(address, "ws")?);
         }
         Ok(listeners)
+    }
+    /// Has the current runtime watch them.
+    pub(super) fn register(self) -> io::Result<Vec<(Transport, Listening)>> {
+        let all = [(Transport::Stream, self.tcp), (Transport::WebSocket, self.ws)];
+        let each = all.into_iter().flat_map(|(transport, some)| some.into_iter().map(move |one| (transport, one)));
+        each.map(|(transport, listener)| Ok((transport, Listening::new(listener)?))).collect()
     }
 }
 

@@ -16,9 +16,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::libc::SIGXFSZ;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -81,6 +82,8 @@ struct Daemon {
     /// What runs beside the sessions.
     tasks: Vec<JoinHandle<()>>,
     own_file: Option<OwnFile>,
+    /// Says what else is mounted under the lock directory now.
+    remounted: oneshot::Receiver<String>,
 }
 
 /// What systemd's file descriptor store had for this process.
@@ -115,6 +118,8 @@ struct Signals {
 pub fn run(settings: Settings) -> Result<(), StartError> {
     // The sockets come first: nothing else may have opened a descriptor.
     let mut passed = sockets::take()?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    survive_file_size_limit(&runtime)?;
     let _log = journal::start(settings.log)?;
     let descriptors_max = raise_descriptor_limit()?;
     let directory = Directory::find(&settings)?;
@@ -127,7 +132,6 @@ pub fn run(settings: Settings) -> Result<(), StartError> {
         umask(Mode::empty());
     }
     let threads = Arc::new(SessionThreads::start(settings.threads())?);
-    let runtime = Builder::new_current_thread().enable_all().build()?;
     let node = host_name();
     let storage = Storage::new(files, directory.mount.word(), directory.timing, &settings);
     let table = Arc::new(LockTable::new(settings, storage, node, descriptors_max, runtime.handle().clone()));
@@ -190,41 +194,42 @@ impl Daemon {
         let notifier = Arc::new(Notifier::from_env());
         notifier.forget(&kept.unknown_fds);
         let place = table.storage.files.directory_id()?;
+        // Whatever may fail for want of resources comes before the sessions of the previous process
+        // are taken from the store: if this process ends, the next one still finds them there.
+        let listening = listeners.register()?;
+        table.start_storage()?;
+        let remounted = watch::remounted(Arc::clone(&table), directory.path.clone(), directory.mount.clone())?;
         let (store, left) = look_into(&table, kept.store, place, &notifier);
         directory.log();
         let own_file = watch_storage(&table, &directory, &notifier)?;
         if let Some(left) = left {
             hand_over::take_over(&table, &threads, left);
         }
-        let mut daemon = Self { table, threads, directory, place, store, notifier, tasks: Vec::new(), own_file };
-        daemon.accept(listeners)?;
-        daemon.start_tasks()?;
+        let mut daemon =
+            Self { table, threads, directory, place, store, notifier, tasks: Vec::new(), own_file, remounted };
+        daemon.accept(listening);
+        daemon.start_tasks();
         Ok(daemon)
     }
 
-    fn accept(&mut self, listeners: Listeners) -> io::Result<()> {
-        for (transport, listeners) in [(Transport::Stream, listeners.tcp), (Transport::WebSocket, listeners.ws)] {
-            for listener in listeners {
-                let listening = Listening::new(listener)?;
-                let (table, threads) = (Arc::clone(&self.table), Arc::clone(&self.threads));
-                self.tasks.push(tokio::spawn(accept(table, threads, listening, transport)));
-            }
+    fn accept(&mut self, listeners: Vec<(Transport, Listening)>) {
+        for (transport, listening) in listeners {
+            let (table, threads) = (Arc::clone(&self.table), Arc::clone(&self.threads));
+            self.tasks.push(tokio::spawn(accept(table, threads, listening, transport)));
         }
-        Ok(())
     }
 
-    fn start_tasks(&mut self) -> io::Result<()> {
+    fn start_tasks(&mut self) {
         let (table, threads, notifier) = (&self.table, &self.threads, &self.notifier);
         if table.storage.files.network().is_some() {
             self.tasks.push(tokio::spawn(watch::check_silence(Arc::clone(table), self.directory.timing)));
         } else {
-            collect(table)?;
+            collect(table);
             hints::start(table);
         }
         self.tasks.push(tokio::spawn(report::ping(Arc::clone(table), Arc::clone(threads), Arc::clone(notifier))));
         notifier.status(&report::status(table));
         self.tasks.push(tokio::spawn(report::report(Arc::clone(table), Arc::clone(notifier))));
-        Ok(())
     }
 
     /// Serves until a signal ends the daemon.
@@ -237,8 +242,7 @@ impl Daemon {
             self.table.storage.kind()
         );
         self.notifier.ready();
-        let mut remounted = watch::remounted(self.directory.path.clone(), self.directory.mount.clone())?;
-        let ending = match signals.ending(&mut remounted).await {
+        let ending = match signals.ending(&mut self.remounted).await {
             Ok(ending) => ending,
             // Locks on the previous file system do not exclude anyone on the new one: the kernel
             // frees them now.
@@ -351,14 +355,23 @@ fn watch_storage(
 
 /// Deletes what killed daemons left, in a thread of its own: there may be much of it, and the end
 /// of the daemon need not wait.
-fn collect(table: &Arc<LockTable>) -> io::Result<()> {
+fn collect(table: &Arc<LockTable>) {
     let table = Arc::clone(table);
     let work = move || match table.storage.files.collect() {
         Ok(0) => {}
         Ok(count) => tracing::info!("deleted {count} lock files that nobody held"),
         Err(fault) => tracing::warn!(MESSAGE_ID = ids::STORAGE_FAULT, "{fault}: {}", fault.remedy()),
     };
-    std::thread::Builder::new().name("collect".into()).spawn(work).map(drop)
+    if let Err(error) = std::thread::Builder::new().name("collect".into()).spawn(work) {
+        tracing::warn!("cannot delete the lock files that killed daemons left: {error}; the next start tries again");
+    }
+}
+
+/// A write beyond the limit of file sizes (RLIMIT_FSIZE) fails with EFBIG, and does not end the
+/// daemon: once SIGXFSZ has a handler, which stays for good, it no longer kills (setrlimit(2)).
+fn survive_file_size_limit(runtime: &Runtime) -> io::Result<()> {
+    let _context = runtime.enter();
+    signal(SignalKind::from_raw(SIGXFSZ)).map(drop)
 }
 
 /// Raises the limit of open files as far as possible. Returns the new limit.

@@ -36,7 +36,7 @@ pub(super) async fn ping(table: Arc<LockTable>, threads: Arc<SessionThreads>, no
 }
 
 /// Reports to systemd how many sessions and locks there are, when that changes, at most once a
-/// second.
+/// second, and logs the number of messages that were held back.
 pub(super) async fn report(table: Arc<LockTable>, notifier: Arc<Notifier>) {
     let mut reported = status(&table);
     let mut ticks = interval(Duration::from_secs(1));
@@ -44,6 +44,7 @@ pub(super) async fn report(table: Arc<LockTable>, notifier: Arc<Notifier>) {
     ticks.tick().await;
     loop {
         ticks.tick().await;
+        table.log.summarise();
         let now = status(&table);
         if now != reported {
             notifier.status(&now);

@@ -16,10 +16,15 @@
 //! for those who may read and write the lock directory. So nobody can do more in the folder than
 //! with the lock files themselves, and every daemon that can use the lock files can use the folder.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
 
 /// The folder's name, which no lock file can have.
 pub(super) const NAME: &str = ".distrilock";
@@ -80,6 +85,37 @@ pub(super) fn create(directory: &Path) -> io::Result<PathBuf> {
     Ok(folder)
 }
 
+/// Opens the folder, to use what is in it whatever becomes of its name. It must not be a symbolic
+/// link: that would lead out of the lock directory.
+///
+/// # Errors
+/// Those of open(2); ENOTDIR if it is not a directory.
+pub(super) fn open(directory: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(CWD, path(directory), flags, Mode::empty())?)
+}
+
+/// Flags of open(2) in the form of [`open_file`].
+pub(super) fn with(flags: OFlag) -> OFlags {
+    OFlags::from_bits_retain(flags.bits().cast_unsigned())
+}
+
+/// Opens a file in the folder for reading and writing, with these flags besides. Anyone who can
+/// write the folder can put anything there: a symbolic link is not followed, and a FIFO, a
+/// directory, a device, or a second name of a file that lies elsewhere is refused.
+///
+/// # Errors
+/// Those of open(2); EINVAL for what is not a file of the folder alone.
+pub(super) fn open_file(directory: &Path, name: &str, flags: OFlags, mode: u32) -> io::Result<File> {
+    let safe = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(openat(open(directory)?, name, safe | flags, Mode::from_raw_mode(mode))?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.nlink() > 1 {
+        return Err(Errno::INVAL.into());
+    }
+    Ok(file)
+}
+
 /// The mode of a file that the daemons of several hosts and users share, for a lock directory of
 /// this mode: anyone who may read or write the directory may read or write the file.
 pub(super) fn file_mode(directory_mode: u32) -> u32 {
@@ -95,11 +131,13 @@ pub(super) fn unique_name(prefix: &str) -> io::Result<String> {
 /// The time in seconds since 1970 on the clock that stamps files. A file server's clock may differ
 /// from this host's.
 pub(super) fn server_time(directory: &Path) -> io::Result<i64> {
-    let path = create(directory)?.join(unique_name(CLOCK_PREFIX)?);
-    let stamped = fs::File::create_new(&path).and_then(|file| file.metadata()).map(|metadata| metadata.mtime());
+    create(directory)?;
+    let (folder, name) = (open(directory)?, unique_name(CLOCK_PREFIX)?);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let stamped = File::from(openat(&folder, &name, flags, Mode::from_raw_mode(0o666))?).metadata();
     // Nobody else knows the name, so it does not matter when the deletion takes effect.
-    let _ = fs::remove_file(&path);
-    stamped
+    let _ = fs::remove_file(path(directory).join(name));
+    Ok(stamped?.mtime())
 }
 
 #[cfg(test)]
@@ -128,6 +166,29 @@ mod tests {
         fs::set_permissions(&directory, Permissions::from_mode(0o2770)).unwrap();
         let folder = create(directory.path()).unwrap();
         assert_eq!(fs::metadata(folder).unwrap().mode() & 0o7777, 0o755);
+    }
+
+    /// Whatever else stands in the place of a file of the folder is refused at once, and nothing
+    /// outside of the folder is opened.
+    #[test]
+    fn only_files_of_the_folder_are_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let outside = directory.path().join("outside");
+        fs::write(&outside, "kept").unwrap();
+        let folder = create(directory.path()).unwrap();
+        std::os::unix::fs::symlink(&outside, folder.join("link")).unwrap();
+        fs::hard_link(&outside, folder.join("second-name")).unwrap();
+        fs::create_dir(folder.join("directory")).unwrap();
+        nix::unistd::mkfifo(&folder.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for name in ["link", "second-name", "directory", "fifo"] {
+            for flags in [OFlags::empty(), OFlags::CREATE] {
+                open_file(directory.path(), name, flags, 0o600).expect_err(name);
+            }
+        }
+        open_file(directory.path(), "new", OFlags::CREATE, 0o600).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(folder, path(elsewhere.path())).unwrap();
+        open_file(elsewhere.path(), "new", OFlags::empty(), 0o600).expect_err("the folder is a link");
     }
 
     /// Files that daemons share are for the same users as the directory, and never executable.

@@ -10,9 +10,9 @@
 //! Both files hold text with a checksum. A torn text in a lock file is as good as none, since the
 //! mark is above it. The mark is in its file twice, and the lower copy is the one that is replaced.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::fdatasync;
+use rustix::fs::OFlags;
 
 use super::lock_file::OpenFile;
 use super::ranges::{ALL, FENCE};
@@ -161,7 +162,7 @@ impl Mark {
         let path = daemon_folder::path(&self.directory).join(daemon_folder::FENCE_MARK);
         let failed = |operation| move |error: io::Error| Cause::io(operation, &error);
         let raised = || {
-            let file = self.open(&path).map_err(failed(Operation::Open))?;
+            let file = self.open().map_err(failed(Operation::Open))?;
             lock(&file)?;
             let copies = [0, SECOND_COPY].map(|place| read_copy(&file, place));
             let empty = file.metadata().map_err(failed(Operation::Stat))?.len() == 0;
@@ -187,17 +188,16 @@ impl Mark {
     }
 
     /// Opens the file of the mark, and creates it if there is none.
-    fn open(&self, path: &Path) -> io::Result<File> {
-        let flags = (self.flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(flags);
-        match options.open(path) {
+    fn open(&self) -> io::Result<File> {
+        let direct = daemon_folder::with(self.flags);
+        let open =
+            |flags, mode| daemon_folder::open_file(&self.directory, daemon_folder::FENCE_MARK, direct | flags, mode);
+        match open(OFlags::empty(), 0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             opened => return opened,
         }
         daemon_folder::create(&self.directory)?;
-        let mode = daemon_folder::file_mode(fs::metadata(&self.directory)?.mode());
-        options.create(true).mode(mode).open(path)
+        open(OFlags::CREATE, daemon_folder::file_mode(fs::metadata(&self.directory)?.mode()))
     }
 
     /// Makes sure that the file of the mark is still there after a loss of power.
@@ -281,7 +281,7 @@ mod tests {
                 (highest, last) = (fence, Some(fence));
             }
             if round == 100 {
-                let file = OpenOptions::new().write(true).open(&path).unwrap();
+                let file = File::options().write(true).open(&path).unwrap();
                 let lower =
                     [0, SECOND_COPY].into_iter().min_by_key(|place| read_copy(&File::open(&path).unwrap(), *place));
                 file.write_all_at(b"torn", lower.unwrap()).unwrap();

@@ -26,7 +26,7 @@ impl OpenFile {
     /// Takes it apart for the next process.
     #[must_use]
     pub fn hand_over(self) -> (HandedFile, OwnedFd) {
-        let Self { descriptor, path: _, id, locked: _, slots, epoch, lost } = self;
+        let Self { descriptor, path: _, id, locked: _, slots, epoch, lost, locked_ms: _ } = self;
         (HandedFile { id, slots, epoch, lost }, descriptor)
     }
 }
@@ -45,7 +45,7 @@ impl Files {
         let HandedFile { id, slots, epoch, lost } = handed;
         let is_it = fstat(&descriptor).is_ok_and(|stat| FileId::from(&stat) == id);
         let path = self.c_path(name);
-        is_it.then_some(OpenFile { descriptor, path, id, locked, slots, epoch, lost })
+        is_it.then_some(OpenFile { descriptor, path, id, locked, slots, epoch, lost, locked_ms: 0 })
     }
 }
 

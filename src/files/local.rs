@@ -8,12 +8,13 @@ use nix::unistd::unlink;
 
 use super::file_id::FileId;
 use super::lock_directory::Files;
-use super::lock_file::{OpenFile, failed};
+use super::lock_file::{HeldBefore, OpenFile, Performed, failed};
 use super::ranges::{ALL, BEYOND_SHARED, DELETION, HELD, Range, SHARED};
+use crate::clock::now_ms;
 use distrilock_engine::fault::Operation;
 use distrilock_engine::steps::call::CallResult;
 use distrilock_engine::steps::local::{Call, Next, Steps};
-use distrilock_engine::{FileOp, Mode, Outcome};
+use distrilock_engine::{FileOp, Mode};
 use distrilock_protocol::name::LockName;
 
 /// The mode of a new lock file, less the umask.
@@ -24,20 +25,25 @@ pub(super) struct LocalExecutor<'a> {
     files: &'a Files,
     name: &'a LockName,
     file: Option<OpenFile>,
+    before: HeldBefore,
 }
 
 impl<'a> LocalExecutor<'a> {
     pub(super) fn new(files: &'a Files, name: &'a LockName, file: Option<OpenFile>) -> Self {
-        Self { files, name, file }
+        let before = HeldBefore::of(file.as_ref());
+        Self { files, name, file, before }
     }
 
-    pub(super) fn perform(mut self, op: FileOp) -> (Option<OpenFile>, Outcome) {
+    pub(super) fn perform(mut self, op: FileOp) -> Performed {
+        if op == FileOp::Unlock && self.file.as_ref().is_some_and(OpenFile::was_locked_for_long) {
+            self.linked();
+        }
         let locked = self.file.as_ref().and_then(|file| file.locked);
         let (mut steps, mut next) = Steps::begin(op, self.file.is_some(), locked);
         loop {
             match next {
                 Next::Call(call) => next = steps.returned(self.make(call)),
-                Next::End(outcome) => return (self.file, outcome),
+                Next::End(outcome) => return self.before.end(self.file, outcome),
             }
         }
     }
@@ -74,6 +80,7 @@ impl<'a> LocalExecutor<'a> {
             }
             Call::Unlink => self.unlink(),
             Call::Close => {
+                self.before.given_up();
                 self.file = None;
                 CallResult::Yes
             }
@@ -94,8 +101,14 @@ impl<'a> LocalExecutor<'a> {
         let file = self.open_file();
         let answer = file.set(mode, range);
         if answer == CallResult::Yes {
+            if file.locked.is_none() {
+                file.locked_ms = now_ms();
+            }
             file.locked = mode;
             file.slots.clear();
+            if mode.is_none() {
+                self.before.given_up();
+            }
         }
         answer
     }
@@ -112,21 +125,25 @@ impl<'a> LocalExecutor<'a> {
 
     fn check(&mut self) -> CallResult {
         let file = self.open_file();
-        match lstat(&*file.path) {
+        let found = match lstat(&*file.path) {
             Ok(stat) if FileId::from(&stat) == file.id => CallResult::Yes,
             Ok(_) => CallResult::No,
             Err(Errno::ENOENT) => CallResult::Gone,
             Err(errno) => failed(Operation::Stat, &file.path, errno),
-        }
+        };
+        self.before.looked(&found);
+        found
     }
 
     fn linked(&mut self) -> CallResult {
         let file = self.open_file();
-        match fstat(&file.descriptor) {
+        let found = match fstat(&file.descriptor) {
             Ok(stat) if stat.st_nlink > 0 => CallResult::Yes,
             Ok(_) => CallResult::No,
             Err(errno) => failed(Operation::Stat, &file.path, errno),
-        }
+        };
+        self.before.looked(&found);
+        found
     }
 
     fn unlink(&mut self) -> CallResult {

@@ -12,9 +12,11 @@ use nix::sys::stat::{Mode as Permissions, SFlag, fstat};
 use super::file_id::FileId;
 use super::ofd_lock;
 use super::ranges::Range;
-use distrilock_engine::Mode;
+use crate::clock::now_ms;
+use crate::limits::LOOK_AFTER_MS;
 use distrilock_engine::fault::{Fault, Operation};
 use distrilock_engine::steps::call::CallResult;
+use distrilock_engine::{Mode, Outcome};
 
 /// An open lock file. Dropping it closes it, and the kernel drops its lock.
 #[derive(Debug)]
@@ -31,6 +33,52 @@ pub struct OpenFile {
     pub(super) epoch: u64,
     /// On a network file system: a probe has shown that its locks are gone.
     pub(super) lost: bool,
+    /// On a local file system: since when it has been locked, by the clock of [`crate::clock`]; 0
+    /// if the previous process of the daemon locked it.
+    pub(super) locked_ms: u64,
+}
+
+/// What became of an operation on a lock file.
+#[derive(Debug)]
+pub struct Performed {
+    /// The file, if it is open afterwards.
+    pub file: Option<OpenFile>,
+    /// What the engine learns.
+    pub outcome: Outcome,
+    /// The file was locked when the operation began, in a way that keeps every daemon from deleting
+    /// it, and turned out to be deleted or replaced before it was unlocked.
+    pub gone_while_held: bool,
+}
+
+/// Whether the lock that a file had when an operation began was in vain.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeldBefore {
+    holds: bool,
+    gone: bool,
+}
+
+impl HeldBefore {
+    /// At the beginning of an operation.
+    pub(super) fn of(file: Option<&OpenFile>) -> Self {
+        Self { holds: file.is_some_and(|file| file.is_locked() && !file.lost), gone: false }
+    }
+
+    /// A look at the open file has found this.
+    pub(super) fn looked(&mut self, found: &CallResult) {
+        self.gone |= self.holds && matches!(found, CallResult::No | CallResult::Gone);
+    }
+
+    /// The lock has been given up: from now on anybody may delete the file.
+    pub(super) fn given_up(&mut self) {
+        self.holds = false;
+    }
+
+    /// The end of the operation.
+    pub(super) fn end(self, file: Option<OpenFile>, outcome: Outcome) -> Performed {
+        // Holders are told of a loss, and that is logged.
+        let told = matches!(outcome, Outcome::Lost(_));
+        Performed { file, outcome, gone_while_held: self.gone && !told }
+    }
 }
 
 impl OpenFile {
@@ -52,7 +100,10 @@ impl OpenFile {
             return (None, if reading { CallResult::Gone } else { failed(Operation::Open, &path, Errno::EINVAL) });
         }
         let id = FileId::from(&stat);
-        (Some(Self { descriptor, path, id, locked: None, slots: Vec::new(), epoch: 0, lost: false }), CallResult::Yes)
+        (
+            Some(Self { descriptor, path, id, locked: None, slots: Vec::new(), epoch: 0, lost: false, locked_ms: 0 }),
+            CallResult::Yes,
+        )
     }
 
     /// Which file it is.
@@ -88,6 +139,13 @@ impl OpenFile {
     #[must_use]
     pub fn is_locked(&self) -> bool {
         self.locked.is_some()
+    }
+
+    /// Whether it has been locked for so long that the release looks whether its file is still
+    /// there. Somebody who deletes lock files by hand is slow, and the call would be felt where
+    /// locks come and go ten thousand times a second.
+    pub(super) fn was_locked_for_long(&self) -> bool {
+        self.is_locked() && now_ms().saturating_sub(self.locked_ms) >= LOOK_AFTER_MS
     }
 
     /// The mode of its lock.

@@ -34,7 +34,7 @@ pub use collect::Collected;
 pub use file_id::FileId;
 pub use hand_over::HandedFile;
 pub use lock_directory::Files;
-pub use lock_file::OpenFile;
+pub use lock_file::{OpenFile, Performed};
 
 use distrilock_engine::{FileOp, Outcome};
 use distrilock_protocol::name::LockName;
@@ -45,6 +45,13 @@ impl Files {
     /// Carries out one operation: microseconds on a local file system.
     #[must_use]
     pub fn perform(&self, name: &LockName, op: FileOp, file: Option<OpenFile>) -> (Option<OpenFile>, Outcome) {
+        let Performed { file, outcome, .. } = self.perform_and_look(name, op, file);
+        (file, outcome)
+    }
+
+    /// The same, and reports a file that was deleted although it was locked.
+    #[must_use]
+    pub fn perform_and_look(&self, name: &LockName, op: FileOp, file: Option<OpenFile>) -> Performed {
         match self.network() {
             Some(network) => Nfs4Executor::new(self, network, name, file).perform(op),
             None => LocalExecutor::new(self, name, file).perform(op),

@@ -1,7 +1,7 @@
 //! What kind of file system is under the lock directory, and whether locks on it can be trusted.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Seek};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use nix::fcntl::OFlag;
 /// 6.6 on. Locks then never leave the host, and a host that is cut off can grant itself what the
 /// server has given to another.
 pub const NO_DELEGATION: OFlag = OFlag::O_DIRECT;
+use crate::shortage::is_shortage;
 
 /// The file system under a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,13 +108,36 @@ impl Mount {
     /// # Errors
     /// If locks there cannot be trusted.
     pub fn under(directory: &Path) -> Result<Self, MountError> {
-        let device = fs::metadata(directory)?.dev();
-        let table = fs::read("/proc/self/mountinfo")?;
-        let entries: Vec<Entry> = table.split(|byte| *byte == b'\n').filter_map(Entry::parse).collect();
+        let entries = entries(&fs::read("/proc/self/mountinfo")?);
         missing(directory, &entries, &UNIT_FOLDERS.map(PathBuf::from))?;
-        let entry = entry_of(directory, device, &entries).ok_or_else(|| MountError::Nowhere(directory.to_owned()))?;
-        let stats = fs::read("/proc/self/mountstats").unwrap_or_default();
-        entry.check(&stats)
+        let stats = match fs::read("/proc/self/mountstats") {
+            Err(error) if is_shortage(&error) => return Err(error.into()),
+            stats => stats.unwrap_or_default(),
+        };
+        mounted(directory, &entries)?.check(&stats)
+    }
+
+    /// Looks again whether this is still what is mounted under a directory. Returns what else it is
+    /// if it is not. `table` is /proc/self/mountinfo, open: this takes no descriptor.
+    ///
+    /// # Errors
+    /// If the system has no resources for it just now.
+    pub fn changed(&self, directory: &Path, table: &mut fs::File) -> io::Result<Option<String>> {
+        let looked = entries_of(table).and_then(|entries| {
+            let now = mounted(directory, &entries)?.check(&[])?;
+            Ok((now, entries))
+        });
+        let unfit = match looked {
+            Ok((now, _)) if now.is_like(self) => return Ok(None),
+            // A mount unit explains best what is wrong.
+            Ok((now, entries)) => match missing(directory, &entries, &UNIT_FOLDERS.map(PathBuf::from)) {
+                Err(unfit @ MountError::NotMounted { .. }) => unfit,
+                _ => return Ok(Some(format!("it was {} and is {} now", self.describe(), now.describe()))),
+            },
+            Err(MountError::Unreadable(error)) if is_shortage(&error) => return Err(error),
+            Err(unfit) => unfit,
+        };
+        Ok(Some(unfit.to_string()))
     }
 
     /// Whether locks on both mean the same.
@@ -144,6 +168,25 @@ impl Mount {
             Self::Unknown { .. } => "unknown",
         }
     }
+}
+
+/// The mounts in the kernel's table.
+fn entries(table: &[u8]) -> Vec<Entry> {
+    table.split(|byte| *byte == b'\n').filter_map(Entry::parse).collect()
+}
+
+/// The same, read from its beginning.
+fn entries_of(table: &mut fs::File) -> Result<Vec<Entry>, MountError> {
+    let mut bytes = Vec::new();
+    table.rewind()?;
+    table.read_to_end(&mut bytes)?;
+    Ok(entries(&bytes))
+}
+
+/// The mount that a directory is on.
+fn mounted<'a>(directory: &Path, entries: &'a [Entry]) -> Result<&'a Entry, MountError> {
+    let device = fs::metadata(directory)?.dev();
+    entry_of(directory, device, entries).ok_or_else(|| MountError::Nowhere(directory.to_owned()))
 }
 
 /// A line of /proc/self/mountinfo (proc(5)).
@@ -216,10 +259,14 @@ fn entry_of<'a>(directory: &Path, device: u64, entries: &'a [Entry]) -> Option<&
 
 /// Whether a mount unit is for a network file system. (Units for others, such as tmp.mount, may
 /// exist without being wanted.)
-fn mounts_from_network(unit: &Path) -> bool {
-    let text = fs::read_to_string(unit).unwrap_or_default();
+fn mounts_from_network(unit: &Path) -> io::Result<bool> {
+    let text = match fs::read_to_string(unit) {
+        // It may well exist.
+        Err(error) if is_shortage(&error) => return Err(error),
+        text => text.unwrap_or_default(),
+    };
     let kind = text.lines().find_map(|line| line.trim().strip_prefix("Type=")).unwrap_or_default().trim();
-    kind.starts_with("nfs") || UNKNOWN.contains(&kind.split('.').next().unwrap_or_default())
+    Ok(kind.starts_with("nfs") || UNKNOWN.contains(&kind.split('.').next().unwrap_or_default()))
 }
 
 /// Fails if a place on the path to the directory has a mount unit, but nothing is mounted there.
@@ -229,8 +276,10 @@ fn missing(directory: &Path, entries: &[Entry], folders: &[PathBuf]) -> Result<(
             continue;
         }
         let unit = unit_of(place);
-        if folders.iter().any(|folder| mounts_from_network(&folder.join(&unit))) {
-            return Err(MountError::NotMounted { place: place.to_owned(), unit });
+        for folder in folders {
+            if mounts_from_network(&folder.join(&unit))? {
+                return Err(MountError::NotMounted { place: place.to_owned(), unit });
+            }
         }
     }
     Ok(())

@@ -5,12 +5,13 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use rustix::fs::OFlags;
 
 use super::{daemon_folder, ofd_lock};
 use distrilock_engine::Mode;
@@ -77,17 +78,16 @@ impl OpenGate {
 }
 
 fn open(directory: &Path, permissions: u32, flags: OFlag) -> io::Result<File> {
-    let path = daemon_folder::create(directory)?.join(daemon_folder::GATE);
-    let flags = (flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
-    let mut options = File::options();
-    options.read(true).write(true).custom_flags(flags).mode(permissions);
-    let file = match options.clone().create_new(true).open(&path) {
+    daemon_folder::create(directory)?;
+    let direct = daemon_folder::with(flags);
+    let open = |flags| daemon_folder::open_file(directory, daemon_folder::GATE, direct | flags, permissions);
+    let file = match open(OFlags::CREATE | OFlags::EXCL) {
         Ok(file) => {
             // A collector runs with its user's umask, which must not matter here.
             file.set_permissions(fs::Permissions::from_mode(permissions))?;
             file
         }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.open(&path)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => open(OFlags::empty())?,
         Err(error) => return Err(error),
     };
     if !ofd_lock::set(&file, Some(Mode::Shared), (0, 1))? {

@@ -11,14 +11,32 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode as Permissions;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{Mode as Permissions, SFlag, fstat};
+use nix::unistd::{getegid, geteuid};
 
 use super::daemon_folder::{self, NEW_SOCKET_SUFFIX, SOCKET_SUFFIX};
+use crate::limits::{FOLDER_ENTRIES_MAX, PEERS_MAX};
 use distrilock_engine::fault::{Fault, Operation};
 
 /// How many names are tried for this daemon's socket.
 const NAMES_MAX: u8 = 5;
+
+/// How many sockets of other daemons are looked at: more than a daemon connects to, since some
+/// may be of daemons that are gone.
+const SOCKETS_MAX: usize = 4 * PEERS_MAX;
+
+/// A socket, open by its path only.
+#[derive(Debug)]
+pub struct OpenedSocket(OwnedFd);
+
+impl OpenedSocket {
+    /// A path to it, whatever becomes of its name.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+}
 
 /// The folder of the daemons' sockets, with one of this daemon.
 #[derive(Debug)]
@@ -75,12 +93,36 @@ impl PeerSockets {
         let folder = self.path("");
         let failed = |error: &io::Error| fault(Operation::Read, &folder, errno_of(error));
         let mut others = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(|error| failed(&error))? {
+        for entry in std::fs::read_dir(&folder).map_err(|error| failed(&error))?.take(FOLDER_ENTRIES_MAX) {
             let name = entry.map_err(|error| failed(&error))?.file_name();
             let other = name.to_str().filter(|name| name.ends_with(SOCKET_SUFFIX) && *name != self.own);
             others.extend(other.map(str::to_owned));
+            if others.len() == SOCKETS_MAX {
+                break;
+            }
         }
         Ok(others)
+    }
+
+    /// Opens another daemon's socket, for connect(2) by [`OpenedSocket::path`]. Anyone who can
+    /// write the folder can put anything there, and connect(2) would follow a symbolic link to a
+    /// socket elsewhere.
+    ///
+    /// # Errors
+    /// If it is not a socket of this folder, by that name alone, of this daemon's user or group, or
+    /// of root or the folder's group.
+    pub fn open(&self, socket: &str) -> io::Result<OpenedSocket> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let opened = openat(&self.folder, socket, flags, Permissions::empty())?;
+        let stat = fstat(&opened)?;
+        if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFSOCK.bits() || stat.st_nlink != 1 {
+            return Err(Errno::ENOTSOCK.into());
+        }
+        let known = stat.st_uid == 0
+            || stat.st_uid == geteuid().as_raw()
+            || stat.st_gid == getegid().as_raw()
+            || stat.st_gid == fstat(&self.folder)?.st_gid;
+        if known { Ok(OpenedSocket(opened)) } else { Err(Errno::EPERM.into()) }
     }
 
     /// A path to a socket that fits into a socket's address (unix(7): 108 bytes), however deep the
@@ -127,10 +169,32 @@ mod tests {
         let (one, listener) = PeerSockets::join(&directory).unwrap();
         let (two, _listener) = PeerSockets::join(&directory).unwrap();
         assert_eq!(two.others().unwrap(), [&*one.own]);
-        UnixStream::connect(two.path(&one.own)).unwrap();
+        UnixStream::connect(two.open(&one.own).unwrap().path()).unwrap();
         listener.accept().unwrap();
         one.leave();
         assert_eq!(two.others().unwrap(), [""; 0]);
+    }
+
+    /// A symbolic link to a socket elsewhere, another name of such a socket, a FIFO and a file are
+    /// no sockets of daemons, and nothing outside is connected to.
+    #[test]
+    fn nothing_leads_out_of_the_folder() {
+        let base = tempfile::tempdir().unwrap();
+        let (one, _listener) = PeerSockets::join(base.path()).unwrap();
+        let folder = daemon_folder::path(base.path());
+        let outside = base.path().join("outside");
+        let victim = UnixListener::bind(&outside).unwrap();
+        victim.set_nonblocking(true).unwrap();
+        std::os::unix::fs::symlink(&outside, folder.join("link.sock")).unwrap();
+        std::fs::hard_link(&outside, folder.join("hard.sock")).unwrap();
+        std::fs::write(folder.join("file.sock"), "").unwrap();
+        nix::unistd::mkfifo(&folder.join("fifo.sock"), Permissions::S_IRWXU).unwrap();
+        let others = one.others().unwrap();
+        assert_eq!(others.len(), 4, "{others:?}");
+        for other in others {
+            one.open(&other).expect_err(&other);
+        }
+        assert_eq!(victim.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     /// If something else is at the folder's place, or a link to somewhere else, the fault names it.

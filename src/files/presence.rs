@@ -18,6 +18,7 @@ use super::ranges::ALL;
 use super::{daemon_folder, ofd_lock};
 use crate::clock::now_ms;
 use crate::host::host_name;
+use crate::limits::FOLDER_ENTRIES_MAX;
 use distrilock_engine::Mode;
 
 /// How many times a file is created again because another daemon has removed it.
@@ -110,6 +111,8 @@ impl Presence {
     /// If the folder or the file cannot be created or locked.
     pub fn announce(directory: &Path, network: &Network, info: &DaemonInfo) -> io::Result<Self> {
         let folder = daemon_folder::create(directory)?;
+        // Not a link to another folder.
+        daemon_folder::open(directory)?;
         for _ in 0..ATTEMPTS_MAX {
             let presence = Self::create(&folder, network, info)?;
             if ofd_lock::set(&presence.file, Some(Mode::Exclusive), ALL)? && presence.is_named()? {
@@ -191,10 +194,11 @@ pub fn others(directory: &Path, flags: OFlag, own: Option<&Presence>) -> Vec<Dae
     for _ in 0..LOOKS_MAX {
         let mut changed = false;
         found.clear();
-        for path in presences(directory).into_iter().filter(|path| own.is_none_or(|own| own.path != *path)) {
-            match look_at(&path, flags, now) {
+        let own = own.and_then(|own| own.path.file_name());
+        for name in presences(directory).into_iter().filter(|name| own.is_none_or(|own| own != name.as_str())) {
+            match look_at(directory, &name, flags, now) {
                 Some(DaemonState::Runs(info)) => found.push(info),
-                Some(DaemonState::Ended) => {}
+                Some(DaemonState::Ended | DaemonState::Foreign) => {}
                 // A daemon whose lock was dropped has just replaced its file.
                 None => changed = true,
             }
@@ -206,35 +210,37 @@ pub fn others(directory: &Path, flags: OFlag, own: Option<&Presence>) -> Vec<Dae
     found
 }
 
-fn presences(directory: &Path) -> Vec<PathBuf> {
+fn presences(directory: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(daemon_folder::path(directory)) else { return Vec::new() };
-    let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    let is_presence = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(daemon_folder::PRESENCE_PREFIX))
-    };
-    paths.filter(is_presence).take(PRESENCES_MAX).collect()
+    let names = entries.take(FOLDER_ENTRIES_MAX).filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with(daemon_folder::PRESENCE_PREFIX)).take(PRESENCES_MAX).collect()
 }
 
 /// Whether the daemon of a file runs.
 enum DaemonState {
     Runs(DaemonInfo),
     Ended,
+    /// This is not a file that a daemon writes.
+    Foreign,
 }
 
 /// Looks at a daemon's file. Returns `None` if the file is gone, or not written yet.
-fn look_at(path: &Path, flags: OFlag, now: i64) -> Option<DaemonState> {
-    let flags = (flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
-    let file = fs::File::options().read(true).write(true).custom_flags(flags).open(path).ok()?;
-    let mut text = String::new();
-    io::Read::read_to_string(&mut io::Read::take(&file, PRESENCE_BYTES_MAX), &mut text).ok()?;
+fn look_at(directory: &Path, name: &str, flags: OFlag, now: i64) -> Option<DaemonState> {
+    let file = match daemon_folder::open_file(directory, name, daemon_folder::with(flags), 0) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(_) => return Some(DaemonState::Foreign),
+    };
+    let mut text = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(&file, PRESENCE_BYTES_MAX), &mut text).ok()?;
     // A daemon whose lock was dropped creates a new file at once. So a daemon with a young file
     // runs, even if the file is not locked.
     let young = now - file.metadata().ok()?.mtime() < YOUNG_SECONDS;
     if !young && ofd_lock::set(&file, Some(Mode::Exclusive), ALL) == Ok(true) {
-        leave(path);
+        leave(&daemon_folder::path(directory).join(name));
         return Some(DaemonState::Ended);
     }
-    serde_json::from_str(&text).ok().map(DaemonState::Runs)
+    serde_json::from_slice(&text).ok().map(DaemonState::Runs)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Listeners: the task of each accepts connections and hands them to the session threads.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ pub async fn accept(table: Arc<LockTable>, threads: Arc<SessionThreads>, listeni
     loop {
         match listening.accept().await {
             Ok((accepted, peer)) => {
+                if table.in_reserve(accepted.as_fd()) {
+                    await_room(&table, &accepted).await;
+                }
                 pause = PAUSE_MIN;
                 let table = Arc::clone(&table);
                 threads.spawn(async move {
@@ -56,6 +60,24 @@ pub async fn accept(table: Arc<LockTable>, threads: Arc<SessionThreads>, listeni
                 } else {
                     table.log.accept_failed(&error)
                 }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+    }
+}
+
+/// Waits until a connection no longer takes a descriptor of the reserve. Released lock files are
+/// closed first. Further connections stay in the kernel's queue meanwhile.
+async fn await_room(table: &Arc<LockTable>, accepted: &Accepted) {
+    let mut pause = PAUSE_MIN;
+    loop {
+        // A copy gets the lowest number that is free now.
+        match accepted.as_fd().try_clone_to_owned() {
+            Ok(copy) if !table.in_reserve(copy.as_fd()) => return,
+            _ if table.shed() => {}
+            _ => {
+                table.log.exhausted(&"what is left is kept for lock files");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }

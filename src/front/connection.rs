@@ -18,11 +18,10 @@ use super::hand_over::{Frozen, Parts};
 use super::stream::{Stream, farewell};
 use super::write_batch;
 use crate::limits::{HANG_UP_CHECK_MS, OUTBOX_BYTES_PAUSE, READ_BYTES_MAX, REQUESTS_PER_TURN_MAX};
-use crate::lock_table::LockTable;
 use crate::lock_table::mailbox::{Mailbox, OpenedMailbox};
+use crate::lock_table::{LockTable, Offender};
 use crate::session::{End, Session};
-use crate::systemd::ids;
-use distrilock_protocol::{Codec, Violation};
+use distrilock_protocol::Codec;
 
 thread_local! {
     static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES_MAX]);
@@ -135,13 +134,11 @@ impl Connection {
 
     fn freeze(self) -> Option<Frozen> {
         let Self { stream, session, mailbox, input, output, .. } = self;
+        let table = Arc::clone(session.table());
         // A socket that cannot be taken from the runtime is closed with its session when this
         // process ends.
         let frozen = Frozen::new(stream, session, mailbox, input, output);
-        let frozen = frozen.inspect_err(|error| {
-            tracing::error!(MESSAGE_ID = ids::HAND_OVER_FAILED, "a session cannot be handed over: {error}");
-        });
-        frozen.ok()
+        frozen.inspect_err(|error| table.log.not_handed_over(error)).ok()
     }
 
     async fn run(&mut self) -> Ended {
@@ -323,14 +320,9 @@ impl Connection {
     fn log(&self, peer: &str, ended: &Ended) {
         let (id, dialect) = (self.session.id(), self.session.codec().dialect().word());
         match (ended, self.session.ended()) {
-            (_, Some(End::Violation(violation @ Violation::SlowReader { .. }))) => tracing::warn!(
-                MESSAGE_ID = ids::SLOW_READER, SESSION = %id, PEER = peer, DIALECT = dialect,
-                "session {id} of {peer} closed: {violation}"
-            ),
-            (_, Some(End::Violation(violation))) => tracing::info!(
-                MESSAGE_ID = ids::SESSION_VIOLATION, SESSION = %id, PEER = peer, DIALECT = dialect,
-                "session {id} of {peer} closed: {violation}"
-            ),
+            (_, Some(End::Violation(violation))) => {
+                self.session.table().log.violation(Offender { session: id, peer, dialect }, violation);
+            }
             (Ended::Failed(error), _) => tracing::debug!(
                 SESSION = %id, PEER = peer, DIALECT = dialect, "session {id} of {peer} ended: {error}"
             ),

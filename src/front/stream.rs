@@ -67,6 +67,15 @@ pub(super) enum Accepted {
     Unix(std::os::unix::net::UnixStream),
 }
 
+impl AsFd for Accepted {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
 /// The peer of a connection, for logs.
 pub(super) fn peer_of(accepted: &Accepted) -> String {
     match accepted {

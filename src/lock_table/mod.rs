@@ -26,23 +26,22 @@ mod wait_graph;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use nix::libc::{EMFILE, ENFILE};
+use nix::libc::{EDQUOT, EMFILE, ENFILE, ENOSPC};
 
 use crate::clock;
-use crate::files::OpenFile;
-use crate::limits;
+use crate::files::{OpenFile, Performed};
+use crate::limits::{self, SHEDS_PER_CALL_MAX};
 use crate::settings::Settings;
-use crate::systemd::ids;
 use distrilock_engine::limits::SHARDS;
 use distrilock_engine::{Config, Effect, FileOp, Handed, Input, Outcome, Pace, SessionId, Timer};
 use distrilock_protocol::name::LockName;
 use hints::Hints;
-pub use log::ThrottledLog;
-use log::log_deleted;
+pub use log::{Offender, ThrottledLog};
 use mailbox::{Mailbox, Mailboxes, Notice};
 pub use shards::Shards;
 use shards::{Shard, ShardIndex};
@@ -99,6 +98,8 @@ pub struct LockTable {
     pub(crate) hints: Hints,
     /// The runtime of the engine's timers.
     timers: tokio::runtime::Handle,
+    /// Descriptors from this number on are the reserve for lock files.
+    reserve_from: u64,
 }
 
 impl LockTable {
@@ -129,7 +130,23 @@ impl LockTable {
             log: ThrottledLog::default(),
             hints: Hints::default(),
             timers,
+            reserve_from: descriptors_max - descriptors_max / limits::RESERVE_SHARE_OF_DESCRIPTORS,
         }
+    }
+
+    /// Starts what file calls need, where they may take long.
+    ///
+    /// # Errors
+    /// If the system refuses a thread.
+    pub(crate) fn start_storage(self: &Arc<Self>) -> std::io::Result<()> {
+        self.storage.threads.as_ref().map_or(Ok(()), |threads| threads.start_first(self))
+    }
+
+    /// Whether a descriptor that was just opened belongs to the reserve for lock files. The kernel
+    /// gives out the lowest number that is free (open(2)), so all below it are in use.
+    #[must_use]
+    pub fn in_reserve(&self, descriptor: BorrowedFd<'_>) -> bool {
+        u64::try_from(descriptor.as_raw_fd()).is_ok_and(|number| number >= self.reserve_from)
     }
 
     /// Gives the engine an input about a name and carries out everything that follows. Every notice
@@ -241,10 +258,7 @@ impl LockTable {
                     post(session, Notice::Answer { name, request, answer });
                 }
                 Effect::Lost { name, session, reason } => {
-                    tracing::warn!(
-                        MESSAGE_ID = ids::LOCK_LOST, LOCK = %name, SESSION = %session,
-                        "session {session} lost the lock {name}: {reason}"
-                    );
+                    self.log.lost(session, &name, reason);
                     post(session, Notice::Lost { name, reason });
                 }
                 Effect::Doubt { name, session, valid_ms } => post(session, Notice::Doubt { name, valid_ms }),
@@ -263,27 +277,33 @@ impl LockTable {
         });
     }
 
-    /// Makes the file calls of an operation. When descriptors run out, released files are closed
-    /// first.
+    /// Makes the file calls of an operation. When descriptors run out, or the file system is full,
+    /// released files are closed and deleted first.
     fn call_files(
         self: &Arc<Self>,
         name: &LockName,
         op: FileOp,
         mut file: Option<OpenFile>,
     ) -> (Option<OpenFile>, Outcome) {
+        let mut sheds_left = SHEDS_PER_CALL_MAX;
         loop {
-            let before = file.as_ref().filter(|file| file.is_locked()).map(OpenFile::id);
-            let (left, outcome) = self.storage.files.perform(name, op, file);
-            match &outcome {
-                Outcome::Failed(fault) if matches!(fault.errno(), Some(EMFILE | ENFILE)) && self.shed() => {
+            let Performed { file: left, outcome, gone_while_held } =
+                self.storage.files.perform_and_look(name, op, file);
+            if gone_while_held {
+                self.log.deleted(name);
+            }
+            if let Outcome::Failed(fault) = &outcome {
+                // A released file has a descriptor, an inode and perhaps a block.
+                let is_short = matches!(fault.errno(), Some(EMFILE | ENFILE | ENOSPC | EDQUOT));
+                if is_short && sheds_left > 0 && self.shed() {
+                    sheds_left -= 1;
                     file = left;
                     continue;
                 }
-                Outcome::Failed(fault) => self.log.fault(name, fault),
-                Outcome::Unlocked { file_gone: true } => log_deleted(name),
-                // A lock was to be passed on, and its file had been deleted.
-                Outcome::Locked if before.is_some() && before != left.as_ref().map(OpenFile::id) => log_deleted(name),
-                _ => {}
+                self.log.fault(name, fault);
+            }
+            if let Outcome::Fenced(Err(fault)) | Outcome::Taken { fence: Some(Err(fault)), .. } = &outcome {
+                self.log.fault(name, fault);
             }
             return (left, outcome);
         }

@@ -151,6 +151,12 @@ impl Session {
         self.id
     }
 
+    /// What it shares with all sessions.
+    #[must_use]
+    pub fn table(&self) -> &Arc<LockTable> {
+        &self.table
+    }
+
     /// Its connection's framing and dialect.
     #[must_use]
     pub fn codec(&self) -> &Codec {

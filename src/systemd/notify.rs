@@ -1,23 +1,28 @@
 //! Messages to the service manager, sd_notify(3), and the interval of watchdog pings.
 //!
 //! `sd-notify` formats the messages; this module sends them, because the crate opens a descriptor
-//! for each message and may block. A watchdog ping must get through when descriptors have run out,
-//! and a service manager that reads nothing must not stop the daemon.
+//! for each message and may block. `READY=1` and the watchdog's pings must get through when
+//! descriptors have run out, and a service manager that reads nothing must not stop the daemon.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::pipe2;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr};
 use sd_notify::NotifyState;
+
+use crate::sync::locked;
 
 /// How long [`Notifier::ready`] waits for room in the manager's queue. Only this message waits: the
 /// manager kills a service whose `READY=1` was lost, and no session is served yet.
@@ -41,11 +46,17 @@ pub struct Notifier {
     manager: Option<Manager>,
 }
 
-/// The service manager's socket. It is not connected, so the manager may restart.
+/// The service manager's socket, and all that messages to it will need, open from the start: none
+/// is lost for want of descriptors. The sockets are not connected, so the manager may restart.
 #[derive(Debug)]
 struct Manager {
+    /// Never waits.
     socket: UnixDatagram,
+    /// Waits for room, so that a ping from another thread does not have to wait as well.
+    waiting: UnixDatagram,
     address: SocketAddr,
+    /// For the barrier at the end of the daemon.
+    barrier: Mutex<Option<(OwnedFd, OwnedFd)>>,
 }
 
 impl Notifier {
@@ -149,7 +160,8 @@ impl Notifier {
     /// If it cannot be asked, or does not answer in time.
     pub fn barrier(&self) -> io::Result<()> {
         let Some(manager) = &self.manager else { return Ok(()) };
-        let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let kept = locked(&manager.barrier).take();
+        let (ours, theirs) = kept.map_or_else(|| pipe2(OFlag::O_CLOEXEC), Ok)?;
         manager.send_and_wait("BARRIER=1", &[theirs.as_fd()])?;
         drop(theirs);
         // The manager closes its end when it reaches this message.
@@ -174,8 +186,12 @@ impl Notifier {
             NotifyState::Ready => manager.send_and_wait(&message, &[]),
             _ => manager.send(&message),
         };
-        if let Err(error) = sent {
-            tracing::debug!(%error, message, "the service manager did not take a message");
+        match sent {
+            Err(error) if matches!(state, NotifyState::Ready) => {
+                tracing::warn!("the service manager did not take READY=1, and will end this daemon: {error}");
+            }
+            Err(error) => tracing::debug!(%error, message, "the service manager did not take a message"),
+            Ok(()) => {}
         }
     }
 }
@@ -189,29 +205,29 @@ impl Manager {
         };
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, address })
+        let waiting = UnixDatagram::unbound()?;
+        waiting.set_write_timeout(Some(READY_WAIT_MAX))?;
+        let barrier = Mutex::new(Some(pipe2(OFlag::O_CLOEXEC)?));
+        Ok(Self { socket, waiting, address, barrier })
     }
 
     fn send(&self, message: &str) -> io::Result<()> {
         self.socket.send_to_addr(message.as_bytes(), &self.address).map(drop)
     }
 
-    /// Sends a message that must arrive, with or without descriptors, and waits for room. It uses a
-    /// socket of its own, so that a ping from another thread does not have to wait as well.
+    /// Sends a message that must arrive, with or without descriptors, and waits for room.
     fn send_and_wait(&self, message: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let address = match (self.address.as_pathname(), self.address.as_abstract_name()) {
             (Some(path), _) => SocketAddrUnix::new(path)?,
             (_, Some(name)) => SocketAddrUnix::new_abstract_name(name)?,
             _ => return Err(io::ErrorKind::Unsupported.into()),
         };
-        let socket = UnixDatagram::unbound()?;
-        socket.set_write_timeout(Some(READY_WAIT_MAX))?;
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut room);
         if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        sendmsg_addr(&socket, &address, &[IoSlice::new(message.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
+        sendmsg_addr(&self.waiting, &address, &[IoSlice::new(message.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 }

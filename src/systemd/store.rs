@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use rustix::net::sockopt::set_socket_send_buffer_size;
@@ -18,6 +19,7 @@ use rustix::net::{
 };
 
 use super::notify::Notifier;
+use crate::sync::locked;
 
 /// The pair's name in the store; `sockets` recognizes names that begin with `store`.
 pub const NAME: &str = "store";
@@ -40,6 +42,12 @@ const END: &[u8] = b"end";
 #[derive(Debug)]
 pub struct Store {
     ends: [OwnedFd; 2],
+    /// Will have the bytes. It is made at the start, since descriptors may have run out at the end.
+    memory: Mutex<Option<File>>,
+}
+
+fn memory() -> io::Result<File> {
+    Ok(File::from(memfd_create("distrilock hand-over", MFdFlags::MFD_CLOEXEC)?))
 }
 
 /// What the previous process left.
@@ -76,7 +84,12 @@ impl Store {
         }
         let names = stored.iter().map(|(name, _)| name.clone()).collect();
         let ends: Vec<OwnedFd> = stored.into_iter().filter(|(name, _)| name == NAME).map(|(_, end)| end).collect();
-        ends.try_into().map(|ends| Some(Self { ends })).map_err(|_: Vec<OwnedFd>| names)
+        ends.try_into().map(|ends| Some(Self::with(ends))).map_err(|_: Vec<OwnedFd>| names)
+    }
+
+    fn with(ends: [OwnedFd; 2]) -> Self {
+        // If there is none now, there may be one later.
+        Self { ends, memory: Mutex::new(memory().ok()) }
     }
 
     /// Makes a new pair and asks the service manager to keep it; `None` without such a manager.
@@ -88,7 +101,7 @@ impl Store {
             return Ok(None);
         }
         let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let store = Self { ends: [one, other] };
+        let store = Self::with([one, other]);
         notifier.keep(NAME, &store.ends.each_ref().map(AsFd::as_fd))?;
         Ok(Some(store))
     }
@@ -99,7 +112,8 @@ impl Store {
     /// If the system refuses: too many descriptors of this user are in flight (RLIMIT_NOFILE), or
     /// the queue is full. The next process then gets [`StoreError::Cut`].
     pub fn leave(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut memory = File::from(memfd_create("distrilock hand-over", MFdFlags::MFD_CLOEXEC)?);
+        let kept = locked(&self.memory).take();
+        let mut memory = kept.map_or_else(memory, Ok)?;
         memory.write_all(bytes)?;
         // The kernel reduces it to the system's maximum.
         let _ = set_socket_send_buffer_size(&self.ends[0], QUEUE_BYTES);
@@ -200,7 +214,7 @@ mod tests {
 
     fn store() -> Store {
         let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        Store { ends: [one, other] }
+        Store::with([one, other])
     }
 
     /// Bytes and descriptors arrive once and in order, over several messages, and the pair can be

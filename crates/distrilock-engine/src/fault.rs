@@ -208,6 +208,7 @@ fn system_remedy(errno: i32) -> &'static str {
         (ErrorKind::StorageFull | ErrorKind::QuotaExceeded, _) => {
             "free space, or inodes, on the lock directory's file system"
         }
+        (ErrorKind::FileTooLarge, _) => "raise the limit of file sizes (LimitFSIZE= of the service, or ulimit -f)",
         (_, EMFILE | ENFILE) => "raise the limit of open files (LimitNOFILE= of the service)",
         (ErrorKind::IsADirectory, _) => "remove the directory that stands where the lock file should be",
         (_, ELOOP) => "remove the symbolic link: the daemon does not follow lock files out of the directory",

@@ -18,7 +18,7 @@ use super::unlink_helper;
 use crate::clock::now_ms;
 use crate::files::file_id::FileId;
 use crate::files::lock_directory::Files;
-use crate::files::lock_file::{OpenFile, failed};
+use crate::files::lock_file::{HeldBefore, OpenFile, Performed, failed};
 use crate::files::network::Network;
 use crate::files::ranges::{ALL, DELETION, FENCE, HELD, Range, TURN};
 use distrilock_engine::Mode;
@@ -49,6 +49,7 @@ pub(in crate::files) struct Nfs4Executor<'a> {
     network: &'a Network,
     name: &'a LockName,
     file: Option<OpenFile>,
+    before: HeldBefore,
     /// When the last call was sent that the server could only answer because it knows our locks. A
     /// deletion has to be over soon after.
     proven_ms: u64,
@@ -65,10 +66,11 @@ impl<'a> Nfs4Executor<'a> {
         name: &'a LockName,
         file: Option<OpenFile>,
     ) -> Self {
-        Self { files, network, name, file, proven_ms: 0, gated_in: 0, takes: false }
+        let before = HeldBefore::of(file.as_ref());
+        Self { files, network, name, file, before, proven_ms: 0, gated_in: 0, takes: false }
     }
 
-    pub(in crate::files) fn perform(mut self, op: FileOp) -> (Option<OpenFile>, Outcome) {
+    pub(in crate::files) fn perform(mut self, op: FileOp) -> Performed {
         let start = Start {
             open: self.file.is_some(),
             locked: self.file.as_ref().and_then(|file| file.locked),
@@ -83,7 +85,7 @@ impl<'a> Nfs4Executor<'a> {
                     if let (Some(file), Outcome::Lost(_)) = (&mut self.file, &outcome) {
                         file.lost = true;
                     }
-                    return (self.file, outcome);
+                    return self.before.end(self.file, outcome);
                 }
             }
         }
@@ -228,6 +230,7 @@ impl<'a> Nfs4Executor<'a> {
         let beyond = if exclusive { CallResult::Yes } else { self.set(None, BEYOND_ANCHOR) };
         let main = self.set(None, MAIN);
         if main == CallResult::Yes {
+            self.before.given_up();
             let file = self.file();
             file.locked = None;
             file.slots.clear();
@@ -274,12 +277,14 @@ impl<'a> Nfs4Executor<'a> {
     fn check(&mut self) -> CallResult {
         self.refresh();
         let file = self.file();
-        match lstat(&*file.path) {
+        let found = match lstat(&*file.path) {
             Ok(stat) if FileId::from(&stat) == file.id => CallResult::Yes,
             Ok(_) => CallResult::No,
             Err(Errno::ENOENT | Errno::ESTALE) => CallResult::Gone,
             Err(errno) => failed(Operation::Stat, &file.path, errno),
-        }
+        };
+        self.before.looked(&found);
+        found
     }
 
     fn named(&mut self) -> CallResult {
@@ -315,6 +320,7 @@ impl<'a> Nfs4Executor<'a> {
     }
 
     fn close(&mut self) -> CallResult {
+        self.before.given_up();
         if let Some(file) = self.file.take() {
             // A descriptor whose locks were lost refuses everything until it is unlocked; closing
             // it would drop the locks as well.

@@ -135,7 +135,8 @@ async fn connect_to_others(table: &Arc<LockTable>) {
 }
 
 async fn connect(meeting: &PeerSockets, socket: &str) -> io::Result<UnixStream> {
-    UnixStream::connect(meeting.path(socket)).await.inspect_err(|error| {
+    let opened = meeting.open(socket)?;
+    UnixStream::connect(opened.path()).await.inspect_err(|error| {
         if error.kind() == io::ErrorKind::ConnectionRefused {
             meeting.remove(socket);
         }

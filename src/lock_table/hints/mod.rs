@@ -26,6 +26,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::LockTable;
 use crate::files::peer_sockets::PeerSockets;
 use crate::limits::ASK_AGAIN_MS;
+use crate::shortage;
 use ask::Questions;
 use close_watch::CloseWatch;
 use distrilock_engine::fault::{Fault, Operation};
@@ -65,18 +66,43 @@ impl Hints {
     }
 }
 
+/// How long to wait before the next attempt, while the system has no resources.
+const ENTER_AGAIN: Duration = Duration::from_secs(5);
+
 /// Opens this daemon's socket in the lock directory, which has to be on a local file system, and
 /// connects to the others. If that fails, names that others hold are polled.
 pub(crate) fn start(table: &Arc<LockTable>) {
     tokio::spawn(close_watch::watch(Arc::clone(table)));
     match enter(table) {
-        Ok(listener) => {
-            tokio::spawn(promise::listen(Arc::clone(table), listener));
-            tokio::spawn(ask::ask(Arc::clone(table)));
-            tokio::spawn(forget(Arc::clone(table)));
-        }
-        Err(fault) => {
-            tracing::info!("cannot receive wake-ups from other daemons; polling instead: {fault}: {}", fault.remedy())
+        Ok(listener) => serve(table, listener),
+        Err(fault) if is_shortage(&fault) => drop(tokio::spawn(enter_later(Arc::clone(table), fault))),
+        Err(fault) => report(&fault),
+    }
+}
+
+fn is_shortage(fault: &Fault) -> bool {
+    fault.errno().is_some_and(|errno| shortage::is_shortage(&std::io::Error::from_raw_os_error(errno)))
+}
+
+fn serve(table: &Arc<LockTable>, listener: UnixListener) {
+    tokio::spawn(promise::listen(Arc::clone(table), listener));
+    tokio::spawn(ask::ask(Arc::clone(table)));
+    tokio::spawn(forget(Arc::clone(table)));
+}
+
+fn report(fault: &Fault) {
+    tracing::info!("cannot receive wake-ups from other daemons; polling instead: {fault}: {}", fault.remedy());
+}
+
+/// Tries again until the system has resources.
+async fn enter_later(table: Arc<LockTable>, fault: Fault) {
+    report(&fault);
+    loop {
+        tokio::time::sleep(ENTER_AGAIN).await;
+        match enter(&table) {
+            Ok(listener) => break serve(&table, listener),
+            Err(fault) if is_shortage(&fault) => {}
+            Err(fault) => break report(&fault),
         }
     }
 }

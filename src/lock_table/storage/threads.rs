@@ -55,6 +55,13 @@ impl StorageThreads {
         CURRENT.get()
     }
 
+    /// Starts the first thread. Without a single one nothing would ever be carried out, or refused,
+    /// so that this comes before any session.
+    pub(in crate::lock_table) fn start_first(&self, table: &Arc<LockTable>) -> std::io::Result<()> {
+        locked(&self.queue).threads += 1;
+        start(table, 1).inspect_err(|_| locked(&self.queue).threads -= 1)
+    }
+
     /// Queues a task until one of the threads is free.
     pub(in crate::lock_table) fn enqueue(&self, table: &Arc<LockTable>, task: Task) {
         self.started(&task.name);
@@ -66,13 +73,9 @@ impl StorageThreads {
             queue.threads += 1;
             let number = queue.threads;
             drop(queue);
-            let table = Arc::clone(table);
-            let spawned = std::thread::Builder::new().name(format!("storage-{number}")).spawn(move || serve(&table));
-            if spawned.is_err() {
-                // Without a single thread nothing would ever be carried out, or refused.
-                let mut queue = locked(&self.queue);
-                queue.threads -= 1;
-                assert!(queue.threads > 0, "a thread can be started");
+            if start(table, number).is_err() {
+                // Those that run carry it out later.
+                locked(&self.queue).threads -= 1;
             }
         }
     }
@@ -118,6 +121,11 @@ impl StorageThreads {
             queue = self.more.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
+
+fn start(table: &Arc<LockTable>, number: usize) -> std::io::Result<()> {
+    let table = Arc::clone(table);
+    std::thread::Builder::new().name(format!("storage-{number}")).spawn(move || serve(&table)).map(drop)
 }
 
 fn serve(table: &Arc<LockTable>) {

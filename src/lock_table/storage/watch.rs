@@ -2,12 +2,12 @@
 //! tells sessions when their locks are in doubt or lost. docs/safety.md explains what it concludes
 //! from silence, and why that is soon enough.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
@@ -19,6 +19,7 @@ use crate::files::presence::{DaemonInfo, Presence, PresenceLock, leave, others};
 use crate::limits::{PROBES_PER_SECOND_MAX, STORAGE_CHECK_MS};
 use crate::lock_table::{LockTable, Source};
 use crate::settings::OnSilence;
+use crate::shortage::is_shortage;
 use crate::sync::locked;
 use crate::systemd::ids;
 use crate::timing::Timing;
@@ -90,14 +91,7 @@ impl Watch {
         }
         for other in others(self.table.storage.files.directory(), network.open_flags(), Some(&self.node)) {
             if self.identity.clashes_with(&other) {
-                tracing::error!(
-                    MESSAGE_ID = ids::CLIENT_CLASH,
-                    "the host of another daemon, {} (process {}), introduces itself to the NFS server as {:?}, as this one \
-                     does: each wipes the other's locks; give the hosts different names, or set nfs4_unique_id (nfs(5))",
-                    other.node,
-                    other.pid,
-                    other.client
-                );
+                self.table.log.clash(&other.node, other.pid, &other.client);
             }
         }
     }
@@ -148,6 +142,9 @@ impl Watch {
         names
     }
 }
+
+/// After how many milliseconds it is looked again what is mounted, if that could not be found out.
+const LOOK_AGAIN_MS: u16 = 1000;
 
 /// How long the server has been silent.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -237,11 +234,20 @@ fn refuse_stalled(table: &Arc<LockTable>) {
 }
 
 /// Sends a message when something else is mounted under the lock directory than at start. Without
-/// /proc it never does.
-pub(crate) fn remounted(directory: PathBuf, mount: Mount) -> std::io::Result<oneshot::Receiver<String>> {
+/// /proc it never does. The table of mounts is opened now, and stays open: no later want of
+/// descriptors can hide a mount, or look like one.
+pub(crate) fn remounted(
+    table: Arc<LockTable>,
+    directory: PathBuf,
+    mount: Mount,
+) -> std::io::Result<oneshot::Receiver<String>> {
     let (tell, told) = oneshot::channel();
+    let mounts = match File::open("/proc/self/mountinfo") {
+        Err(error) if is_shortage(&error) => return Err(error),
+        mounts => mounts.ok(),
+    };
     let watch = move || {
-        let what = await_remount(&directory, &mount);
+        let what = mounts.map(|mounts| await_remount(&table, &directory, &mount, mounts));
         // At the end of the daemon nobody listens.
         what.map(|what| tell.send(what))
     };
@@ -249,19 +255,23 @@ pub(crate) fn remounted(directory: PathBuf, mount: Mount) -> std::io::Result<one
     Ok(told)
 }
 
-fn await_remount(directory: &Path, mount: &Mount) -> Option<String> {
-    let table = std::fs::File::open("/proc/self/mountinfo").ok()?;
+fn await_remount(table: &LockTable, directory: &Path, mount: &Mount, mut mounts: File) -> String {
+    let mut unknown = false;
     loop {
         // The kernel raises an exceptional condition when the table changes (proc(5)).
-        let mut changes = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
-        match poll(&mut changes, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return None,
+        let mut changes = [PollFd::new(mounts.as_fd(), PollFlags::POLLPRI)];
+        let until = if unknown { PollTimeout::from(LOOK_AGAIN_MS) } else { PollTimeout::NONE };
+        if poll(&mut changes, until).is_err() {
+            // For want of memory, or interrupted: the table may have changed.
+            std::thread::sleep(Duration::from_millis(LOOK_AGAIN_MS.into()));
         }
-        match Mount::under(directory) {
-            Ok(now) if now.is_like(mount) => {}
-            Ok(now) => return Some(format!("it was {} and is {} now", mount.describe(), now.describe())),
-            Err(unfit) => return Some(unfit.to_string()),
+        match mount.changed(directory, &mut mounts) {
+            Ok(None) => unknown = false,
+            Ok(Some(what)) => return what,
+            Err(error) => {
+                unknown = true;
+                table.log.mount_unknown(&error);
+            }
         }
     }
 }
