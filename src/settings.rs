@@ -88,6 +88,11 @@ pub struct Settings {
     #[arg(long, value_name = "BYTES", default_value_t = limits::OUTBOX_BYTES_MAX)]
     pub outbox_bytes: usize,
 
+    /// Answer WebSocket requests for this host name, as a proxy or a name server calls this host;
+    /// repeatable. IP addresses, localhost and the host's own names need none
+    #[arg(long, value_name = "HOST", value_parser = host)]
+    pub allow_host: Vec<String>,
+
     /// Accept WebSocket connections from pages of this origin, SCHEME://HOST, or * for any;
     /// repeatable. Default: only pages whose Origin is the Host of their request
     #[arg(long, value_name = "ORIGIN")]
@@ -164,6 +169,16 @@ impl Settings {
     }
 }
 
+fn host(text: &str) -> Result<String, String> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if !name.is_empty() && name.chars().all(fits) {
+        Ok(name.to_owned())
+    } else {
+        Err("it must be a host name, without scheme, port and path, as in locks.example.com".into())
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     const SECONDS_MAX: f64 = 86_400.0;
     match text.parse::<f64>() {
@@ -205,6 +220,8 @@ mod tests {
             ("--dead-after=1", "at least 3"),
             ("--tcp=nowhere", "IP:PORT"),
             ("--log=loud", "loud"),
+            ("--allow-host=http://locks.example", "without scheme"),
+            ("--allow-host=locks.example:80", "without scheme"),
         ] {
             let error = Settings::try_parse_from(["distrilockd", flag]).unwrap_err().to_string();
             assert!(error.contains(part), "{flag}: {error}");

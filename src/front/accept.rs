@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::admission::Admission;
 use super::connection::{self, Opened, serve};
 use super::hand_over::Frozen;
 use super::stream::{Accepted, Listening, Stream, farewell};
@@ -33,6 +34,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Accepts connections for ever.
 pub async fn accept(table: Arc<LockTable>, threads: Arc<SessionThreads>, listening: Listening, transport: Transport) {
+    let admission = Arc::new(Admission::new(&table.settings));
     let mut pause = PAUSE_MIN;
     loop {
         match listening.accept().await {
@@ -41,9 +43,9 @@ pub async fn accept(table: Arc<LockTable>, threads: Arc<SessionThreads>, listeni
                     await_room(&table, &accepted).await;
                 }
                 pause = PAUSE_MIN;
-                let table = Arc::clone(&table);
+                let (table, admission) = (Arc::clone(&table), Arc::clone(&admission));
                 threads.spawn(async move {
-                    let served = establish(table, accepted, peer.clone(), transport).await;
+                    let served = establish(table, &admission, accepted, peer.clone(), transport).await;
                     served.unwrap_or_else(|error| {
                         tracing::debug!(PEER = peer, "connection of {peer} ended before it was a session: {error}");
                         None
@@ -97,6 +99,7 @@ pub fn resume(table: &Arc<LockTable>, threads: &Arc<SessionThreads>, frozen: Fro
 /// Makes a session of a connection, and serves it.
 async fn establish(
     table: Arc<LockTable>,
+    admission: &Admission,
     accepted: Accepted,
     peer: String,
     transport: Transport,
@@ -115,7 +118,7 @@ async fn establish(
         (Transport::WebSocket, Ok(())) => {
             // Boxed: the handshake's state is large, and a session lives much longer than the
             // handshake.
-            let shaken = Box::pin(shake_hands(stream, &table.settings.allow_origin)).await?;
+            let shaken = Box::pin(shake_hands(stream, admission)).await?;
             // If the last place has been taken meanwhile, the connection is closed.
             if let Some((stream, first)) = shaken
                 && let Ok(mailbox) = table.mailboxes.open()
@@ -132,13 +135,13 @@ async fn establish(
     Ok(None)
 }
 
-async fn shake_hands(stream: Stream, allowed: &[String]) -> io::Result<Option<(Stream, Vec<u8>)>> {
+async fn shake_hands(stream: Stream, admission: &Admission) -> io::Result<Option<(Stream, Vec<u8>)>> {
     Ok(match stream {
         Stream::Tcp(stream) => {
-            upgrade(stream, allowed).await?.map(|(stream, first)| (Stream::Tcp(stream), first.into()))
+            upgrade(stream, admission).await?.map(|(stream, first)| (Stream::Tcp(stream), first.into()))
         }
         Stream::Unix(stream) => {
-            upgrade(stream, allowed).await?.map(|(stream, first)| (Stream::Unix(stream), first.into()))
+            upgrade(stream, admission).await?.map(|(stream, first)| (Stream::Unix(stream), first.into()))
         }
     })
 }

@@ -2,6 +2,7 @@
 //! bytes between its socket and its [`Session`](crate::session::Session).
 
 mod accept;
+mod admission;
 mod connection;
 mod hand_over;
 mod stream;

@@ -100,7 +100,7 @@ pub(crate) fn stopped(report: &Report) {
     kill(journald, Signal::SIGCONT).expect("it is there");
     report.check("sessions go on beside a stopped journald", true, format!("{SESSIONS} sessions"));
     // Each session is logged when it begins and when it ends.
-    let count = || events(&format!("_SYSTEMD_UNIT={} PRIORITY=7", guest::SERVICE)).len();
+    let count = || events(&format!("_SYSTEMD_UNIT={} PRIORITY=7", SERVICE)).len();
     let dropped = || -> usize {
         let reports = events(&format!("CODE_FILE={QUEUE}"));
         reports.iter().filter_map(|report| field(report, "DROPPED").parse::<usize>().ok()).sum()
