@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
@@ -18,6 +18,8 @@ use support::{DISTRILOCK, Daemon, Running, V1, command, eventually};
 struct Keyboard {
     keys: File,
     screen: Arc<Mutex<String>>,
+    /// Reads until nobody has the terminal open any more.
+    reader: JoinHandle<()>,
     shell: Running,
 }
 
@@ -31,7 +33,7 @@ impl Keyboard {
         let screen: Arc<Mutex<String>> = Arc::default();
         let seen = Arc::clone(&screen);
         let mut reader = near.try_clone().expect("a descriptor");
-        thread::spawn(move || {
+        let to_the_end = thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(count @ 1..) = reader.read(&mut bytes) {
                 seen.lock().expect("no test panics with it").push_str(&String::from_utf8_lossy(&bytes[..count]));
@@ -41,7 +43,8 @@ impl Keyboard {
         let stream = || far.try_clone().expect("a descriptor");
         shell.args(["--ctty", "bash", "--norc", "--noprofile", "--noediting", "-i"]);
         shell.env("PS1", PROMPT).env("D", DISTRILOCK).env("DISTRILOCK_SERVER", server).env("TERM", "dumb");
-        let keyboard = Self { keys: near, screen, shell: Running::on_terminal(shell, [stream(), stream(), stream()]) };
+        let shell = Running::on_terminal(shell, [stream(), stream(), stream()]);
+        let keyboard = Self { keys: near, screen, reader: to_the_end, shell };
         keyboard.shows(PROMPT, 1);
         keyboard
     }
@@ -279,4 +282,19 @@ fn a_stopped_launcher() {
     eventually("CMD has ended", || kill(sleep, None).is_err());
     running.signal(Signal::SIGCONT);
     assert_eq!(running.end().code(), 74);
+}
+
+/// Whoever reads the terminal to its end (expect, script, a CI runner) sees it when CMD has ended,
+/// although a process in the background still keeps the lock.
+#[test]
+fn the_terminal_ends() {
+    let daemon = Daemon::start();
+    let mut keyboard = Keyboard::with_shell(&daemon.tcp());
+    keyboard.press("exec $D run x sh -c 'setsid sleep 1001 < /dev/null > /dev/null 2>&1 & echo started'\n");
+    keyboard.shows("started", 2);
+    eventually("the terminal ends", || keyboard.reader.is_finished());
+    assert!(!V1::connect(&daemon.tcp()).gets("x"));
+    let sleep = keyboard.waits_for("sleep 1001");
+    kill(sleep, Signal::SIGKILL).unwrap();
+    keyboard.shell.tree.goes();
 }

@@ -6,14 +6,19 @@ use std::future::Future;
 use nix::unistd::{Uid, gethostname};
 
 use super::error::CommandError;
+use super::exec::check_descriptors;
 use distrilock_client::{
     Builder, Client, ConnectError, Introduction, Server, ServerError, introduction_of_this_process,
 };
 use distrilock_protocol::limits::{HELLO_COMMAND_BYTES_MAX, HELLO_NAME_BYTES_MAX};
 
+/// The descriptors that the runtime and one connection need, with some to spare.
+const RUNTIME_DESCRIPTORS: usize = 10;
+
 /// Runs one future on a runtime of this thread. The runtime is leaked: the process ends soon, and
 /// the kernel cleans up faster.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T, CommandError>>) -> Result<T, CommandError> {
+    check_descriptors(RUNTIME_DESCRIPTORS)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = std::mem::ManuallyDrop::new(runtime.map_err(CommandError::system("start"))?);
     runtime.block_on(work)

@@ -35,6 +35,14 @@ pub(super) enum CommandError {
     AskGuard(#[from] AskGuardError),
     #[error(transparent)]
     Collect(#[from] CollectError),
+    #[error(
+        "cannot have {count} more files open: {error}; raise the limit, for example with ulimit -n 1024 or LimitNOFILE="
+    )]
+    Descriptors { count: usize, error: io::Error },
+    #[error(
+        "/proc does not show this process, so what CMD starts could not be ended; mount it (mount -t proc proc /proc), or run with -F"
+    )]
+    NoProc,
     #[error("cannot {what}: {error}")]
     System { what: &'static str, error: io::Error },
     #[error("cannot {what} {path}: {error}")]
@@ -64,7 +72,9 @@ impl CommandError {
             Self::NotHeld(_) => status::BUSY,
             Self::AskGuard(_) => status::UNREACHABLE,
             Self::Collect(CollectError::OldMount { .. }) => status::REFUSED,
-            Self::Collect(_) | Self::System { .. } | Self::File { .. } => status::SYSTEM,
+            Self::Collect(_) | Self::Descriptors { .. } | Self::NoProc | Self::System { .. } | Self::File { .. } => {
+                status::SYSTEM
+            }
         }
     }
 

@@ -10,14 +10,14 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::error::CommandError;
-use super::exec::{make_inheritable, report_not_run};
+use super::exec::{become_program, make_inheritable, report_not_run};
+use super::given_signals::GivenSignals;
 use super::options::FenceOptions;
 use super::{output, status};
 
@@ -47,7 +47,9 @@ pub(super) fn main(options: &FenceOptions) -> Result<u8, CommandError> {
     // The command inherits the lock on the record, so that no other fence is checked before it
     // ends.
     make_inheritable(&*record.0).map_err(CommandError::system("pass on the lock of the record"))?;
-    Ok(report_not_run(program, &Command::new(program).args(arguments).exec()))
+    let mut command = Command::new(program);
+    command.args(arguments);
+    Ok(report_not_run(program, &become_program(&mut command, GivenSignals::of_this_process())))
 }
 
 fn record_path(file: &Path) -> PathBuf {

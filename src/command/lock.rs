@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use super::acquire::{AcquiredLock, acquire};
 use super::connect::{block_on, connect, introduction};
 use super::error::CommandError;
+use super::given_signals::GivenSignals;
 use super::options::LockOptions;
-use super::signals::is_ignored;
 use super::usage_error::UsageError;
 use super::{output, status};
 use distrilock_client::{Client, RequestError, Server};
@@ -146,7 +146,8 @@ type SignalStream = Option<tokio::signal::unix::Signal>;
 
 impl EndSignals {
     fn new() -> io::Result<Self> {
-        let stream = |number: Signal| match is_ignored(number) {
+        let given = GivenSignals::of_this_process();
+        let stream = |number: Signal| match given.is_ignored(number) {
             true => Ok(None),
             false => signal(SignalKind::from_raw(number as i32)).map(Some),
         };

@@ -11,7 +11,7 @@
 //!   and whom to ask.
 //! - `output` prints, and escapes what others wrote. `error`, `usage_error` and `verify_error` are
 //!   the errors; `status` the exit statuses.
-//! - `exec` and `signals` deal with the kernel.
+//! - `exec`, `signals` and `given_signals` deal with the kernel.
 //!
 //! Verbs stand on top and do not use each other; `error`, `values` and the like are at the bottom.
 
@@ -25,6 +25,7 @@ mod error;
 mod exec;
 mod fence;
 mod gc;
+mod given_signals;
 mod guard_socket;
 mod lock;
 mod ls;
@@ -53,6 +54,10 @@ use options::{CommandLine, Verb};
 /// Does what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Err(errno) = given_signals::begin() {
+        output::message(&format!("cannot block a signal: {errno}"));
+        return ExitCode::from(status::SYSTEM);
+    }
     // The doctor and the collector start this program again, for one lock or one deletion.
     if let Some(status) = crate::doctor::run_as_helper() {
         return status;

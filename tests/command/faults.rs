@@ -388,37 +388,3 @@ fn a_stop_that_takes_too_long() {
     assert_eq!((run.code(), run.out.as_str()), (65, ""), "{}", run.err);
     assert!(run.err.contains("--dead-after") && run.err.contains("--kill-after"), "{}", run.err);
 }
-
-/// We may not kill a program that runs as another user. We say so, and do not wait for it forever.
-#[cfg(feature = "system-tests")]
-#[test]
-fn survivors_are_reported() {
-    use crate::support::number_of;
-    use nix::unistd::Pid;
-
-    if !nix::unistd::Uid::effective().is_root() {
-        panic!("the test needs a process that its own command may not kill: run it as root");
-    }
-    let daemon = Daemon::start();
-    let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let copy = folder.path().join("distrilock");
-    assert!(Command::new("cp").arg(DISTRILOCK).arg(&copy).status().unwrap().success());
-    // As sudo(8) does: a program with the set-user-ID bit that becomes another user altogether.
-    let other = folder.path().join("other-user");
-    let setpriv = ["/usr/bin/setpriv", "/bin/setpriv"].into_iter().find(|path| fs::exists(path).unwrap()).unwrap();
-    assert!(Command::new("cp").arg(setpriv).arg(&other).status().unwrap().success());
-    fs::set_permissions(&other, fs::Permissions::from_mode(0o4755)).unwrap();
-    let mut run = Command::new("setpriv");
-    run.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy);
-    run.args(["run", "--max-hold", "0.3", "--kill-after", "0.2", "x"]).arg(&other);
-    run.args(["--reuid=0", "--regid=0", "--clear-groups", "sleep", "1001"]);
-    run.env("DISTRILOCK_SERVER", daemon.tcp()).stdin(Stdio::null());
-    let mut running = Running::start(run);
-    let run = running.end();
-    assert_eq!(number_of(run.status), 124, "{}", run.err);
-    assert!(run.err.contains("goes on"), "{}", run.err);
-    let survivor: i32 =
-        run.err.split("process ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
-    kill(Pid::from_raw(survivor), Signal::SIGKILL).unwrap();
-}

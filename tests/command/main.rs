@@ -5,8 +5,11 @@ mod doctor;
 mod faults;
 mod pages;
 mod scripts;
+#[cfg(feature = "system-tests")]
+mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
+mod surroundings;
 mod verify;
 
 use std::fs;

@@ -68,7 +68,7 @@ impl Tree {
     /// The process that holds the lock.
     #[track_caller]
     pub(crate) fn guard(&self) -> Pid {
-        self.waits_for("distrilock run:guard ")
+        self.waits_for("lock-guard run:guard ")
     }
 
     /// No process with the mark is left now.
@@ -81,7 +81,11 @@ impl Tree {
     /// No process is left other than our own.
     #[track_caller]
     pub(crate) fn assert_commands_gone(&self) {
-        let left: Vec<_> = self.processes().into_iter().filter(|(_, line)| !line.contains("distrilock")).collect();
+        let left: Vec<_> = self
+            .processes()
+            .into_iter()
+            .filter(|(_, line)| !line.contains("distrilock") && !line.starts_with("lock-guard "))
+            .collect();
         assert!(left.is_empty(), "commands are left: {left:?}");
     }
 

@@ -2,16 +2,18 @@
 //! cannot do for its child without unsafe code, and then becomes CMD by execve(2).
 
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::RawFd;
 use std::process::Command;
 
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpgrp, getppid};
 
 use super::terminal::{Placement, Terminal};
-use crate::command::exec::report_not_run;
-use crate::command::signals::{mask_from_text, mask_to_text};
+use crate::command::exec::{become_program, report_not_run, take_inherited};
+use crate::command::given_signals::GivenSignals;
 use crate::command::{output, status};
 
 /// The first argument that makes a process of our program an exec shim. Users do not type it.
@@ -19,13 +21,16 @@ pub(in crate::command) const WORD: &str = "run:start";
 
 const FOREGROUND: &str = "foreground";
 const BACKGROUND: &str = "background";
+const AT_ONCE: &str = "at-once";
 
 /// What an exec shim is told.
 pub(super) struct ExecShim<'a> {
     /// Whether CMD's process group takes the terminal.
     pub(super) placement: Placement,
-    /// The signals that were blocked when `distrilock run` started.
-    pub(super) mask: &'a SigSet,
+    /// The signals as `distrilock run` found them.
+    pub(super) given_signals: GivenSignals,
+    /// An inherited end of a pipe: CMD starts when the other end is closed.
+    pub(super) starts_at_end_of: Option<RawFd>,
     /// CMD and its arguments.
     pub(super) words: &'a [OsString],
 }
@@ -38,7 +43,8 @@ impl ExecShim<'_> {
             Placement::Background => BACKGROUND,
         };
         let mut arguments: Vec<OsString> = [WORD, placement].map(OsString::from).to_vec();
-        arguments.push(mask_to_text(self.mask).into());
+        arguments.push(self.given_signals.to_text().into());
+        arguments.push(self.starts_at_end_of.map_or_else(|| AT_ONCE.to_owned(), |pipe| pipe.to_string()).into());
         arguments.push(Pid::this().to_string().into());
         arguments.extend_from_slice(self.words);
         arguments
@@ -47,10 +53,8 @@ impl ExecShim<'_> {
 
 /// Becomes CMD. Returns only if that fails, with the exit status.
 pub(in crate::command) fn main(arguments: &[OsString]) -> u8 {
-    let [placement, mask, guard, program, rest @ ..] = arguments else {
-        output::message("this command line is internal to distrilock run, and not for people");
-        return status::USAGE;
-    };
+    let [placement, given_signals, starts, guard, program, rest @ ..] = arguments else { return not_for_people() };
+    let Some(given_signals) = given_signals.to_str().and_then(GivenSignals::from_text) else { return not_for_people() };
     // CMD must not outlive the guard, which alone knows whether the lock is held.
     if set_pdeathsig(Signal::SIGKILL).is_err() || getppid().to_string().as_str() != guard.as_os_str() {
         return status::SYSTEM;
@@ -60,8 +64,19 @@ pub(in crate::command) fn main(arguments: &[OsString]) -> u8 {
     {
         terminal.give_to(getpgrp());
     }
-    let mask = mask.to_str().and_then(mask_from_text).unwrap_or_else(SigSet::empty);
-    // This cannot fail, since the set is valid (pthread_sigmask(3)).
-    let _ = mask.thread_set_mask();
-    report_not_run(program, &Command::new(program).args(rest).exec())
+    if starts != AT_ONCE && wait_for_end_of(starts.to_str().and_then(|pipe| pipe.parse().ok())).is_err() {
+        return status::SYSTEM;
+    }
+    report_not_run(program, &become_program(Command::new(program).args(rest), given_signals))
+}
+
+fn not_for_people() -> u8 {
+    output::message("this command line is internal to distrilock run, and not for people");
+    status::USAGE
+}
+
+/// Waits until nobody can write to this pipe any more.
+fn wait_for_end_of(pipe: Option<RawFd>) -> io::Result<()> {
+    let mut pipe = take_inherited(pipe.ok_or(io::ErrorKind::InvalidInput)?, File::options().read(true))?;
+    pipe.read_to_end(&mut Vec::new()).map(drop)
 }

@@ -9,43 +9,44 @@ use std::process::Stdio;
 
 use clap::Parser;
 use nix::sys::prctl::{set_child_subreaper, set_name};
-use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, chdir};
 use tokio::time::Instant;
 
+use super::children::Ending;
 use super::guarded_lock::GuardedLock;
 use super::job::{Job, JobSpec};
 use super::launcher_link::{LAUNCHER_DIED, LauncherLink};
-use super::process_tree::Ending;
 use super::random::jitter;
 use super::report::GuardAfterwards;
 use super::stop_time;
-use super::supervisor::{Supervisor, kill_all};
+use super::supervisor::Supervisor;
 use crate::command::acquire::{AcquiredLock, acquire};
 use crate::command::connect::{block_on, command_line, connect, introduction};
 use crate::command::environment::LockEnvironment;
 use crate::command::error::CommandError;
+use crate::command::exec::{close_inherited, open_descriptors};
+use crate::command::given_signals::GivenSignals;
 use crate::command::options::{CommandLine, RunOptions, Verb};
-use crate::command::signals::mask_from_text;
 use crate::command::{output, status};
 use distrilock_client::{Client, Server};
 
 /// The first argument that makes a process of our program a guard. Users do not type it.
 pub(in crate::command) const WORD: &str = "run:guard";
 
+/// What the process table calls the guard. Somebody who ends all processes called distrilock should
+/// not hit it.
+pub(super) const NAME: &str = "lock-guard";
 /// Runs the guard, and returns its exit status.
 pub(in crate::command) fn main(arguments: &[OsString]) -> u8 {
     let Some(arguments) = GuardArguments::parse(arguments) else {
         output::message("this command line is internal to distrilock run, and not for people");
         return status::USAGE;
     };
-    let ended = block_on(async {
-        let mut guard = Guard::new(arguments).map_err(CommandError::system("guard CMD"))?;
-        let Err(error) = guard.run().await else { return Ok(()) };
-        // What cannot be guarded must not go on.
-        let _ = kill_all(Pid::this()).await;
-        let _ = guard.link.report(Ending::Status(status::SYSTEM), GuardAfterwards::Ends);
-        Err(CommandError::system("guard CMD")(error))
+    let report_writer = arguments.report_writer;
+    let ended = open_descriptors().map_err(CommandError::system("guard CMD")).and_then(|mut inherited| {
+        inherited.retain(|descriptor| *descriptor != report_writer);
+        block_on(guard(arguments, inherited))
     });
     match ended {
         Ok(()) => status::DONE,
@@ -53,21 +54,28 @@ pub(in crate::command) fn main(arguments: &[OsString]) -> u8 {
     }
 }
 
+async fn guard(arguments: GuardArguments, inherited: Vec<RawFd>) -> Result<(), CommandError> {
+    let mut guard = Guard::new(arguments, inherited).map_err(CommandError::system("guard CMD"))?;
+    let Err(error) = guard.run().await else { return Ok(()) };
+    let _ = guard.link.report(Ending::Status(status::SYSTEM), GuardAfterwards::Ends);
+    Err(CommandError::system("guard CMD")(error))
+}
+
 /// What the launcher passes to the guard.
 struct GuardArguments {
     report_writer: RawFd,
-    mask: SigSet,
+    given_signals: GivenSignals,
     launcher: Pid,
     line: CommandLine,
 }
 
 impl GuardArguments {
     fn parse(arguments: &[OsString]) -> Option<Self> {
-        let [report_writer, mask, launcher, rest @ ..] = arguments else { return None };
+        let [report_writer, given_signals, launcher, rest @ ..] = arguments else { return None };
         let program = [OsString::from("distrilock")];
         Some(Self {
             report_writer: report_writer.to_str()?.parse().ok()?,
-            mask: mask_from_text(mask.to_str()?)?,
+            given_signals: GivenSignals::from_text(given_signals.to_str()?)?,
             launcher: Pid::from_raw(launcher.to_str()?.parse().ok()?),
             line: CommandLine::try_parse_from(program.iter().chain(rest)).ok()?,
         })
@@ -94,14 +102,16 @@ struct Guard {
     options: RunOptions,
     words: Vec<OsString>,
     servers: Vec<Server>,
-    mask: SigSet,
+    given_signals: GivenSignals,
+    /// The descriptors that are CMD's, and that this process closes when CMD has them.
+    inherited: Vec<RawFd>,
     link: LauncherLink,
     user_job: UserJobState,
 }
 
 impl Guard {
-    fn new(arguments: GuardArguments) -> io::Result<Self> {
-        // Somebody who kills all processes called distrilock should not hit this one.
+    fn new(arguments: GuardArguments, inherited: Vec<RawFd>) -> io::Result<Self> {
+        // For killall(1), which looks for this name; pkill -f looks for the first argument.
         let _ = set_name(c"lock-guard");
         set_child_subreaper(true)?;
         let link = LauncherLink::open(arguments.launcher, arguments.report_writer)?;
@@ -111,7 +121,8 @@ impl Guard {
             options: *options,
             words,
             servers: arguments.line.servers,
-            mask: arguments.mask,
+            given_signals: arguments.given_signals,
+            inherited,
             link,
             user_job: UserJobState::Running,
         })
@@ -137,11 +148,14 @@ impl Guard {
         let granted_at = Instant::now();
         let spec = JobSpec {
             words: &self.words,
-            mask: &self.mask,
+            given_signals: self.given_signals,
             environment: lock.as_ref().map_or_else(LockEnvironment::without_lock, GuardedLock::environment),
             stdin: self.options.no_stdin.then(Stdio::null),
         };
         let job = Job::start(self.link.user_job(), spec)?;
+        // CMD has them now, and decides how long files stay open and directories are in use.
+        close_inherited(&std::mem::take(&mut self.inherited));
+        let _ = chdir("/");
         Supervisor::new(&self.options, &mut self.link, job, lock, granted_at).run().await
     }
 

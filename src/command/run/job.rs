@@ -3,17 +3,21 @@
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use nix::sys::signal::{SigSet, Signal, kill, killpg};
-use nix::unistd::Pid;
+use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::{Pid, pipe2};
 
 use super::exec_shim::ExecShim;
 use super::process_tree;
 use super::terminal::{Placement, Terminal};
 use crate::command::environment::LockEnvironment;
-use crate::command::exec::OWN_PROGRAM;
+use crate::command::exec::{OWN_PROGRAM, make_inheritable};
+use crate::command::given_signals::GivenSignals;
+use crate::command::signals::catch_child_ends;
 
 /// The job that the user's shell knows: the launcher, and the process group that it is in.
 #[derive(Clone, Copy, Debug)]
@@ -26,8 +30,8 @@ pub(super) struct UserJob {
 pub(super) struct JobSpec<'a> {
     /// CMD and its arguments.
     pub(super) words: &'a [OsString],
-    /// The signals that were blocked when `distrilock run` started.
-    pub(super) mask: &'a SigSet,
+    /// The signals as `distrilock run` found them.
+    pub(super) given_signals: GivenSignals,
     pub(super) environment: LockEnvironment,
     /// `None` leaves CMD our stdin.
     pub(super) stdin: Option<Stdio>,
@@ -40,6 +44,8 @@ pub(super) struct Job {
     terminal: Option<Terminal>,
     /// Where CMD is, or was when it stopped.
     placement: Placement,
+    /// Whether CMD itself has been reaped. Until then, no other process has its number.
+    reaped: bool,
 }
 
 impl Job {
@@ -53,7 +59,21 @@ impl Job {
             true => Placement::Foreground,
             false => Placement::Background,
         };
-        let shim = ExecShim { placement, mask: spec.mask, words: spec.words };
+        // If SIGCHLD is ignored, CMD must be started with that, and yet must not end before this
+        // process notices ends of children: so it starts on a word.
+        let gate = match spec.given_signals.is_ignored(Signal::SIGCHLD) {
+            true => Some(pipe2(OFlag::O_CLOEXEC)?),
+            false => None,
+        };
+        if let Some((end, _)) = &gate {
+            make_inheritable(end)?;
+        }
+        let shim = ExecShim {
+            placement,
+            given_signals: spec.given_signals,
+            starts_at_end_of: gate.as_ref().map(|(end, _)| end.as_raw_fd()),
+            words: spec.words,
+        };
         let mut command = Command::new(OWN_PROGRAM);
         command.arg0("distrilock").args(shim.arguments()).process_group(0);
         spec.environment.apply(&mut command);
@@ -61,19 +81,34 @@ impl Job {
             command.stdin(stdin);
         }
         let pid = Pid::from_raw(i32::try_from(command.spawn()?.id()).expect("process numbers are below 2^22"));
-        Ok(Self { pid, user_job, terminal, placement })
+        if gate.is_some() {
+            catch_child_ends()?;
+        }
+        drop(gate);
+        Ok(Self { pid, user_job, terminal, placement, reaped: false })
     }
 
     /// Sends a signal to all processes of CMD's group, as a terminal or `kill %1` does.
     pub(super) fn signal(&self, signal: Signal) {
-        // The group may be empty.
-        let _ = killpg(self.pid, signal);
+        if self.reaped {
+            process_tree::signal_group(self.pid, signal);
+        } else {
+            // The group may be empty.
+            let _ = killpg(self.pid, signal);
+        }
+    }
+
+    /// Whether CMD lives on though the signal would have ended it.
+    pub(super) fn missed(&self, signal: Signal) -> bool {
+        !self.reaped && process_tree::would_end(self.pid, signal)
     }
 
     /// Asks everything that CMD started to end, including stopped processes.
     pub(super) fn terminate(&self, signal: Signal) {
-        process_tree::signal(self.pid, signal);
-        process_tree::signal(self.pid, Signal::SIGCONT);
+        for signal in [signal, Signal::SIGCONT] {
+            self.signal(signal);
+            process_tree::signal_outside(self.pid, signal);
+        }
     }
 
     /// CMD has stopped. If it wants the terminal and the user's job has it, CMD gets it and
@@ -120,12 +155,18 @@ impl Job {
     /// CMD has ended, so the terminal is the user's again. If a key ended CMD, the signal also goes
     /// to the group in which CMD would have been without us, for example to the shell script that
     /// the key is meant to end. Returns whether it was a key.
-    pub(super) fn ended(&self, by: Option<Signal>) -> bool {
+    pub(super) fn ended(&mut self, by: Option<Signal>) -> bool {
+        self.reaped = true;
         self.give_back_terminal();
         let by_key = self.placement == Placement::Foreground && matches!(by, Some(Signal::SIGINT | Signal::SIGQUIT));
         if by_key {
             let _ = killpg(self.user_job.group, by);
         }
         by_key
+    }
+
+    /// Lets go of the terminal, so that it can end while processes of CMD go on.
+    pub(super) fn forget_terminal(&mut self) {
+        self.terminal = None;
     }
 }

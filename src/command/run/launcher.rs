@@ -17,29 +17,36 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2};
 
-use super::guard;
-use super::process_tree::{Ending, KillAll, KillAttempt, report_survivors};
+use super::children::{ChildEvent, Ending};
+use super::process_tree::{KillAll, KillAttempt, report_survivors};
 use super::report::{GuardAfterwards, Report};
+use super::{children, guard, process_list};
 use crate::command::error::CommandError;
-use crate::command::exec::{OWN_PROGRAM, make_inheritable};
-use crate::command::signals::{ReceivedSignal, SignalReader, mask_to_text, raise_unblocked};
+use crate::command::exec::{OWN_PROGRAM, check_descriptors, make_inheritable};
+use crate::command::given_signals::GivenSignals;
+use crate::command::signals::{ReceivedSignal, SignalReader, raise_unblocked};
 use crate::command::{output, status};
 
-/// The pause between two attempts to kill everything.
-const KILL_INTERVAL: Duration = Duration::from_millis(5);
+/// The descriptors that the guard needs while it starts CMD and looks through /proc, with some to
+/// spare. It inherits those that this process has.
+const RUN_DESCRIPTORS: usize = 20;
 
 /// Runs the guard with these arguments of `distrilock run`, and ends as it reports.
 pub(super) fn main(arguments: &[OsString]) -> Result<ExitCode, CommandError> {
+    // What descends from CMD is found in /proc, and the next processes are started from there.
+    if !process_list::is_usable() {
+        return Err(CommandError::NoProc);
+    }
+    check_descriptors(RUN_DESCRIPTORS)?;
     let mut launcher =
         Launcher::start(arguments).map_err(CommandError::system("start the process that holds the lock"))?;
     let report =
         launcher.wait_for_report().map_err(CommandError::system("attend to the process that holds the lock"))?;
     if report.guard == GuardAfterwards::Ends {
         // Nothing of ours is left when the user goes on.
-        let _ = waitpid(launcher.guard, None);
+        launcher.wait_for_guard();
     }
     Ok(match report.ending {
         Ending::Status(status) => ExitCode::from(status),
@@ -49,6 +56,8 @@ pub(super) fn main(arguments: &[OsString]) -> Result<ExitCode, CommandError> {
 
 struct Launcher {
     guard: Pid,
+    /// How the guard has ended, once it is reaped: its number may be another process's then.
+    guard_reaped: Option<Ending>,
     signals: SignalReader,
     reports: File,
 }
@@ -59,8 +68,8 @@ impl Launcher {
         set_child_subreaper(true)?;
         let signals = SignalReader::block(&[Signal::SIGCHLD])?;
         let (reports, report_writer) = pipe2(OFlag::O_CLOEXEC)?;
-        let guard = start_guard(arguments, &signals, &report_writer)?;
-        Ok(Self { guard, signals, reports: reports.into() })
+        let guard = start_guard(arguments, &report_writer)?;
+        Ok(Self { guard, guard_reaped: None, signals, reports: reports.into() })
     }
 
     /// Waits for the guard's report, and does meanwhile what signals ask for.
@@ -79,7 +88,7 @@ impl Launcher {
                 let mut report = [0; Report::BYTES];
                 return match self.reports.read_exact(&mut report) {
                     Ok(()) => Ok(Report::from_bytes(report)),
-                    Err(_) => self.replace_killed_guard(),
+                    Err(_) => self.replace_guard(),
                 };
             }
             while signalled && let Some(received) = self.signals.next()? {
@@ -88,10 +97,10 @@ impl Launcher {
         }
     }
 
-    fn handle(&self, received: ReceivedSignal) -> Result<(), Errno> {
+    fn handle(&mut self, received: ReceivedSignal) -> Result<(), Errno> {
         match received.signal {
-            // The guard's end shows at the pipe.
-            Signal::SIGCHLD => {}
+            // As process 1 of a container, this one inherits strangers.
+            Signal::SIGCHLD => self.reap()?,
             // CMD has stopped.
             Signal::SIGTSTP if received.sender == self.guard => self.stop()?,
             // The guard has signalled our process group, which includes us.
@@ -101,13 +110,34 @@ impl Launcher {
         Ok(())
     }
 
+    /// Reaps whatever has ended. The guard's end shows at the pipe.
+    fn reap(&mut self) -> Result<(), Errno> {
+        loop {
+            match children::next_event()? {
+                ChildEvent::Ended(pid, ending) if pid == self.guard => self.guard_reaped = Some(ending),
+                ChildEvent::Ended(..) | ChildEvent::Stopped(..) => {}
+                ChildEvent::Nothing | ChildEvent::NoChildren => return Ok(()),
+            }
+        }
+    }
+
+    /// Waits until the guard has ended. Returns `None` if nobody knows how.
+    fn wait_for_guard(&mut self) -> Option<Ending> {
+        if self.guard_reaped.is_none() {
+            self.guard_reaped = children::wait_for(self.guard);
+        }
+        self.guard_reaped
+    }
+
     /// Stops until somebody continues us, and passes that on.
-    fn stop(&self) -> Result<(), Errno> {
+    fn stop(&mut self) -> Result<(), Errno> {
         raise_unblocked(Signal::SIGTSTP)?;
         let mut continued = false;
         while let Some(received) = self.signals.next()? {
             continued |= received.signal == Signal::SIGCONT;
-            if received.sender != self.guard {
+            if received.signal == Signal::SIGCHLD {
+                self.reap()?;
+            } else if received.sender != self.guard {
                 self.pass_on(received.signal);
             }
         }
@@ -123,22 +153,30 @@ impl Launcher {
 
     fn pass_on(&self, signal: Signal) {
         // If the guard has ended, the pipe shows it.
-        let _ = kill(self.guard, signal);
+        if self.guard_reaped.is_none() {
+            let _ = kill(self.guard, signal);
+        }
     }
 
-    /// The guard ended without a report: somebody killed it, and the lock went with it. Everything
-    /// that it guarded is now ours, and is ended.
-    fn replace_killed_guard(&self) -> io::Result<Report> {
-        output::message(
-            "the process that held the lock was killed; ending CMD and everything it started, since nothing guards them any more",
-        );
-        let mut kill_all = KillAll::new(self.guard);
+    /// The guard ended without a report. Everything that it guarded is now ours, and is ended.
+    fn replace_guard(&mut self) -> io::Result<Report> {
+        let status = match self.wait_for_guard() {
+            // It could not begin, and has said why.
+            Some(Ending::Status(failure)) if failure != status::DONE => failure,
+            _ => {
+                output::message(
+                    "the process that held the lock was killed; ending CMD and everything it started, since nothing guards them any more",
+                );
+                status::LOST
+            }
+        };
+        let mut kill_all = KillAll::default();
         loop {
             match kill_all.attempt()? {
-                KillAttempt::Again => thread::sleep(KILL_INTERVAL),
+                KillAttempt::Again(pause) => thread::sleep(pause),
                 KillAttempt::Done { survivors } => {
                     report_survivors(&survivors);
-                    return Ok(Report { ending: Ending::Status(status::LOST), guard: GuardAfterwards::Ends });
+                    return Ok(Report { ending: Ending::Status(status), guard: GuardAfterwards::Ends });
                 }
             }
         }
@@ -147,13 +185,13 @@ impl Launcher {
 
 /// Starts the guard in its own process group, so that signals sent to ours do not reach it, SIGKILL
 /// above all. The guard inherits the writing end of the pipe.
-fn start_guard(arguments: &[OsString], signals: &SignalReader, report_writer: &OwnedFd) -> io::Result<Pid> {
+fn start_guard(arguments: &[OsString], report_writer: &OwnedFd) -> io::Result<Pid> {
     make_inheritable(report_writer)?;
     let child = Command::new(OWN_PROGRAM)
-        .arg0("distrilock")
+        .arg0(guard::NAME)
         .arg(guard::WORD)
         .arg(report_writer.as_raw_fd().to_string())
-        .arg(mask_to_text(&signals.mask_before))
+        .arg(GivenSignals::of_this_process().to_text())
         .arg(Pid::this().to_string())
         .args(arguments)
         .process_group(0)

@@ -7,12 +7,14 @@ use std::os::fd::RawFd;
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, close, getpgid, getppid};
+use nix::unistd::{Pid, getpgid, getppid};
 use tokio::io::unix::AsyncFd;
 
+use super::children::Ending;
 use super::job::UserJob;
-use super::process_tree::Ending;
+use super::passing_on::Source;
 use super::report::{GuardAfterwards, Report};
+use crate::command::exec::take_inherited;
 use crate::command::signals::{ReceivedSignal, SignalReader};
 use crate::readiness::watched;
 
@@ -40,10 +42,7 @@ impl LauncherLink {
         if getppid() != launcher {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        // The descriptor comes as a number, so it is opened anew; the copy that we inherited would
-        // stay open in CMD.
-        let reports = File::options().write(true).open(format!("/proc/self/fd/{report_writer}"))?;
-        close(report_writer)?;
+        let reports = take_inherited(report_writer, File::options().write(true))?;
         let user_job = UserJob { launcher, group: getpgid(Some(launcher)).unwrap_or(launcher) };
         Ok(Self { signals: watched(signals)?, user_job, reports: Some(reports) })
     }
@@ -64,6 +63,11 @@ impl LauncherLink {
                 None => ready.clear_ready(),
             }
         }
+    }
+
+    /// Who sent this signal.
+    pub(super) fn source_of(&self, received: ReceivedSignal) -> Source {
+        if received.sender == self.user_job.launcher { Source::Launcher } else { Source::Elsewhere }
     }
 
     /// Whether the launcher died before it had the report. Once it has the report, it may go.

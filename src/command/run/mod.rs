@@ -23,13 +23,15 @@
 //! - `launcher`, `guard` and `exec_shim` are the three processes. `launcher_link` is the guard's
 //!   side of what joins it to the launcher; `report` is what goes through the pipe.
 //! - The guard acquires the lock (`guarded_lock`); its `supervisor` attends to CMD, as a `job` of
-//!   the `terminal` and as a `process_tree`.
+//!   the `terminal` and as a `process_tree`, and decides which signals go to it (`passing_on`).
+//!   `process_list` reads /proc, and `children` knows what the kernel says without it.
 //! - `stop_time` is how long ending CMD takes, which the client has to know.
 //! - `no_fork` is `-F`: one process, which becomes CMD.
 //!
 //! docs/decisions/0015 has the reasons. It calls the launcher the front, and the exec shim the
 //! start.
 
+mod children;
 mod exec_shim;
 mod guard;
 mod guarded_lock;
@@ -37,6 +39,8 @@ mod job;
 mod launcher;
 mod launcher_link;
 mod no_fork;
+mod passing_on;
+mod process_list;
 mod process_tree;
 mod random;
 mod report;

@@ -3,16 +3,20 @@
 //! heartbeats, to notice a loss, or to end CMD.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
+
+use nix::unistd::dup2_stdin;
 
 use super::random::jitter;
 use crate::command::acquire::acquire;
 use crate::command::connect::{block_on, command_line, connect, introduction};
 use crate::command::environment::{DESCRIPTOR, LockEnvironment};
 use crate::command::error::CommandError;
-use crate::command::exec::{make_blocking, make_inheritable, report_not_run};
+use crate::command::exec::{become_program, make_blocking, make_inheritable, report_not_run};
+use crate::command::given_signals::GivenSignals;
 use crate::command::options::RunOptions;
 use distrilock_client::{Client, Server};
 
@@ -34,14 +38,18 @@ pub(super) fn main(options: &RunOptions, words: &[OsString], servers: &[Server])
             .with(DESCRIPTOR, connection.as_raw_fd().to_string())
             .apply(&mut command);
         if options.no_stdin {
-            command.stdin(Stdio::null());
+            empty_stdin().map_err(CommandError::system("open /dev/null"))?;
         }
         // This happens inside the runtime, since its end would close the connection.
-        Ok(report_not_run(&words[0], &command.exec()))
+        Ok(report_not_run(&words[0], &become_program(&mut command, GivenSignals::of_this_process())))
     });
     match not_run {
         Ok(status) => Ok(ExitCode::from(status)),
         Err(error) if error.is_busy() && !options.acquire.verbose => Ok(ExitCode::from(options.busy_status())),
         Err(error) => Err(error),
     }
+}
+
+fn empty_stdin() -> io::Result<()> {
+    Ok(dup2_stdin(File::open("/dev/null")?)?)
 }

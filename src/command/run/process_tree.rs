@@ -1,110 +1,139 @@
-//! The descendants of this process, read from /proc. A process can leave its process group
-//! (setpgid(2), setsid(2)), but not the descendants of a subreaper (PR_SET_CHILD_SUBREAPER of
-//! prctl(2)): a process that loses its parent becomes the subreaper's child.
+//! Signals for the descendants of this process. A process can leave its process group (setpgid(2),
+//! setsid(2)), but not the descendants of a subreaper (PR_SET_CHILD_SUBREAPER of prctl(2)): a
+//! process that loses its parent becomes the subreaper's child.
 
-use std::collections::HashMap;
-use std::fs;
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getpgid};
 
+use super::children;
+use super::process_list::{Descendant, Disposition, descendants, has_ended};
 use crate::command::output;
 
-/// A process as the kernel lists it.
-struct ProcessEntry {
-    parent: i32,
-    group: i32,
-    alive: bool,
-}
-
-/// Reads every process (proc_pid_stat(5)), without those that end meanwhile.
-fn processes() -> HashMap<i32, ProcessEntry> {
-    let Ok(entries) = fs::read_dir("/proc") else { return HashMap::new() };
-    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    numbers.filter_map(|pid| Some((pid, parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))).collect()
-}
-
-/// Parses the state, the parent and the group. They follow the name, which can contain anything but
-/// ends at the last parenthesis.
-fn parse(stat: &str) -> Option<ProcessEntry> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    let (parent, group) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    Some(ProcessEntry { parent, group, alive: !matches!(state, "Z" | "X" | "x") })
-}
-
-/// A living descendant of this process.
-struct Descendant {
-    pid: Pid,
-    group: Pid,
-}
-
-/// The living descendants. Zombies are left out, since they do nothing any more, but their children
-/// are not.
-fn descendants() -> Vec<Descendant> {
-    let all = processes();
-    let us = Pid::this().as_raw();
-    let descends = |pid: &i32| {
-        // The list is no snapshot: a reused number could close a circle, so the number of steps is
-        // limited.
-        let ancestors = std::iter::successors(all.get(pid), |process| all.get(&process.parent));
-        ancestors.take(all.len()).any(|process| process.parent == us)
-    };
-    let found = all.iter().filter(|(pid, process)| process.alive && descends(pid));
-    found.map(|(pid, process)| Descendant { pid: Pid::from_raw(*pid), group: Pid::from_raw(process.group) }).collect()
-}
-
-/// Sends a signal to a process group, and to every descendant outside of it.
-pub(super) fn signal(group: Pid, signal: Signal) {
-    // The group may have ended. A process that we may not signal is reported when it is to be
-    // killed.
-    let _ = killpg(group, signal);
-    for process in descendants().into_iter().filter(|process| process.group != group) {
-        let _ = kill(process.pid, signal);
+/// Sends a signal to every descendant that is not in this process group. One that we may not signal
+/// is reported when it is to be killed.
+pub(super) fn signal_outside(group: Pid, signal: Signal) {
+    for process in descendants().unwrap_or_default() {
+        if !is_in(&process, group) {
+            let _ = process.signal(signal);
+        }
     }
 }
 
+/// Sends a signal to the descendants in this process group. If no process is left in the group, the
+/// kernel may use its number again; killpg(2) would reach strangers then.
+pub(super) fn signal_group(group: Pid, signal: Signal) {
+    for process in descendants().unwrap_or_default() {
+        if is_in(&process, group) {
+            let _ = process.signal(signal);
+        }
+    }
+}
+
+fn is_in(process: &Descendant, group: Pid) -> bool {
+    getpgid(Some(process.pid)) == Ok(group)
+}
+
+/// Whether this descendant lives on though the signal would have ended it, so that it cannot have
+/// got it.
+pub(super) fn would_end(pid: Pid, signal: Signal) -> bool {
+    let found = descendants().unwrap_or_default().into_iter().find(|process| process.pid == pid);
+    found.is_some_and(|process| process.disposition(signal) == Some(Disposition::Default))
+}
+
 /// Kills every descendant, in as many attempts as it takes: processes may fork meanwhile, and
-/// killed ones need a moment to go.
+/// killed ones need a moment to go. It ends with those left that cannot be killed.
+#[derive(Default)]
 pub(super) struct KillAll {
-    /// As for [`next_event`].
-    expected: Pid,
-    /// The processes that the last attempt was not permitted to kill.
-    not_permitted: Vec<Pid>,
+    attempts: u32,
+    /// The attempts in a row in which /proc showed nothing that could be killed.
+    fruitless: u32,
+    searches: u32,
+    /// The children that /proc does not show, and that were killed.
+    hidden: Vec<Pid>,
 }
 
 /// The result of an attempt to kill everything.
 pub(super) enum KillAttempt {
-    /// Descendants are left; try again in a moment.
-    Again,
-    /// Everything has been killed but these, which we may not kill, since they run as another user.
+    /// Descendants are left; try again after this time.
+    Again(Duration),
+    /// Everything has been killed but these.
     Done { survivors: Vec<Pid> },
 }
 
-impl KillAll {
-    pub(super) fn new(expected: Pid) -> Self {
-        Self { expected, not_permitted: Vec::new() }
-    }
+/// The pause between two attempts, at first and later.
+const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(50)];
 
+/// The attempts with the short pause: a fifth of a second.
+const SHORT_PAUSES: u32 = 100;
+
+/// After these attempts, some ten seconds, the user learns what we wait for.
+const ATTEMPTS_SILENT: u32 = 300;
+
+/// A child that has just been killed, or has just ended, is reaped within these attempts.
+const FRUITLESS_MAX: u32 = 3;
+
+/// How often children that /proc does not show are looked for. Each search goes one generation
+/// down, since the children of the killed become ours.
+const SEARCHES_MAX: u32 = 32;
+
+impl KillAll {
     /// Sends SIGKILL to every descendant, and reaps the children among them.
     pub(super) fn attempt(&mut self) -> Result<KillAttempt, Errno> {
-        let mut not_permitted: Vec<Pid> = descendants()
-            .iter()
-            .filter(|process| kill(process.pid, Signal::SIGKILL) == Err(Errno::EPERM))
-            .map(|process| process.pid)
-            .collect();
-        not_permitted.sort_unstable();
-        if reap(self.expected)? {
+        self.attempts += 1;
+        let (mut killed, mut refused) = (Vec::new(), Vec::new());
+        for process in descendants().unwrap_or_default() {
+            match process.signal(Signal::SIGKILL) {
+                Ok(()) => killed.push(process.pid),
+                Err(Errno::ESRCH) => {}
+                Err(_) => refused.push(process.pid),
+            }
+        }
+        if children::reap()? {
             return Ok(KillAttempt::Done { survivors: Vec::new() });
         }
-        // After the same refusals twice, a further attempt would not help.
-        if !not_permitted.is_empty() && not_permitted == self.not_permitted {
-            return Ok(KillAttempt::Done { survivors: not_permitted });
+        self.hidden.retain(|pid| children::is_living_child(*pid));
+        killed.extend_from_slice(&self.hidden);
+        if !killed.is_empty() {
+            self.fruitless = 0;
+            return Ok(self.again(&killed));
         }
-        self.not_permitted = not_permitted;
-        Ok(KillAttempt::Again)
+        self.fruitless += 1;
+        if self.fruitless < FRUITLESS_MAX {
+            return Ok(self.again(&killed));
+        }
+        // /proc shows nothing that we may kill, and yet there are children. It hides them, or it
+        // cannot be read, or they are those that we may not kill.
+        if refused.is_empty() && self.searches < SEARCHES_MAX {
+            self.searches += 1;
+            for child in children::all_living().into_iter().filter(|pid| !has_ended(*pid)) {
+                match kill(child, Signal::SIGKILL) {
+                    Ok(()) => self.hidden.push(child),
+                    Err(_) => refused.push(child),
+                }
+            }
+            if !self.hidden.is_empty() {
+                return Ok(self.again(&[]));
+            }
+        }
+        if refused.is_empty() {
+            refused = children::all_living().into_iter().filter(|pid| !has_ended(*pid)).collect();
+        }
+        refused.sort_unstable();
+        Ok(KillAttempt::Done { survivors: refused })
+    }
+
+    fn again(&self, killed: &[Pid]) -> KillAttempt {
+        if self.attempts == ATTEMPTS_SILENT && !killed.is_empty() {
+            let pids: Vec<String> = killed.iter().map(ToString::to_string).collect();
+            output::message(&format!(
+                "the lock is kept until the kernel has ended what was killed (state D of ps waits for storage): process {}",
+                pids.join(", ")
+            ));
+        }
+        KillAttempt::Again(PAUSES[usize::from(self.attempts > SHORT_PAUSES)])
     }
 }
 
@@ -112,71 +141,5 @@ impl KillAll {
 pub(super) fn report_survivors(survivors: &[Pid]) {
     for pid in survivors {
         output::message(&format!("process {pid} goes on: only the user that it runs as may end it"));
-    }
-}
-
-/// Reaps the children that have ended. Returns true if no children are left, and so no descendants
-/// either.
-pub(super) fn reap(expected: Pid) -> Result<bool, Errno> {
-    loop {
-        match next_event(expected)? {
-            ChildEvent::NoChildren => return Ok(true),
-            ChildEvent::Nothing => return Ok(false),
-            ChildEvent::Ended(..) | ChildEvent::Stopped(..) => {}
-        }
-    }
-}
-
-/// What happened to a child.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ChildEvent {
-    /// It ended. If a real-time signal ended it, how it ended is unknown.
-    Ended(Pid, Option<Ending>),
-    Stopped(Pid, Signal),
-    /// There are children, but nothing has happened to them.
-    Nothing,
-    /// There are no children.
-    NoChildren,
-}
-
-/// How a process ended, or has to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// With this exit status.
-    Status(u8),
-    /// By this signal.
-    Signal(Signal),
-}
-
-/// Asks for the next thing that happened to a child, and reaps the child if it has ended. nix does
-/// not know real-time signals, and does not say which child one has ended: then it is `expected` if
-/// that is gone.
-pub(super) fn next_event(expected: Pid) -> Result<ChildEvent, Errno> {
-    match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
-        Ok(WaitStatus::Exited(pid, status)) => {
-            let status = u8::try_from(status & 0xff).expect("it is one byte");
-            Ok(ChildEvent::Ended(pid, Some(Ending::Status(status))))
-        }
-        Ok(WaitStatus::Signaled(pid, signal, _)) => Ok(ChildEvent::Ended(pid, Some(Ending::Signal(signal)))),
-        Ok(WaitStatus::Stopped(pid, signal)) => Ok(ChildEvent::Stopped(pid, signal)),
-        Ok(_) => Ok(ChildEvent::Nothing),
-        Err(Errno::ECHILD) => Ok(ChildEvent::NoChildren),
-        Err(Errno::EINVAL) if kill(expected, None) == Err(Errno::ESRCH) => Ok(ChildEvent::Ended(expected, None)),
-        Err(Errno::EINVAL | Errno::EINTR) => Ok(ChildEvent::Ended(Pid::from_raw(0), None)),
-        Err(errno) => Err(errno),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A process can give itself a name that looks like the fields after it.
-    #[test]
-    fn names_with_parentheses() {
-        let process = parse("12 (a) Z 1 (b) S 7 12 12 0").unwrap();
-        assert_eq!((process.parent, process.alive), (7, true));
-        assert!(!parse("12 (x) Z 7 12").unwrap().alive);
-        assert!(parse("12 (x").is_none());
     }
 }

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use super::process_tree::Ending;
+use super::children::Ending;
 use crate::command::status;
 
 /// How the launcher has to end, and what becomes of the guard.

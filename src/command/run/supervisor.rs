@@ -12,6 +12,8 @@
 //!     SIGKILL
 //! ```
 //!
+//! `--max-hold` counts as long as anything of CMD is left, in MinHold and Kept as well.
+//!
 //! The lock is kept in the background (Kept) for processes that CMD has left behind and for
 //! `--once-per`; usually for neither. A loss leads to Ending unless `--on-lost` says otherwise.
 
@@ -20,13 +22,15 @@ use std::io;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, setpgid, setsid};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::children::{self, ChildEvent, Ending};
 use super::guarded_lock::GuardedLock;
 use super::job::Job;
 use super::launcher_link::{LAUNCHER_DIED, LauncherLink};
-use super::process_tree::{self, ChildEvent, Ending, KillAll, KillAttempt, report_survivors};
+use super::passing_on::{Pass, PassingOn, Source};
+use super::process_tree::{KillAll, KillAttempt, report_survivors};
 use super::report::GuardAfterwards;
 use super::stop_time;
 use crate::command::options::RunOptions;
@@ -34,9 +38,6 @@ use crate::command::signals::ReceivedSignal;
 use crate::command::values::OnLost;
 use crate::command::{output, status};
 use distrilock_client::LostError;
-
-/// The pause between two attempts to kill everything.
-const KILL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// See the module.
 pub(super) struct Supervisor<'a> {
@@ -48,14 +49,15 @@ pub(super) struct Supervisor<'a> {
     granted_at: Instant,
     /// The time from the first signal to SIGKILL.
     kill_after: Duration,
-    /// The signals that were passed on to CMD.
-    passed_on: Vec<Signal>,
+    loss_watch: LossWatch,
+    passing_on: PassingOn,
+    /// The signals that were meant for CMD.
+    meant_for_cmd: Vec<Signal>,
 }
 
 /// How the running phase ended.
 enum RunningEnded {
-    /// CMD ended. How is unknown if a real-time signal ended it.
-    CmdEnded(Option<Ending>),
+    CmdEnded(Ending),
     /// Everything has to end, and `distrilock run` exits with this status.
     EndAll {
         status: u8,
@@ -65,12 +67,12 @@ enum RunningEnded {
 
 /// What a signal that arrived means.
 enum JobEvent {
-    CmdEnded(Option<Ending>),
+    CmdEnded(Ending),
     /// Nothing that CMD started is left.
     NoChildren,
     LauncherDied,
     /// Somebody sent this signal to us.
-    Signal(Signal),
+    Signal(Signal, Source),
     Nothing,
 }
 
@@ -86,6 +88,14 @@ enum AfterLoss {
 enum LossWatch {
     On,
     Off,
+}
+
+/// How `--min-hold` ended.
+#[derive(PartialEq, Eq)]
+enum MinHold {
+    Over,
+    /// Processes that CMD left behind have held the lock for as long as `--max-hold` allows.
+    TooLongForProcesses,
 }
 
 /// What the lock is kept for after CMD's end.
@@ -134,60 +144,97 @@ impl<'a> Supervisor<'a> {
         granted_at: Instant,
     ) -> Self {
         let kill_after = stop_time::kill_after(options, lock.as_ref().map(|lock| lock.stop_within()));
-        Self { options, link, job, lock, granted_at, kill_after, passed_on: Vec::new() }
+        Self {
+            options,
+            link,
+            job,
+            lock,
+            granted_at,
+            kill_after,
+            loss_watch: LossWatch::On,
+            passing_on: PassingOn::default(),
+            meant_for_cmd: Vec::new(),
+        }
     }
 
     /// Attends to CMD and what it started until nothing needs the lock any more, releases the lock,
     /// and reports.
     pub(super) async fn run(mut self) -> io::Result<()> {
+        let ended = self.attend().await;
+        if ended.is_err() {
+            // What cannot be guarded must not go on, and the lock is still held meanwhile.
+            let _ = kill_all().await;
+        }
+        ended
+    }
+
+    async fn attend(&mut self) -> io::Result<()> {
         match self.while_running().await? {
-            RunningEnded::LauncherDied => kill_all(self.job.pid).await,
-            RunningEnded::EndAll { status } => {
-                self.end_all().await?;
-                self.job.ended(None);
-                self.release().await;
-                self.link.report(Ending::Status(status), GuardAfterwards::Ends)
-            }
+            RunningEnded::LauncherDied => kill_all().await,
+            RunningEnded::EndAll { status } => self.end_all_and_report(status).await,
             RunningEnded::CmdEnded(how) => self.after_cmd(how).await,
         }
     }
 
+    async fn end_all_and_report(&mut self, status: u8) -> io::Result<()> {
+        self.end_all().await?;
+        self.job.ended(None);
+        self.release().await;
+        self.link.report(Ending::Status(status), GuardAfterwards::Ends)
+    }
+
     async fn while_running(&mut self) -> io::Result<RunningEnded> {
-        let mut loss_watch = LossWatch::On;
         loop {
             let event = tokio::select! {
                 biased;
                 received = self.link.next_signal() => self.interpret(received?)?,
-                lost = self.loss(), if loss_watch == LossWatch::On => {
+                lost = self.loss() => {
                     if self.on_loss(&lost) == AfterLoss::EndAll {
                         return Ok(RunningEnded::EndAll { status: self.options.lost_status() });
                     }
-                    loss_watch = LossWatch::Off;
                     JobEvent::Nothing
                 }
-                () = self.since_grant(self.options.max_hold) => {
-                    output::message("CMD has held the lock for as long as --max-hold allows; ending it");
-                    return Ok(RunningEnded::EndAll { status: status::TOO_LONG });
+                () = self.since_grant(self.options.max_hold) => return Ok(self.held_too_long()),
+                () = until(self.passing_on.next_due()) => {
+                    while let Some(pass) = self.passing_on.take_due(Instant::now()) {
+                        self.pass_on(pass);
+                    }
+                    JobEvent::Nothing
                 }
             };
             match event {
                 JobEvent::CmdEnded(how) => return Ok(RunningEnded::CmdEnded(how)),
                 JobEvent::LauncherDied => return Ok(RunningEnded::LauncherDied),
-                JobEvent::Signal(Signal::SIGCONT) => self.job.resume(),
-                JobEvent::Signal(signal) => {
-                    self.passed_on.push(signal);
-                    self.job.signal(signal);
+                JobEvent::Signal(Signal::SIGCONT, _) => self.job.resume(),
+                JobEvent::Signal(signal, source) => {
+                    self.meant_for_cmd.push(signal);
+                    if let Some(pass) = self.passing_on.received(signal, source, Instant::now()) {
+                        self.pass_on(pass);
+                    }
                 }
                 JobEvent::NoChildren | JobEvent::Nothing => {}
             }
         }
     }
 
+    fn pass_on(&self, pass: Pass) {
+        match pass {
+            Pass::On(signal) => self.job.signal(signal),
+            Pass::IfMissed(signal) if self.job.missed(signal) => self.job.signal(signal),
+            Pass::IfMissed(_) => {}
+        }
+    }
+
+    fn held_too_long(&self) -> RunningEnded {
+        output::message("CMD has held the lock for as long as --max-hold allows; ending it");
+        RunningEnded::EndAll { status: status::TOO_LONG }
+    }
+
     /// Turns a signal into what it means. Children other than CMD are reaped here.
     fn interpret(&mut self, received: ReceivedSignal) -> io::Result<JobEvent> {
         match received.signal {
             Signal::SIGCHLD => loop {
-                match process_tree::next_event(self.job.pid)? {
+                match children::next_event()? {
                     ChildEvent::Ended(pid, how) if pid == self.job.pid => return Ok(JobEvent::CmdEnded(how)),
                     ChildEvent::Stopped(pid, by) if pid == self.job.pid => self.job.stopped(by),
                     ChildEvent::Ended(..) | ChildEvent::Stopped(..) => {}
@@ -197,20 +244,21 @@ impl<'a> Supervisor<'a> {
             },
             LAUNCHER_DIED if self.link.launcher_died() => Ok(JobEvent::LauncherDied),
             LAUNCHER_DIED | Signal::SIGTTIN | Signal::SIGTTOU => Ok(JobEvent::Nothing),
-            signal => Ok(JobEvent::Signal(signal)),
+            signal => Ok(JobEvent::Signal(signal, self.link.source_of(received))),
         }
     }
 
-    /// Waits for a loss of the lock; forever if there is no lock.
+    /// Waits for a loss of the lock; forever if there is no lock, or if its loss is known.
     async fn loss(&self) -> LostError {
         match &self.lock {
-            Some(lock) => lock.held().lost().await,
-            None => std::future::pending().await,
+            Some(lock) if self.loss_watch == LossWatch::On => lock.held().lost().await,
+            _ => std::future::pending().await,
         }
     }
 
     /// Reports that the lock is lost, and does what `--on-lost` says short of ending everything.
-    fn on_loss(&self, lost: &LostError) -> AfterLoss {
+    fn on_loss(&mut self, lost: &LostError) -> AfterLoss {
+        self.loss_watch = LossWatch::Off;
         let on_lost = self.options.on_lost.unwrap_or(OnLost::Kill);
         let then = match on_lost {
             OnLost::Kill => "ending CMD and everything it started",
@@ -239,14 +287,19 @@ impl<'a> Supervisor<'a> {
 
     /// CMD has ended. Processes that it left behind keep the lock, as under flock(1), unless `-o`
     /// says otherwise.
-    async fn after_cmd(mut self, how: Option<Ending>) -> io::Result<()> {
+    async fn after_cmd(&mut self, how: Ending) -> io::Result<()> {
         let ending = self.ending_of(how);
         if self.lock.is_none() {
             return self.link.report(ending, GuardAfterwards::Ends);
         }
-        self.hold_at_least().await?;
-        let processes_left = !self.options.close && !process_tree::reap(self.job.pid)?;
-        if processes_left || self.options.once_per.is_some() {
+        if self.hold_at_least().await? == MinHold::TooLongForProcesses {
+            return self.end_all_and_report(status::TOO_LONG).await;
+        }
+        let processes_left = !self.options.close && !children::reap()?;
+        // A loss that CMD was to survive leaves nothing to keep.
+        if self.loss_watch == LossWatch::On && (processes_left || self.options.once_per.is_some()) {
+            // First of all, since the launcher's end is what the user waits for.
+            self.detach_from_user()?;
             self.link.report(ending, GuardAfterwards::Stays)?;
             self.keep(KeptFor::new(processes_left, self.options.once_per.is_some())).await?;
             self.release().await;
@@ -258,39 +311,42 @@ impl<'a> Supervisor<'a> {
 
     /// How the launcher has to end after CMD ended like this: by the same signal if it came from
     /// the keyboard or through us.
-    fn ending_of(&self, how: Option<Ending>) -> Ending {
-        let by = if let Some(Ending::Signal(signal)) = how { Some(signal) } else { None };
+    fn ending_of(&mut self, how: Ending) -> Ending {
+        let by = if let Ending::Signal(signal) = how { Some(signal) } else { None };
         let by_key = self.job.ended(by);
         match how {
-            Some(Ending::Status(status)) => Ending::Status(status),
-            Some(Ending::Signal(signal)) if by_key || self.passed_on.contains(&signal) => Ending::Signal(signal),
-            Some(Ending::Signal(signal)) => {
+            Ending::Signal(signal) if !by_key && !self.meant_for_cmd.contains(&signal) => {
                 Ending::Status(status::SIGNALLED + u8::try_from(signal as i32).expect("signals are below 32"))
             }
-            None => Ending::Status(u8::MAX),
+            how => how,
         }
     }
 
     /// Keeps the lock for `--min-hold`, unless a signal ends that.
-    async fn hold_at_least(&self) -> io::Result<()> {
-        if self.options.min_hold.is_none() {
-            return Ok(());
-        }
+    async fn hold_at_least(&mut self) -> io::Result<MinHold> {
+        let Some(min_hold) = self.options.min_hold else { return Ok(MinHold::Over) };
+        let mut processes_left = !self.options.close && !children::reap()?;
         loop {
             let received = tokio::select! {
+                biased;
                 received = self.link.next_signal() => received?,
-                _ = self.loss() => return Ok(()),
-                () = self.since_grant(self.options.min_hold) => return Ok(()),
+                _ = self.loss() => return Ok(MinHold::Over),
+                () = self.since_grant(Some(min_hold)) => return Ok(MinHold::Over),
+                () = self.since_grant(self.options.max_hold), if processes_left => {
+                    self.held_too_long();
+                    return Ok(MinHold::TooLongForProcesses);
+                }
             };
-            if !matches!(received.signal, Signal::SIGCHLD | Signal::SIGCONT | Signal::SIGWINCH) {
-                return Ok(());
+            match received.signal {
+                Signal::SIGCHLD => processes_left = !children::reap()? && !self.options.close,
+                Signal::SIGCONT | Signal::SIGWINCH => {}
+                _ => return Ok(MinHold::Over),
             }
         }
     }
 
     /// Keeps the lock in the background, when the launcher has its report and the user has gone on.
     async fn keep(&mut self, mut kept_for: KeptFor) -> io::Result<()> {
-        detach_from_user()?;
         while kept_for != KeptFor::Nothing {
             let event = tokio::select! {
                 biased;
@@ -303,13 +359,18 @@ impl<'a> Supervisor<'a> {
                     kept_for = kept_for.without_period();
                     JobEvent::Nothing
                 }
+                () = self.since_grant(self.options.max_hold), if kept_for.processes() => {
+                    self.end_all().await?;
+                    kept_for = kept_for.without_processes();
+                    JobEvent::Nothing
+                }
             };
             match event {
                 JobEvent::NoChildren => kept_for = kept_for.without_processes(),
-                JobEvent::Signal(signal) if kept_for.processes() => self.job.signal(signal),
+                JobEvent::Signal(signal, _) if kept_for.processes() => self.job.signal(signal),
                 // With no processes left, whoever ends the guard means the lock.
-                JobEvent::Signal(Signal::SIGCONT) => {}
-                JobEvent::Signal(_) => kept_for = kept_for.without_period(),
+                JobEvent::Signal(Signal::SIGCONT, _) => {}
+                JobEvent::Signal(..) => kept_for = kept_for.without_period(),
                 JobEvent::CmdEnded(_) | JobEvent::LauncherDied | JobEvent::Nothing => {}
             }
         }
@@ -320,7 +381,7 @@ impl<'a> Supervisor<'a> {
     async fn end_all(&mut self) -> io::Result<()> {
         let deadline = Instant::now() + self.kill_after;
         self.job.terminate(self.options.term_signal.unwrap_or(Signal::SIGTERM));
-        while !process_tree::reap(self.job.pid)? {
+        while !children::reap()? {
             tokio::select! {
                 received = self.link.next_signal() => {
                     if received?.signal == LAUNCHER_DIED && self.link.launcher_died() {
@@ -330,7 +391,22 @@ impl<'a> Supervisor<'a> {
                 () = sleep_until(deadline) => break,
             };
         }
-        kill_all(self.job.pid).await
+        kill_all().await
+    }
+
+    /// Lets go of what the user waits for or wants to use again: the streams, which a shell or a cron
+    /// daemon reads until their end, and the terminal. The other descriptors and the working
+    /// directory are given up as soon as CMD has them.
+    fn detach_from_user(&mut self) -> io::Result<()> {
+        self.job.forget_terminal();
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        nix::unistd::dup2_stdin(&null)?;
+        nix::unistd::dup2_stdout(&null)?;
+        nix::unistd::dup2_stderr(&null)?;
+        // A leader of a process group cannot leave its session (setsid(2)). The launcher's group
+        // exists until it has our report, unless it was killed just now: then it does not matter.
+        let _ = setpgid(Pid::from_raw(0), self.link.user_job().group).and_then(|()| setsid());
+        Ok(())
     }
 
     async fn release(&mut self) {
@@ -340,13 +416,12 @@ impl<'a> Supervisor<'a> {
     }
 }
 
-/// Kills everything that CMD started, and waits until nothing is left. `expected` is as for
-/// [`process_tree::next_event`].
-pub(super) async fn kill_all(expected: Pid) -> io::Result<()> {
-    let mut kill_all = KillAll::new(expected);
+/// Kills everything that CMD started, and waits until nothing is left but what cannot be killed.
+async fn kill_all() -> io::Result<()> {
+    let mut kill_all = KillAll::default();
     loop {
         match kill_all.attempt()? {
-            KillAttempt::Again => sleep(KILL_INTERVAL).await,
+            KillAttempt::Again(pause) => sleep(pause).await,
             KillAttempt::Done { survivors } => {
                 report_survivors(&survivors);
                 return Ok(());
@@ -355,11 +430,10 @@ pub(super) async fn kill_all(expected: Pid) -> io::Result<()> {
     }
 }
 
-/// Closes the streams that the user waits for: a shell or a cron daemon reads them until their end.
-fn detach_from_user() -> io::Result<()> {
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    nix::unistd::dup2_stdin(&null)?;
-    nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(&null)?;
-    Ok(())
+/// Waits until then; forever if there is no time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
