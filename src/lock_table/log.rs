@@ -1,6 +1,8 @@
 //! [`ThrottledLog`]: messages that could come a thousand times a second. Each kind is logged once a
 //! minute.
 
+use std::time::Duration;
+
 use super::mailbox::TooManySessions;
 use super::throttle::Throttle;
 use crate::systemd::ids;
@@ -13,6 +15,7 @@ pub struct ThrottledLog {
     faults: Throttle,
     accepts: Throttle,
     too_many: Throttle,
+    long_turns: Throttle,
 }
 
 impl ThrottledLog {
@@ -43,6 +46,19 @@ impl ThrottledLog {
                 MESSAGE_ID = ids::SESSION_LIMIT,
                 LIMIT = too_many.sessions_max,
                 "a connection was turned away: {too_many} ({more} more since this was last logged)"
+            );
+        }
+    }
+
+    /// A session kept its thread for long.
+    pub fn long_turn(&self, thread: usize, turn: Duration) {
+        if let Some(more) = self.long_turns.pass() {
+            let ms = turn.as_millis();
+            tracing::warn!(
+                MESSAGE_ID = ids::LONG_TURN, LONGEST_MS = %ms,
+                "the thread sessions-{thread} was busy with one session for {ms} ms, and the others waited; if the host \
+                 is not short of processor time, please report it ({more} more seconds with such turns since this was \
+                 last logged)"
             );
         }
     }
