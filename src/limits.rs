@@ -31,6 +31,14 @@ pub const LIST_BYTES_ENOUGH: usize = 32 * 1024;
 /// their turn.
 pub const REQUESTS_PER_TURN_MAX: usize = 64;
 
+/// A turn of a session that is at least this long, in milliseconds, shows in STATUS=: a few hundred
+/// times what a request takes.
+pub const TURN_SHOWN_MS: u128 = 5;
+
+/// A turn of a session that is longer than this, in milliseconds, is logged: people notice the
+/// pause.
+pub const TURN_LOGGED_MS: u128 = 50;
+
 /// How often to check whether a client that does not read its replies has sent FIN, in
 /// milliseconds: its requests stay in the kernel's buffer, with FIN behind them.
 pub const HANG_UP_CHECK_MS: u64 = 250;

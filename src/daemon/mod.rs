@@ -32,6 +32,7 @@ use crate::front::{Listening, SessionThreads, Transport, accept};
 use crate::host::host_name;
 use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
 use crate::lock_table::storage::watch;
+use crate::lock_table::turns::Turns;
 use crate::lock_table::{LockTable, Storage, hints};
 use crate::settings::{Address, Settings};
 use crate::sync::locked;
@@ -131,10 +132,11 @@ pub fn run(settings: Settings) -> Result<(), StartError> {
         // them.
         umask(Mode::empty());
     }
-    let threads = Arc::new(SessionThreads::start(settings.threads())?);
+    let turns = Arc::new(Turns::new(settings.threads()));
+    let threads = Arc::new(SessionThreads::start(Arc::clone(&turns))?);
     let node = host_name();
     let storage = Storage::new(files, directory.mount.word(), directory.timing, &settings);
-    let table = Arc::new(LockTable::new(settings, storage, node, descriptors_max, runtime.handle().clone()));
+    let table = Arc::new(LockTable::new(settings, storage, node, descriptors_max, turns, runtime.handle().clone()));
     runtime.block_on(async {
         // Before anything else, so that none of them ends the process by its default action.
         let signals = Signals::listen()?;

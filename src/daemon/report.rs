@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::front::SessionThreads;
+use crate::limits::{TURN_LOGGED_MS, TURN_SHOWN_MS};
 use crate::lock_table::LockTable;
 use crate::systemd::ids;
 use crate::systemd::notify::{Notifier, watchdog_interval};
@@ -36,7 +37,8 @@ pub(super) async fn ping(table: Arc<LockTable>, threads: Arc<SessionThreads>, no
 }
 
 /// Reports to systemd how many sessions and locks there are, when that changes, at most once a
-/// second, and logs the number of messages that were held back.
+/// second, and logs the number of messages that were held back and when a session has kept its
+/// thread for long.
 pub(super) async fn report(table: Arc<LockTable>, notifier: Arc<Notifier>) {
     let mut reported = status(&table);
     let mut ticks = interval(Duration::from_secs(1));
@@ -45,6 +47,11 @@ pub(super) async fn report(table: Arc<LockTable>, notifier: Arc<Notifier>) {
     loop {
         ticks.tick().await;
         table.log.summarise();
+        if let Some((thread, turn)) = table.turns.take_lately()
+            && turn.as_millis() > TURN_LOGGED_MS
+        {
+            table.log.long_turn(thread, turn);
+        }
         let now = status(&table);
         if now != reported {
             notifier.status(&now);
@@ -55,5 +62,10 @@ pub(super) async fn report(table: Arc<LockTable>, notifier: Arc<Notifier>) {
 
 pub(super) fn status(table: &LockTable) -> String {
     let (held, waiting) = table.shards.count();
-    format!("{} sessions, {held} locks, {waiting} waiting requests", table.mailboxes.count())
+    let mut status = format!("{} sessions, {held} locks, {waiting} waiting requests", table.mailboxes.count());
+    let longest_ms = table.turns.longest().as_millis();
+    if longest_ms >= TURN_SHOWN_MS {
+        status += &format!(", longest turn {longest_ms} ms");
+    }
+    status
 }

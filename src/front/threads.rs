@@ -1,6 +1,8 @@
 //! [`SessionThreads`]: the threads that serve connections. Each connection stays on one of them.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -8,6 +10,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::hand_over::Frozen;
 use super::write_batch;
+use crate::lock_table::turns::{self, Turns};
 use crate::sync::locked;
 
 /// How many tasks a thread runs before it looks for new events: a batch of a thousand requests
@@ -20,6 +23,7 @@ pub struct SessionThreads {
     threads: Box<[SessionThread]>,
     /// Connections on their way to the next process of the daemon.
     frozen: Mutex<Vec<Frozen>>,
+    turns: Arc<Turns>,
 }
 
 #[derive(Debug)]
@@ -29,13 +33,13 @@ struct SessionThread {
 }
 
 impl SessionThreads {
-    /// Starts `count` threads.
+    /// Starts a thread for each of these `turns`.
     ///
     /// # Errors
     /// If the system refuses one.
-    pub fn start(count: usize) -> io::Result<Self> {
-        let threads = (0..count).map(SessionThread::start).collect::<io::Result<_>>()?;
-        Ok(Self { threads, frozen: Mutex::default() })
+    pub fn start(turns: Arc<Turns>) -> io::Result<Self> {
+        let threads = (0..turns.threads().len()).map(SessionThread::start).collect::<io::Result<_>>()?;
+        Ok(Self { threads, frozen: Mutex::default(), turns })
     }
 
     /// Each thread's runtime.
@@ -69,7 +73,14 @@ impl SessionThreads {
         self.threads[place].connections.fetch_add(1, Ordering::Relaxed);
         let threads = Arc::clone(self);
         self.threads[place].runtime.spawn(async move {
-            if let Some(frozen) = connection.await {
+            let mut connection = pin!(connection);
+            let turn = &threads.turns.threads()[place];
+            let served = poll_fn(|cx| {
+                let polled = connection.as_mut().poll(cx);
+                turn.next();
+                polled
+            });
+            if let Some(frozen) = served.await {
                 locked(&threads.frozen).push(frozen);
             }
             threads.threads[place].connections.fetch_sub(1, Ordering::Relaxed);
@@ -83,6 +94,7 @@ impl SessionThread {
             .enable_all()
             .event_interval(EVENT_INTERVAL)
             .on_thread_park(write_batch::end)
+            .on_thread_unpark(turns::begin)
             .build()?;
         let handle = runtime.handle().clone();
         let name = format!("sessions-{number}");

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::mailbox::TooManySessions;
 use super::throttle::Throttle;
@@ -25,6 +26,7 @@ pub struct ThrottledLog {
     exhausted: Throttle,
     accept_failed: Throttle,
     too_many: Throttle,
+    long_turns: Throttle,
     mount_unknown: Throttle,
     too_long: Throttle,
     gob: Throttle,
@@ -45,6 +47,7 @@ impl Default for ThrottledLog {
             exhausted: Throttle::new(1),
             accept_failed: Throttle::new(1),
             too_many: Throttle::new(1),
+            long_turns: Throttle::new(1),
             mount_unknown: Throttle::new(1),
             too_long: few(),
             gob: few(),
@@ -112,6 +115,19 @@ impl ThrottledLog {
                 MESSAGE_ID = ids::SESSION_LIMIT,
                 LIMIT = too_many.sessions_max,
                 "a connection was turned away: {too_many} ({more} more since this was last logged)"
+            );
+        }
+    }
+
+    /// A session kept its thread for long.
+    pub fn long_turn(&self, thread: usize, turn: Duration) {
+        if let Some(more) = self.long_turns.pass() {
+            let ms = turn.as_millis();
+            tracing::warn!(
+                MESSAGE_ID = ids::LONG_TURN, LONGEST_MS = %ms,
+                "the thread sessions-{thread} was busy with one session for {ms} ms, and the others waited; if the host \
+                 is not short of processor time, please report it ({more} more seconds with such turns since this was \
+                 last logged)"
             );
         }
     }

@@ -13,8 +13,8 @@
 //!
 //! The table is made of parts that own their data: [`Shards`] has the engine, [`Storage`] the files
 //! and their threads, [`Mailboxes`] the notices to sessions, [`WaitGraph`] the deadlock detection,
-//! [`Hints`] what passes between daemons, and [`ThrottledLog`] the messages that must not flood the
-//! journal.
+//! [`Hints`] what passes between daemons, [`Turns`] how long sessions keep their threads, and
+//! [`ThrottledLog`] the messages that must not flood the journal.
 
 pub(crate) mod hints;
 mod log;
@@ -22,6 +22,7 @@ pub mod mailbox;
 mod shards;
 pub(crate) mod storage;
 mod throttle;
+pub mod turns;
 mod wait_graph;
 
 use std::cell::RefCell;
@@ -47,6 +48,7 @@ pub use shards::Shards;
 use shards::{Shard, ShardIndex};
 pub use storage::Storage;
 use storage::threads::{StorageThreads, Task};
+use turns::Turns;
 pub use wait_graph::WaitGraph;
 use wait_graph::{Edge, Queue};
 
@@ -93,6 +95,8 @@ pub struct LockTable {
     pub shards: Shards,
     /// Which session waits for which.
     pub waits: WaitGraph,
+    /// How long sessions keep their threads.
+    pub turns: Arc<Turns>,
     /// Messages that could come in floods.
     pub log: ThrottledLog,
     pub(crate) hints: Hints,
@@ -109,6 +113,7 @@ impl LockTable {
         storage: Storage,
         node: String,
         descriptors_max: u64,
+        turns: Arc<Turns>,
         timers: tokio::runtime::Handle,
     ) -> Self {
         let files_max = (descriptors_max / limits::LINGER_SHARE_OF_DESCRIPTORS).min(limits::LINGER_FILES_MAX);
@@ -127,6 +132,7 @@ impl LockTable {
             storage,
             shards: Shards::new(&config),
             waits: WaitGraph::default(),
+            turns,
             log: ThrottledLog::default(),
             hints: Hints::default(),
             timers,
@@ -352,6 +358,7 @@ impl LockTable {
     pub(crate) fn of_directory(directory: &std::path::Path, timers: &tokio::runtime::Handle) -> Arc<Self> {
         let settings = Settings::for_directory(Some(directory.into()));
         let storage = Storage::new(crate::files::Files::new(directory.into()), "local", None, &settings);
-        Arc::new(Self::new(settings, storage, String::new(), 1000, timers.clone()))
+        let turns = Arc::new(Turns::new(1));
+        Arc::new(Self::new(settings, storage, String::new(), 1000, turns, timers.clone()))
     }
 }

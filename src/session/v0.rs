@@ -70,6 +70,7 @@ impl Session {
             }
             Answer::Released { file_gone: true } => (Outcome::InternalError, self.removed(name)),
             Answer::BusyHere(_)
+            | Answer::QueueFull
             | Answer::NotHeld { by_another: true }
             | Answer::Mismatch
             | Answer::Disagrees { .. } => (Outcome::Failed, v0::OTHER_SESSION.into()),

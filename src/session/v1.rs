@@ -7,6 +7,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use super::{End, Kind, Pending, ReplyTo, Session};
 use crate::clock::now_ms;
 use crate::limits::LIST_BYTES_ENOUGH;
+use distrilock_engine::limits::QUEUE_MAX;
 use distrilock_engine::{Answer, Claim, Extent, Input, Mode, View, Want, Withdrawal};
 use distrilock_protocol::limits::LIST_LOCKS_MAX;
 use distrilock_protocol::name::LockName;
@@ -236,6 +237,12 @@ impl Session {
             }
             Answer::BusyHere(holder) => (ErrorWord::Busy, self.busy(holder.as_ref())),
             Answer::BusyElsewhere => (ErrorWord::Busy, "held through another daemon or by another process".into()),
+            Answer::QueueFull => (
+                ErrorWord::Limit,
+                format!(
+                    "{QUEUE_MAX} requests wait for the lock {name}, which is the limit for one lock; try again later"
+                ),
+            ),
             Answer::Mismatch => (
                 ErrorWord::Mismatch,
                 "this session holds the lock in another mode, or other slots of it; release it first".into(),

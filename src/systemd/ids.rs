@@ -36,6 +36,10 @@ pub const SLOW_READER: &str = "f7071ec758cf4d3094db50ac1ee55a18";
 /// An engine shard or the runtime does not make progress, so the watchdog is not pinged.
 pub const ENGINE_STALLED: &str = "acec9fbd91fd456a9de5f0055955ba3e";
 
+/// A session kept its thread for long, so that the thread's other sessions waited; `LONGEST_MS=` is
+/// for how long.
+pub const LONG_TURN: &str = "878c234d01f14f4394948076cc3444c4";
+
 /// The NFS server does not answer, so locks are in doubt or count as lost.
 pub const STORAGE_SILENT: &str = "4868bfcff536481db2f1bd50e0286e49";
 
@@ -76,7 +80,7 @@ mod tests {
             .map(|line| line.split('"').nth(1).unwrap())
             .collect();
         let unique: BTreeSet<&str> = ids.iter().copied().collect();
-        assert_eq!(ids.len(), 18);
+        assert_eq!(ids.len(), 19);
         assert_eq!(unique.len(), ids.len());
         for id in &ids {
             let hex = |c: char| matches!(c, '0'..='9' | 'a'..='f');

@@ -6,9 +6,11 @@ use distrilock_protocol::want::{Extent, Mode};
 use crate::claim::Claim;
 use crate::context::Context;
 use crate::fault::{Cause, Fault};
+use crate::limits::{GRANTS_MAX, REFUSALS_MAX};
 use crate::message::{Answer, FileOp, Outcome};
-use crate::record::{File, Query, Question, Record, Waiter};
+use crate::record::{File, Query, Question, Record};
 use crate::state::Contention;
+use crate::waiters::Waiter;
 
 impl<F> Record<F> {
     /// The operation in flight is complete.
@@ -52,14 +54,14 @@ impl<F> Record<F> {
             Outcome::Fenced(fence) if fenced => self.enter_with_fence(cx, mode, fence),
             Outcome::Disagrees(held) => {
                 self.contention = Contention::Clear;
-                self.refuse_disagreeing(cx, *held, |waiter| waiter.tried);
+                self.refuse_disagreeing(cx, *held, |_, tried| tried);
             }
             Outcome::Refused => {
                 self.contention = Contention::Refused;
-                self.refuse_tries(cx, |waiter| waiter.tried, &Answer::BusyElsewhere);
+                self.refuse_tries(cx, |_, tried| tried, &Answer::BusyElsewhere);
             }
             Outcome::Disturbed => self.disturbed(cx),
-            Outcome::Failed(fault) => self.refuse(cx, |waiter| waiter.tried, &Answer::Storage(fault.clone())),
+            Outcome::Failed(fault) => self.refuse_tried(cx, fault),
             outcome => panic!("{}: {outcome:?} is no outcome of {op:?}", cx.name),
         }
     }
@@ -68,18 +70,23 @@ impl<F> Record<F> {
     fn disturbed(&mut self, cx: &mut Context<'_, F>) {
         if self.contention.disturbed() {
             let stalled = Fault { cause: Cause::StalledDeletion, path: cx.name.as_str().into() };
-            self.refuse_tries(cx, |waiter| waiter.tried, &Answer::Storage(stalled));
+            self.refuse_tries(cx, |_, tried| tried, &Answer::Storage(stalled));
         }
     }
 
     /// The file is locked in this mode, as was just shown (I3): grants to the first waiter and to
-    /// its shared neighbours, up to one that wants a fence when there is none (any more).
+    /// its shared neighbours, up to one that wants a fence when there is none (any more). Of a
+    /// crowd, only the first ones enter: the others join them after a probe, as late ones do, and
+    /// each step stays short.
     fn enter(&mut self, cx: &mut Context<'_, F>, mode: Mode, mut fence: Option<u64>) {
+        let mut left = GRANTS_MAX;
         while let Some(head) = self.waiters.front()
-            && head.claim.mode() == mode
+            && left > 0
+            && head.mode() == mode
             && (mode == Mode::Shared || self.holders.is_empty())
             && (!head.fence || fence.is_some())
         {
+            left -= 1;
             let fence = if head.fence { fence.take() } else { None };
             self.grant(cx, Box::default(), fence);
         }
@@ -89,7 +96,7 @@ impl<F> Record<F> {
     /// be. Only those who wanted a fence hear of a failure.
     fn enter_with_fence(&mut self, cx: &mut Context<'_, F>, mode: Mode, fence: &Result<u64, Fault>) {
         if let Err(fault) = fence {
-            self.refuse(cx, |waiter| waiter.fence, &Answer::Storage(fault.clone()));
+            self.refuse_fenced(cx, fault);
         }
         self.enter(cx, mode, fence.as_ref().ok().copied());
     }
@@ -98,9 +105,9 @@ impl<F> Record<F> {
     fn grant(&mut self, cx: &mut Context<'_, F>, slots: Box<[u16]>, fence: Option<u64>) {
         let head = self.waiters.pop_front().expect("there is a first waiter");
         let asker = head.asker();
-        let holder = Claim { since_ms: cx.now_ms, slots, fence, ..head.claim };
+        let holder = Claim { since_ms: cx.now_ms, slots, fence, ..head.claim() };
         cx.answer(asker, Answer::granted(&holder, false));
-        self.holders.push(holder);
+        self.holders.push_back(holder);
     }
 
     fn unlocked(&mut self, cx: &mut Context<'_, F>, file: Option<F>, outcome: &Outcome) {
@@ -127,7 +134,7 @@ impl<F> Record<F> {
             return self.disturbed(cx);
         }
         self.contention = Contention::Clear;
-        let head = self.waiters.front().filter(|head| head.tried);
+        let head = self.waiters.front().filter(|_| self.waiters.is_first_tried());
         let refused = match outcome {
             Outcome::Taken { slots, fence } => return self.took_slots(cx, of, slots, fence.as_ref()),
             Outcome::Lost(reason) if joins => return self.lose(cx, reason),
@@ -138,7 +145,7 @@ impl<F> Record<F> {
                 head.filter(|head| !head.waits).map(|_| Answer::BusyElsewhere)
             }
             Outcome::Disagrees(held) => {
-                head.filter(|head| head.claim.mode() == mode).map(|_| Answer::Disagrees { held: *held, asked: mode })
+                head.filter(|head| head.mode() == mode).map(|_| Answer::Disagrees { held: *held, asked: mode })
             }
             Outcome::Failed(fault) => head.map(|_| Answer::Storage(fault.clone())),
             outcome => panic!("{}: {outcome:?} is no outcome of a take", cx.name),
@@ -149,7 +156,7 @@ impl<F> Record<F> {
     }
 
     fn took_slots(&mut self, cx: &mut Context<'_, F>, of: u16, slots: &[u16], fence: Option<&Result<u64, Fault>>) {
-        let fits = |head: &&Waiter| match head.claim.extent {
+        let fits = |head: &&Waiter| match head.extent {
             Extent::Slots { of: wanted, take } => wanted == of && usize::from(take) == slots.len(),
             Extent::Shared | Extent::Exclusive => false,
         };
@@ -193,7 +200,10 @@ impl<F> Record<F> {
         match outcome {
             Outcome::Lost(reason) => self.lose(cx, reason),
             Outcome::Failed(fault) => {
-                while self.waiters.front().is_some_and(|head| head.claim.extent == Extent::Shared) {
+                // Those behind the first ones ask for another probe.
+                let mut left = REFUSALS_MAX;
+                while left > 0 && self.waiters.front().is_some_and(|head| head.extent == Extent::Shared) {
+                    left -= 1;
                     self.refuse_head(cx, Answer::Storage(fault.clone()));
                 }
             }
@@ -225,7 +235,7 @@ impl<F> Record<F> {
                 (Outcome::Failed(fault), _) => Answer::Storage(fault.clone()),
                 (_, Question::Verify) => self.held_by(session).map_or(Answer::Real, Answer::real),
                 (_, Question::Already { fence }) => {
-                    let holder = self.holders.iter_mut().find(|holder| holder.session == session);
+                    let holder = self.holders.of_mut(session);
                     let holder = holder.expect("a release answers the questions of its session");
                     match &brought {
                         _ if !fence || holder.fence.is_some() => Answer::granted(holder, true),

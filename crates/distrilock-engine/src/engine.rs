@@ -12,10 +12,11 @@ use crate::claim::{Claim, View};
 use crate::contention::{ContendedNames, Pace};
 use crate::context::Context;
 use crate::fault::Fault;
-use crate::limits::LINGER_TICKS;
+use crate::limits::{LINGER_TICKS, QUEUE_MAX};
 use crate::message::{Answer, Asker, Effect, FileOp, Input, Outcome, Timer, Withdrawal};
-use crate::record::{File, Query, Question, Record, Release, Waiter};
+use crate::record::{File, Query, Question, Record, Release};
 use crate::state::Contention;
+use crate::waiters::Waiter;
 
 /// What an engine is told once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -117,12 +118,14 @@ impl<F> Engine<F> {
                 cx.answer(asker, Answer::Disagrees { held: held.mode(), asked: want.mode() });
             }
             Some(_) => cx.answer(asker, Answer::Mismatch),
+            None if record.waiters.len() >= QUEUE_MAX => cx.answer(asker, Answer::QueueFull),
             None => record.waiters.push_back(Waiter {
-                claim: Claim::new(asker.session, want, cx.now_ms),
+                session: asker.session,
                 request: asker.request,
-                waits,
-                tried: false,
+                since_ms: cx.now_ms,
+                extent: want.extent,
                 fence: want.fence,
+                waits,
             }),
         }
         self.settle(cx);
@@ -161,8 +164,9 @@ impl<F> Engine<F> {
 
     fn withdraw(&mut self, cx: &mut Context<'_, F>, asker: Asker, why: Withdrawal) {
         let Some(record) = self.records.get_mut(cx.name) else { return };
-        let Some(place) = record.waiters.iter().position(|waiter| waiter.asker() == asker) else { return };
-        record.waiters.remove(place);
+        if !record.waiters.remove(asker) {
+            return;
+        }
         cx.answer(asker, why.into());
         self.settle(cx);
     }
@@ -313,7 +317,7 @@ impl<F> Engine<F> {
         let names: Vec<LockName> = self.records.keys().cloned().collect();
         for name in names {
             let cx = &mut self.about(&name, effects);
-            self.record(&name).refuse(cx, |_| true, &Answer::Closing);
+            self.record(&name).refuse(cx, usize::MAX, |_, _| true, &Answer::Closing);
             self.settle(cx);
         }
     }
@@ -428,8 +432,8 @@ impl<F> Engine<F> {
     #[must_use]
     pub fn queue(&self, name: &LockName) -> (Vec<Claim>, Vec<Claim>) {
         let Some(record) = self.records.get(name) else { return Default::default() };
-        let waiters = record.waiters.iter().filter(|waiter| waiter.waits).map(|waiter| waiter.claim.clone());
-        (record.holders.clone(), waiters.collect())
+        let waiters = record.waiters.iter().filter(|waiter| waiter.waits).map(Waiter::claim);
+        (record.holders.iter().cloned().collect(), waiters.collect())
     }
 
     /// What is known of a name.

@@ -11,7 +11,8 @@ use distrilock_protocol::want::Mode;
 use crate::claim::Claim;
 use crate::engine::Engine;
 use crate::message::Effect;
-use crate::record::{File, Record, Waiter};
+use crate::record::{File, Record};
+use crate::waiters::Waiter;
 
 /// One name as it goes to the next process. `F` is its open file, or a description of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -90,8 +91,9 @@ impl<F> Engine<F> {
                 File::Idle(file) => (Some(file), None),
                 File::Locked(file, mode) => (Some(file), Some(mode)),
             };
-            let waiters = record.waiters.into_iter().map(Waiter::hand_over).collect();
-            Some(Handed { name, file, locked, holders: record.holders, waiters })
+            let Record { mut holders, mut waiters, .. } = record;
+            let waiters = waiters.take().into_iter().map(Waiter::hand_over).collect();
+            Some(Handed { name, file, locked, holders: holders.take(), waiters })
         };
         records.into_iter().filter_map(handed).collect()
     }
@@ -110,7 +112,7 @@ impl<F> Engine<F> {
             Some(mode) => File::locked(file, mode),
             None => File::idle(file),
         };
-        let waiters = waiters.into_iter().map(Waiter::taken_over).collect();
+        let (holders, waiters) = (holders.into_iter().collect(), waiters.into_iter().map(Waiter::taken_over).collect());
         self.records.insert(name.clone(), Record { file, holders, waiters, ..Record::default() });
         let cx = &mut self.about(&name, effects);
         for session in dead {
@@ -122,12 +124,12 @@ impl<F> Engine<F> {
 
 impl Waiter {
     fn hand_over(self) -> HandedWaiter {
-        let Self { claim, request, waits, tried: _, fence } = self;
-        HandedWaiter { claim, request, waits, fence }
+        HandedWaiter { claim: self.claim(), request: self.request, waits: self.waits, fence: self.fence }
     }
 
     fn taken_over(handed: HandedWaiter) -> Self {
         let HandedWaiter { claim, request, waits, fence } = handed;
-        Self { claim, request, waits, tried: false, fence }
+        let Claim { session, extent, since_ms, .. } = claim;
+        Self { session, request, since_ms, extent, fence, waits }
     }
 }

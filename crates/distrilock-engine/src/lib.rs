@@ -42,6 +42,7 @@ pub mod fault;
 pub mod fence;
 mod hand_over;
 pub mod limits;
+mod line;
 mod message;
 #[cfg(test)]
 mod model;
@@ -51,6 +52,7 @@ mod state;
 pub mod steps;
 #[cfg(test)]
 mod tests;
+mod waiters;
 
 pub use claim::{Claim, View};
 pub use contention::Pace;

@@ -47,3 +47,20 @@ pub(crate) const LINGER_TICKS: u8 = if cfg!(test) { 1 } else { 4 };
 /// deleting its file. After that the request is refused as a failure of the storage: it would be a
 /// lie to say that the name is held.
 pub(crate) const DISTURBED_MAX: u8 = if cfg!(test) { 1 } else { 50 };
+
+/// Requests that wait for one name. Some events concern all of them at once, for example that the
+/// name turns out to be held with another number of slots: refusing that many takes a few
+/// milliseconds.
+pub const QUEUE_MAX: usize = 16_384;
+
+/// How many shared requests enter at once after a try or a probe has shown that the lock is real.
+/// The next ones enter after another probe: a step stays below a millisecond.
+pub(crate) const GRANTS_MAX: usize = if cfg!(test) { 2 } else { 256 };
+
+/// How many waiting requests a failure of the storage refuses at once; the next ones get another
+/// try. Each costs less than a microsecond.
+pub(crate) const REFUSALS_MAX: usize = if cfg!(test) { 2 } else { 1024 };
+
+/// Up to this many holders or waiters are a plain list; beyond it they have indexes. Below it, a
+/// search costs no more than an index does.
+pub(crate) const SHORT_LINE_MAX: usize = if cfg!(test) { 1 } else { 64 };

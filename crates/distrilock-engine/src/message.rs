@@ -302,6 +302,8 @@ pub enum Answer {
     BusyHere(Option<Claim>),
     /// Another process holds the name.
     BusyElsewhere,
+    /// As many requests wait for the name as may.
+    QueueFull,
     /// The session holds the lock in another mode, or holds another number of its slots.
     Mismatch,
     /// The name is held in a mode, or with a number of slots, that does not go with the request.

@@ -5,13 +5,14 @@ use distrilock_protocol::want::{Extent, Mode};
 
 use crate::context::Context;
 use crate::message::{Answer, FileOp};
-use crate::record::{File, Query, Question, Record, Waiter};
+use crate::record::{File, Query, Question, Record};
 use crate::state::Turn;
+use crate::waiters::Waiter;
 
 impl Waiter {
     /// The operation that may give it the lock.
     fn first_try(&self, joins: bool) -> FileOp {
-        match self.claim.extent {
+        match self.extent {
             Extent::Slots { of, take } => FileOp::Take { of, take, joins, fence: self.fence },
             extent if self.fence => FileOp::TryFence(extent.mode()),
             extent => FileOp::Try(extent.mode()),
@@ -57,21 +58,33 @@ impl<F> Record<F> {
     /// lock is real (I3).
     fn next_when_held(&mut self, cx: &mut Context<'_, F>, mode: Mode) -> Option<FileOp> {
         if mode != Mode::Exclusive {
-            self.refuse_disagreeing(cx, mode, |_| true);
+            self.refuse_disagreeing(cx, mode, |_, _| true);
         }
         if let Mode::Slots(of) = mode {
             return self.next_with_slots(cx, of);
         }
         if !self.head_joins(mode) {
-            let holder = self.holders.first().cloned();
-            self.refuse_tries(cx, |_| true, &Answer::BusyHere(holder));
+            self.refuse_tries_here(cx);
         }
-        let joins = self.head_joins(mode).then(|| self.waiters[0].fence);
+        let joins = self.waiters.front().filter(|_| self.head_joins(mode)).map(|head| head.fence);
         self.next_probe(mode, joins)
     }
 
+    /// Whether there are requests that do not wait.
+    fn has_tries(&self) -> bool {
+        self.waiters.has(|class| !class.waits)
+    }
+
+    /// Refuses the requests that do not wait, since sessions of this daemon hold the name.
+    fn refuse_tries_here(&mut self, cx: &mut Context<'_, F>) {
+        if self.has_tries() {
+            let holder = self.holders.front().cloned();
+            self.refuse_tries(cx, |_, _| true, &Answer::BusyHere(holder));
+        }
+    }
+
     fn head_joins(&self, mode: Mode) -> bool {
-        mode == Mode::Shared && self.waiters.front().is_some_and(|head| head.claim.extent == Extent::Shared)
+        mode == Mode::Shared && self.waiters.front().is_some_and(|head| head.extent == Extent::Shared)
     }
 
     /// The probe that has to come next, if any: for queries, and for a waiter that `joins`, with a
@@ -107,18 +120,17 @@ impl<F> Record<F> {
 
     fn next_when_unlocked(&mut self, cx: &mut Context<'_, F>, lingers: bool) -> Option<FileOp> {
         if self.turn == Turn::Yielding {
-            self.refuse_tries(cx, |_| true, &Answer::BusyHere(None));
+            self.refuse_tries(cx, |_, _| true, &Answer::BusyHere(None));
         }
         if let Some(head) = self.waiters.front()
             && self.turn != Turn::Yielding
         {
-            if let Extent::Slots { of, .. } = head.claim.extent {
+            if let Extent::Slots { of, .. } = head.extent {
                 return self.next_for_slots(cx, of);
             }
-            let again = self.waiters.iter().all(|waiter| waiter.waits && waiter.tried);
-            let new = self.waiters.iter().any(|waiter| !waiter.waits && !waiter.tried);
-            if !self.contention.is_contended() || new {
-                return Some(if again { FileOp::Retry(head.claim.mode()) } else { head.first_try(false) });
+            let again = self.waiters.are_all_tried() && !self.waiters.has(|class| !class.waits);
+            if !self.contention.is_contended() || self.waiters.has_new_try() {
+                return Some(if again { FileOp::Retry(head.mode()) } else { head.first_try(false) });
             }
         }
         if !self.queries.is_empty() {
@@ -140,27 +152,31 @@ impl<F> Record<F> {
         }
         let free = usize::from(of).saturating_sub(self.slots_held());
         while let Some(head) = self.waiters.front() {
-            if head.claim.mode() != Mode::Slots(of) || usize::from(head.claim.extent.slots()) > free {
+            if head.mode() != Mode::Slots(of) || usize::from(head.extent.slots()) > free {
                 if head.waits {
                     break;
                 }
-                self.refuse_head(cx, Answer::BusyHere(self.holders.first().cloned()));
+                self.refuse_head(cx, Answer::BusyHere(self.holders.front().cloned()));
                 continue;
             }
-            if self.turn == Turn::Yielding && head.waits || self.contention.is_contended() && head.tried {
+            if self.turn == Turn::Yielding && head.waits
+                || self.contention.is_contended() && self.waiters.is_first_tried()
+            {
                 break;
             }
             return Some(head.first_try(true));
         }
-        let holder = self.holders.first().cloned();
-        self.refuse_tries_behind(cx, of, &Answer::BusyHere(holder));
+        if self.has_tries() {
+            let holder = self.holders.front().cloned();
+            self.refuse_tries_behind(cx, of, &Answer::BusyHere(holder));
+        }
         self.next_probe(Mode::Slots(of), None)
     }
 
     /// Nobody holds the name here, and the first waiter wants slots.
     fn next_for_slots(&mut self, cx: &mut Context<'_, F>, of: u16) -> Option<FileOp> {
         let head = self.waiters.front().expect("there is a first waiter");
-        if !self.contention.is_contended() || !head.tried {
+        if !self.contention.is_contended() || !self.waiters.is_first_tried() {
             return Some(head.first_try(false));
         }
         self.refuse_tries_behind(cx, of, &Answer::BusyHere(None));
@@ -169,10 +185,10 @@ impl<F> Record<F> {
 
     /// Refuses the requests that do not wait, except a first one that is going to be tried again.
     fn refuse_tries_behind(&mut self, cx: &mut Context<'_, F>, of: u16, answer: &Answer) {
-        let contended = self.contention.is_contended();
-        let again = |head: &&Waiter| head.claim.mode() == Mode::Slots(of) && contended && head.tried;
+        let waits = self.contention.is_contended() && self.waiters.is_first_tried();
+        let again = |head: &&Waiter| head.mode() == Mode::Slots(of) && waits;
         let kept = self.waiters.front().filter(again).map(Waiter::asker);
-        self.refuse_tries(cx, |waiter| Some(waiter.asker()) != kept, answer);
+        self.refuse_tries(cx, |waiter, _| Some(waiter.asker()) != kept, answer);
     }
 
     /// Gives back the first of the freed slots, and those that follow it without a gap.

@@ -10,27 +10,27 @@
 //!   Locked ──┘                  └──▶ Locked(mode)  a try or a take got the lock, or the file kept it
 //! ```
 
-use std::collections::VecDeque;
-
-use distrilock_protocol::ids::{RequestId, SessionId};
+use distrilock_protocol::ids::SessionId;
 use distrilock_protocol::limits::LIST_SESSIONS_MAX;
 use distrilock_protocol::want::Mode;
 
 use crate::claim::{Claim, View};
 use crate::context::Context;
 use crate::fault::Fault;
-use crate::limits::{TURN_MS, YIELD_MS};
+use crate::limits::{REFUSALS_MAX, TURN_MS, YIELD_MS};
+use crate::line::{Entry, Line};
 use crate::message::{Answer, Asker, FileOp};
 use crate::state::{Contention, Linger, Turn};
+use crate::waiters::{Waiter, Waiters};
 
 /// One name: its file, who holds it, who waits, who asks. Each fact stands here once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Record<F> {
     pub(crate) file: File<F>,
-    pub(crate) holders: Vec<Claim>,
+    pub(crate) holders: Line<Claim>,
     /// Slots that no holder has and whose bytes are still locked.
     pub(crate) freed: Vec<u16>,
-    pub(crate) waiters: VecDeque<Waiter>,
+    pub(crate) waiters: Waiters,
     pub(crate) queries: Vec<Query>,
     /// Releases that the next completed operation answers.
     pub(crate) releases: Vec<Release>,
@@ -85,24 +85,15 @@ impl<F> File<F> {
     }
 }
 
-/// A request that has not been granted yet.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Waiter {
-    pub(crate) claim: Claim,
-    pub(crate) request: RequestId,
-    /// Whether it queues; otherwise it is refused as soon as it cannot enter.
-    pub(crate) waits: bool,
-    /// Whether it was there when the try in flight, or the last one, began: a refusal is about its
-    /// time only then.
-    pub(crate) tried: bool,
-    /// Whether the grant should carry a fence.
-    pub(crate) fence: bool,
-}
+/// Holders are looked for by their session alone.
+impl Entry for Claim {
+    type Class = ();
 
-impl Waiter {
-    pub(crate) fn asker(&self) -> Asker {
-        Asker { session: self.claim.session, request: self.request }
+    fn session(&self) -> SessionId {
+        self.session
     }
+
+    fn class(&self) {}
 }
 
 /// A question about the name.
@@ -134,9 +125,9 @@ impl<F> Default for Record<F> {
     fn default() -> Self {
         Self {
             file: File::Closed,
-            holders: Vec::new(),
+            holders: Line::default(),
             freed: Vec::new(),
-            waiters: VecDeque::new(),
+            waiters: Waiters::default(),
             queries: Vec::new(),
             releases: Vec::new(),
             contention: Contention::default(),
@@ -149,7 +140,7 @@ impl<F> Default for Record<F> {
 /// What the record says.
 impl<F> Record<F> {
     pub(crate) fn held_by(&self, session: SessionId) -> Option<&Claim> {
-        self.holders.iter().find(|holder| holder.session == session)
+        self.holders.of(session)
     }
 
     /// How many slots the sessions of this daemon hold.
@@ -176,7 +167,7 @@ impl<F> Record<F> {
         View {
             holders: self.holders.iter().take(LIST_SESSIONS_MAX).cloned().collect(),
             holders_total: self.holders.len(),
-            waiters: self.waiters.iter().take(LIST_SESSIONS_MAX).map(|waiter| waiter.claim.clone()).collect(),
+            waiters: self.waiters.iter().take(LIST_SESSIONS_MAX).map(Waiter::claim).collect(),
             waiters_total: self.waiters.len(),
             contender,
         }
@@ -186,8 +177,7 @@ impl<F> Record<F> {
 /// What inputs, decisions and completions change alike.
 impl<F> Record<F> {
     pub(crate) fn remove_holder(&mut self, session: SessionId) -> bool {
-        let place = self.holders.iter().position(|holder| holder.session == session);
-        let removed = place.map(|place| self.holders.remove(place));
+        let removed = self.holders.remove(session, |_| true);
         self.freed.extend(removed.iter().flat_map(|holder| &holder.slots));
         removed.is_some()
     }
@@ -195,7 +185,7 @@ impl<F> Record<F> {
     /// A session has ended: nothing that it holds, wants or asks is left.
     pub(crate) fn leave(&mut self, session: SessionId) {
         self.remove_holder(session);
-        self.waiters.retain(|waiter| waiter.claim.session != session);
+        self.waiters.leave(session);
         self.releases.retain(|release| release.asker.session != session);
         self.retain_queries(|query| query.asker.session != session);
     }
@@ -256,15 +246,10 @@ impl<F> Record<F> {
         let mut queries = Vec::new();
         match op {
             FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Peek => queries = std::mem::take(&mut self.queries),
-            FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) => {
-                self.waiters.iter_mut().for_each(|waiter| waiter.tried = true);
-            }
+            FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) => self.waiters.all_are_tried(),
             // Slots are for the first waiter alone: if it leaves in the meantime, the outcome says
             // nothing to those behind it.
-            FileOp::Take { .. } => {
-                let places = (0..).zip(&mut self.waiters);
-                places.for_each(|(place, waiter)| waiter.tried = place == 0);
-            }
+            FileOp::Take { .. } => self.waiters.first_is_tried(),
             FileOp::Give { .. } | FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire => {}
         }
         let file = self.file.begin(op, queries);
@@ -283,9 +268,9 @@ impl<F> Record<F> {
         }
         // Behind holders, a request waits for them, not for the storage.
         if self.holders.is_empty() {
-            self.refuse(cx, |_| true, &Answer::Storage(fault.clone()));
+            self.refuse(cx, usize::MAX, |_, _| true, &Answer::Storage(fault.clone()));
         } else {
-            self.refuse_tries(cx, |_| true, &Answer::Storage(fault.clone()));
+            self.refuse_tries(cx, |_, _| true, &Answer::Storage(fault.clone()));
         }
     }
 
@@ -297,7 +282,7 @@ impl<F> Record<F> {
             }
             query.question == Question::Peek
         });
-        for holder in self.holders.drain(..) {
+        for holder in self.holders.take() {
             // A take that joins them may be under way: what the file has of theirs is given back
             // then.
             self.freed.extend(&holder.slots);
@@ -305,33 +290,53 @@ impl<F> Record<F> {
         }
     }
 
-    /// Refuses the requests that `these` picks.
-    pub(crate) fn refuse(&mut self, cx: &mut Context<'_, F>, these: impl Fn(&Waiter) -> bool, answer: &Answer) {
-        self.waiters.retain(|waiter| {
-            let refused = these(waiter);
-            if refused {
-                cx.answer(waiter.asker(), answer.clone());
-            }
-            !refused
-        });
+    /// Refuses the first requests, at most `count`, that `these` picks by their values and by
+    /// whether they have been tried.
+    pub(crate) fn refuse(
+        &mut self,
+        cx: &mut Context<'_, F>,
+        count: usize,
+        these: impl Fn(&Waiter, bool) -> bool,
+        answer: &Answer,
+    ) {
+        self.waiters.extract(count, |_| true, these, |waiter| cx.answer(waiter.asker(), answer.clone()));
+    }
+
+    /// Refuses requests that were tried in vain, since the system fails. Of a crowd that waits, only
+    /// the first ones are refused: the others get another try, and each step stays short.
+    pub(crate) fn refuse_tried(&mut self, cx: &mut Context<'_, F>, fault: &Fault) {
+        let answer = Answer::Storage(fault.clone());
+        self.refuse_tries(cx, |_, tried| tried, &answer);
+        self.refuse(cx, REFUSALS_MAX, |_, tried| tried, &answer);
+    }
+
+    /// The same for those that want a fence, since none could be taken.
+    pub(crate) fn refuse_fenced(&mut self, cx: &mut Context<'_, F>, fault: &Fault) {
+        let refuse = |waiter: Waiter| cx.answer(waiter.asker(), Answer::Storage(fault.clone()));
+        self.waiters.extract(REFUSALS_MAX, |class| class.fence, |_, _| true, refuse);
     }
 
     /// Refuses the requests that do not wait, among those that `these` picks.
-    pub(crate) fn refuse_tries(&mut self, cx: &mut Context<'_, F>, these: impl Fn(&Waiter) -> bool, answer: &Answer) {
-        self.refuse(cx, |waiter| !waiter.waits && these(waiter), answer);
+    pub(crate) fn refuse_tries(
+        &mut self,
+        cx: &mut Context<'_, F>,
+        these: impl Fn(&Waiter, bool) -> bool,
+        answer: &Answer,
+    ) {
+        let refuse = |waiter: Waiter| cx.answer(waiter.asker(), answer.clone());
+        self.waiters.extract(usize::MAX, |class| !class.waits, these, refuse);
     }
 
     /// Refuses those among `these` that want the name in a mode, or with a number of slots, that
     /// does not go with how it is held.
-    pub(crate) fn refuse_disagreeing(&mut self, cx: &mut Context<'_, F>, held: Mode, these: impl Fn(&Waiter) -> bool) {
-        self.waiters.retain(|waiter| {
-            let asked = waiter.claim.mode();
-            let refused = held.disagrees_with(asked) && these(waiter);
-            if refused {
-                cx.answer(waiter.asker(), Answer::Disagrees { held, asked });
-            }
-            !refused
-        });
+    pub(crate) fn refuse_disagreeing(
+        &mut self,
+        cx: &mut Context<'_, F>,
+        held: Mode,
+        these: impl Fn(&Waiter, bool) -> bool,
+    ) {
+        let refuse = |waiter: Waiter| cx.answer(waiter.asker(), Answer::Disagrees { held, asked: waiter.mode() });
+        self.waiters.extract(usize::MAX, |class| held.disagrees_with(class.mode), these, refuse);
     }
 
     /// Refuses the first waiter.

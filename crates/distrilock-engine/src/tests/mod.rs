@@ -13,6 +13,7 @@ use crate::*;
 use Mode::{Exclusive, Shared};
 
 mod contention;
+mod crowd;
 mod run;
 mod slots;
 
