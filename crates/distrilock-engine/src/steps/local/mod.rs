@@ -211,9 +211,10 @@ impl Steps {
             // A lock that cannot be undone goes with its descriptor.
             (Call::Unlock, CallResult::Failed(_)) if self.after == After::Keep => self.ask(Call::Close),
             (Call::Unlock | Call::Close, _) => self.gone(Call::Open),
+            // The file stays open, so that it is deleted later: it may be new.
             (_, CallResult::Failed(fault)) => {
                 self.end = Outcome::Failed(fault);
-                self.let_go(After::Close)
+                self.let_go(After::Keep)
             }
             (call, result) => unreachable!("{result:?} is no result of {call:?} in a try"),
         }
@@ -278,10 +279,15 @@ impl Steps {
             (Call::Check, CallResult::Yes) => self.ask(Call::Unlink),
             (Call::Check | Call::Unlink, result) => {
                 self.end = Outcome::Unlocked { file_gone: *result == CallResult::Gone };
+                self.after = After::Close;
                 self.ask(Call::Unlock)
             }
-            // Another process locks the file, and will delete it.
+            // Another process locks the file. If it shares it, and is about to delete it as well,
+            // the two are in each other's way: each has to ask again without a lock of its own.
             (Call::LockToDelete, _) if self.is_locked() => self.ask(Call::Unlock),
+            (Call::Unlock, CallResult::Yes) if self.after == After::Keep => self.ask(Call::LockToDelete),
+            // Another process locks the file, and has yet to ask without a lock of its own: it will
+            // delete the file.
             (Call::LockToDelete | Call::Unlock, _) => self.ask(Call::Close),
             _ => Next::End(self.end.clone()),
         }
@@ -304,7 +310,7 @@ impl Steps {
             (Call::Check, CallResult::Yes) => self.ask(Call::Held(Mode::Exclusive)),
             (Call::Check | Call::Held(_), CallResult::Failed(fault)) => {
                 self.end = Outcome::Failed(fault);
-                self.let_go(After::Close)
+                self.let_go(self.after)
             }
             // The file was deleted: a lock on it means nothing.
             (Call::Check, _) => {
@@ -397,7 +403,7 @@ impl Steps {
             (Call::Unlock | Call::Close, _) => self.gone(Call::Open),
             (_, CallResult::Failed(fault)) => {
                 self.end = Outcome::Failed(fault);
-                if joins { self.turn_over(joins) } else { self.let_go(After::Close) }
+                if joins { self.turn_over(joins) } else { self.let_go(After::Keep) }
             }
             (call, result) => unreachable!("{result:?} is no result of {call:?} in a take"),
         }

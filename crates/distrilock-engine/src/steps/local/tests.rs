@@ -92,6 +92,64 @@ fn a_take_that_joins_keeps_the_rest() {
     assert!(matches!(run(op, true, Some(Mode::Slots(4)), &script), Outcome::Lost(_)));
 }
 
+/// A try fails after it has opened the file, which may be new: the file stays open, without a lock,
+/// so that the engine deletes it later.
+#[test]
+fn a_failed_try_keeps_the_file() {
+    let mode = Mode::Exclusive;
+    let failed = || CallResult::Failed(Fault::system(Operation::Stat, "", 5));
+    let end = Outcome::Failed(Fault::system(Operation::Stat, "", 5));
+    let script = [(Call::Open, CallResult::Yes), (Call::Lock(mode), failed())];
+    assert_eq!(run(FileOp::Try(mode), false, None, &script), end);
+    let script = [
+        (Call::Open, CallResult::Yes),
+        (Call::Lock(mode), CallResult::Yes),
+        (Call::Check, failed()),
+        (Call::Unlock, CallResult::Yes),
+    ];
+    assert_eq!(run(FileOp::TryFence(mode), false, None, &script), end);
+    let op = FileOp::Take { of: 4, take: 2, joins: false, fence: true };
+    let script = [
+        (Call::Open, CallResult::Yes),
+        (Call::LockTurn, CallResult::Yes),
+        (Call::LockHeld, failed()),
+        (Call::Unlock, CallResult::Yes),
+    ];
+    assert_eq!(run(op, false, None, &script), end);
+    // A file that was opened for a peek was there before; a lingering one stays.
+    let script = [
+        (Call::OpenToRead, CallResult::Yes),
+        (Call::Held(mode), CallResult::Yes),
+        (Call::Check, failed()),
+        (Call::Close, CallResult::Yes),
+    ];
+    assert_eq!(run(FileOp::Peek, false, None, &script), end);
+    assert_eq!(run(FileOp::Peek, true, None, &[(Call::Check, failed())]), end);
+}
+
+/// Two processes that share a file retire it at the same time. Each finds the other's lock in its
+/// way, and asks again once it has none of its own: the one that asks last deletes the file.
+#[test]
+fn those_who_share_do_not_leave_the_file() {
+    let mut script = vec![
+        (Call::LockToDelete, CallResult::No),
+        (Call::Unlock, CallResult::Yes),
+        (Call::LockToDelete, CallResult::No),
+        (Call::Close, CallResult::Yes),
+    ];
+    let end = Outcome::Unlocked { file_gone: false };
+    assert_eq!(run(FileOp::Retire, true, Some(Mode::Shared), &script), end);
+    script.truncate(2);
+    script.extend([
+        (Call::LockToDelete, CallResult::Yes),
+        (Call::Check, CallResult::Yes),
+        (Call::Unlink, CallResult::Yes),
+        (Call::Unlock, CallResult::Yes),
+        (Call::Close, CallResult::Yes),
+    ]);
+    assert_eq!(run(FileOp::Retire, true, Some(Mode::Slots(4)), &script), end);
+}
+
 fn is_refusal(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Refused | Outcome::Disturbed | Outcome::Failed(_))
 }

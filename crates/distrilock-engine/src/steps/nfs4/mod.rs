@@ -371,7 +371,9 @@ impl Steps {
             (Call::Yield, _) => self.opened(),
             // The process that marked it dead is gone: it holds no lock any more.
             (Call::Alive, CallResult::No) if self.deletes => self.let_go(Then::Bury),
-            (Call::Alive, CallResult::No) => self.failed(Cause::DeadFile),
+            (Call::Alive, CallResult::No) => {
+                self.finish(Outcome::Failed(Fault { cause: Cause::DeadFile, path: "".into() }))
+            }
             (Call::Lock(_), CallResult::Yes) if self.phase == Phase::Fresh => {
                 self.enter(Phase::Working);
                 self.ask(Call::Lock(mode))
@@ -407,10 +409,12 @@ impl Steps {
                 self.looks += 1;
                 self.ask(Call::Yield)
             }
-            (Call::Held(_) | Call::Uses, CallResult::No) => self.finish(Outcome::Disturbed),
+            (Call::Held(_) | Call::Uses, CallResult::No) => self.leave_off(Outcome::Disturbed),
             (Call::Unlock, CallResult::Yes) => Next::End(self.end.clone()),
             (_, CallResult::No | CallResult::Gone) => self.start_over(),
-            (_, CallResult::Failed(fault)) => self.finish(Outcome::Failed(fault)),
+            // A lock that cannot be undone goes with its descriptor.
+            (Call::Unlock, CallResult::Failed(fault)) => self.finish(Outcome::Failed(fault)),
+            (_, CallResult::Failed(fault)) => self.leave_off(Outcome::Failed(fault)),
             (call, result) => unreachable!("{result:?} is no result of {call:?} in a try"),
         }
     }
@@ -422,13 +426,20 @@ impl Steps {
         if self.is_locked() { self.ask(Call::Unlock) } else { Next::End(self.end.clone()) }
     }
 
-    fn prove(&mut self) -> Next {
-        self.proofs += 1;
-        if self.proofs <= PROOFS_MAX { self.ask(Call::Prove) } else { self.failed(Cause::ServerSlow) }
+    /// An anchored file stays open, so that it is deleted later: it may be new.
+    fn leave_off(&mut self, end: Outcome) -> Next {
+        match self.phase {
+            Phase::Fresh | Phase::Working => self.refused(end),
+            _ => self.finish(end),
+        }
     }
 
-    fn failed(&mut self, cause: Cause) -> Next {
-        self.finish(Outcome::Failed(Fault { cause, path: "".into() }))
+    fn prove(&mut self) -> Next {
+        self.proofs += 1;
+        if self.proofs <= PROOFS_MAX {
+            return self.ask(Call::Prove);
+        }
+        self.leave_off(Outcome::Failed(Fault { cause: Cause::ServerSlow, path: "".into() }))
     }
 }
 
@@ -478,8 +489,9 @@ impl Steps {
                 self.turn_over(joins, Outcome::Refused)
             }
             (Call::UnlockTurn | Call::Unlock, CallResult::Yes) => Next::End(self.end.clone()),
-            (_, CallResult::Failed(fault)) if joins => self.turn_over(joins, Outcome::Failed(fault)),
-            (_, CallResult::Failed(fault)) => self.finish(Outcome::Failed(fault)),
+            // A lock that cannot be undone goes with its descriptor.
+            (Call::Unlock, CallResult::Failed(fault)) => self.finish(Outcome::Failed(fault)),
+            (_, CallResult::Failed(fault)) => self.turn_over(joins, Outcome::Failed(fault)),
             // The server has forgotten the file, or its locks: sessions that hold slots through it
             // have lost them.
             (_, CallResult::No | CallResult::Gone) if joins => Next::End(Outcome::Lost(DROPPED)),
@@ -571,7 +583,7 @@ impl Steps {
             (Call::OpenToRead | Call::Prove | Call::Recent, CallResult::Yes) => self.ask(Call::Held(Mode::Exclusive)),
             (Call::Recent, _) => self.ask(Call::Prove),
             (Call::Prove, CallResult::No | CallResult::Gone) => self.start_over(),
-            (_, CallResult::Failed(fault)) => self.finish(Outcome::Failed(fault)),
+            (_, CallResult::Failed(fault)) => self.leave_off(Outcome::Failed(fault)),
             (Call::Held(_), result) => {
                 self.end = Outcome::Peeked { locked: result == CallResult::Yes };
                 // An anchored file stays open; one that was opened for the peek is closed.
