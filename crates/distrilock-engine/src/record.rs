@@ -18,6 +18,7 @@ use distrilock_protocol::want::Mode;
 
 use crate::claim::{Claim, View};
 use crate::context::Context;
+use crate::deadlock::Waiting;
 use crate::fault::Fault;
 use crate::limits::{TURN_MS, YIELD_MS};
 use crate::message::{Answer, Asker, FileOp};
@@ -102,6 +103,11 @@ pub(crate) struct Waiter {
 impl Waiter {
     pub(crate) fn asker(&self) -> Asker {
         Asker { session: self.claim.session, request: self.request }
+    }
+
+    /// The request, if it queues.
+    pub(crate) fn waiting(&self) -> Option<Waiting> {
+        self.waits.then(|| Waiting::of(&self.claim, self.request))
     }
 }
 
