@@ -146,6 +146,21 @@ pub const SHEDS_PER_CALL_MAX: u32 = 16;
 /// A lock that was held for this long on a local file system, in milliseconds, is looked at when it
 /// is released: if its file was deleted meanwhile, that is logged.
 pub const LOOK_AFTER_MS: u64 = 1000;
+/// How long the deadlock detector waits before it looks, in milliseconds: sessions that begin to
+/// wait one after the other cause one search. Nobody who waits for good notices such a delay.
+pub const DEADLOCK_BATCH_MS: u64 = 20;
+
+/// How many times as long as a search took the deadlock detector rests after it: searches take at
+/// most a tenth of a core, whatever clients do.
+pub const DEADLOCK_REST_FACTOR: u32 = 10;
+
+/// Requests that the deadlock detector refuses in one search; then it searches again. Finding each
+/// takes time in proportion to the length of its cycle.
+pub const DEADLOCKS_PER_SWEEP_MAX: usize = 64;
+
+/// Names, holders and waiters that the deadlock detector reads while it keeps a shard locked: some
+/// ten microseconds. One name's queue is not divided; it has at most one entry for each session.
+pub const QUEUE_ENTRIES_PER_READ: usize = 256;
 
 /// Sessions of a cycle that a refusal names: fixing a deadlock takes only the first few.
 pub const CYCLE_SHOWN_MAX: usize = 8;

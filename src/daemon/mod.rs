@@ -33,7 +33,7 @@ use crate::host::host_name;
 use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
 use crate::lock_table::storage::watch;
 use crate::lock_table::turns::Turns;
-use crate::lock_table::{LockTable, Storage, hints};
+use crate::lock_table::{LockTable, Storage, deadlocks, hints};
 use crate::settings::{Address, Settings};
 use crate::sync::locked;
 use crate::systemd::notify::Notifier;
@@ -204,6 +204,7 @@ impl Daemon {
         let (store, left) = look_into(&table, kept.store, place, &notifier);
         directory.log();
         let own_file = watch_storage(&table, &directory, &notifier)?;
+        deadlocks::start(&table)?;
         if let Some(left) = left {
             hand_over::take_over(&table, &threads, left);
         }
@@ -268,6 +269,7 @@ impl Daemon {
     async fn hand_over(&self, store: &Store) {
         self.tasks.iter().for_each(JoinHandle::abort);
         self.table.hints.leave();
+        self.table.deadlocks.end();
         match hand_over::hand_over(&self.table, &self.threads, store, self.place).await {
             Ok(count) => {
                 tracing::info!(
@@ -296,6 +298,7 @@ impl Daemon {
         tracing::info!(MESSAGE_ID = ids::DAEMON_STOPPING, "stopping on {signal}");
         self.tasks.iter().for_each(JoinHandle::abort);
         self.table.hints.leave();
+        self.table.deadlocks.end();
         self.table.drain();
         self.table.mailboxes.stop_all();
         // A session releases its locks before it says farewell, which may take a while: twice that

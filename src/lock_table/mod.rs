@@ -12,10 +12,11 @@
 //! ```
 //!
 //! The table is made of parts that own their data: [`Shards`] has the engine, [`Storage`] the files
-//! and their threads, [`Mailboxes`] the notices to sessions, [`WaitGraph`] the deadlock detection,
+//! and their threads, [`Mailboxes`] the notices to sessions, [`Deadlocks`] the deadlock detector,
 //! [`Hints`] what passes between daemons, [`Turns`] how long sessions keep their threads, and
 //! [`ThrottledLog`] the messages that must not flood the journal.
 
+pub(crate) mod deadlocks;
 pub(crate) mod hints;
 mod log;
 pub mod mailbox;
@@ -23,7 +24,6 @@ mod shards;
 pub(crate) mod storage;
 mod throttle;
 pub mod turns;
-mod wait_graph;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -38,6 +38,7 @@ use crate::clock;
 use crate::files::{OpenFile, Performed};
 use crate::limits::{self, SHEDS_PER_CALL_MAX};
 use crate::settings::Settings;
+use deadlocks::Deadlocks;
 use distrilock_engine::limits::SHARDS;
 use distrilock_engine::{Config, Effect, FileOp, Handed, Input, Outcome, Pace, SessionId, Timer};
 use distrilock_protocol::name::LockName;
@@ -49,8 +50,6 @@ use shards::{Shard, ShardIndex};
 pub use storage::Storage;
 use storage::threads::{StorageThreads, Task};
 use turns::Turns;
-pub use wait_graph::WaitGraph;
-use wait_graph::{Edge, Queue};
 
 /// An input to the engine.
 pub type LockInput = Input<OpenFile>;
@@ -93,8 +92,8 @@ pub struct LockTable {
     pub storage: Storage,
     /// The engine.
     pub shards: Shards,
-    /// Which session waits for which.
-    pub waits: WaitGraph,
+    /// The deadlock detector.
+    pub deadlocks: Deadlocks,
     /// How long sessions keep their threads.
     pub turns: Arc<Turns>,
     /// Messages that could come in floods.
@@ -131,7 +130,7 @@ impl LockTable {
             node,
             storage,
             shards: Shards::new(&config),
-            waits: WaitGraph::default(),
+            deadlocks: Deadlocks::default(),
             turns,
             log: ThrottledLog::default(),
             hints: Hints::default(),
@@ -325,30 +324,6 @@ impl LockTable {
     /// released.
     pub(crate) fn drain(self: &Arc<Self>) {
         self.submit_to_all(|| Input::Drain);
-    }
-
-    /// Notes that a session waits for a name, unless that would close a cycle: then returns a
-    /// description of the cycle.
-    #[must_use]
-    pub fn note_wait(&self, session: SessionId, name: &LockName) -> Option<String> {
-        let queue_of = |name: &LockName| {
-            let (holders, waiters) = self.shards.of(name).queue(name);
-            Queue { holders, waiters }
-        };
-        let cycle = self.waits.add_unless_cycle(session, name, queue_of)?;
-        let edges: Vec<String> = cycle.iter().take(limits::CYCLE_SHOWN_MAX).map(|edge| self.describe(edge)).collect();
-        let more = if cycle.len() > edges.len() { "; and so on" } else { "" };
-        Some(format!("it would wait for itself: {}{more}", edges.join("; ")))
-    }
-
-    fn describe(&self, edge: &Edge) -> String {
-        let called = |session: SessionId| match self.mailboxes.introduction(session).name {
-            Some(name) => format!("{name} (session {session})"),
-            None => format!("session {session}"),
-        };
-        let (waits, other) = (called(edge.waits), called(edge.because_of));
-        let how = if edge.holds { "holds" } else { "waited for before" };
-        format!("{waits} waits for {}, which {other} {how}", edge.name)
     }
 }
 

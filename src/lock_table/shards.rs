@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::files::OpenFile;
+use crate::limits::QUEUE_ENTRIES_PER_READ;
 use crate::sync::locked;
+use distrilock_engine::deadlock::Queue;
 use distrilock_engine::limits::SHARDS;
 use distrilock_engine::{Config, Engine, View};
 use distrilock_protocol::name::LockName;
@@ -96,6 +98,25 @@ impl Shards {
         names.sort_unstable();
         names.truncate(count);
         names
+    }
+
+    /// The queues of all names that requests wait for. Each piece is passed through `keep` before
+    /// the next one is read, while no shard is locked.
+    pub(super) fn queues(&self, keep: impl Fn(&mut Vec<Queue>)) -> Vec<Queue> {
+        let mut all = Vec::new();
+        for shard in Self::all() {
+            let mut after = None;
+            loop {
+                let (mut queues, next) = self.lock(shard).queues(after.as_ref(), QUEUE_ENTRIES_PER_READ);
+                keep(&mut queues);
+                all.append(&mut queues);
+                after = next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        all
     }
 
     /// Whether sessions of this daemon hold the name.

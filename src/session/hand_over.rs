@@ -82,9 +82,6 @@ impl Session {
     #[must_use]
     pub fn taken_over(handed: HandedSession, table: Arc<LockTable>, mailbox: Arc<Mailbox>) -> Self {
         let HandedSession { id, codec, held, pending, acquires, next_request, introduction: _ } = handed;
-        for waiting in pending.iter().filter(|pending| pending.noted) {
-            table.waits.add(id, &waiting.name);
-        }
         let session = Self::new(id, table, mailbox, codec.into());
         Self { held, pending, acquires, next_request, ..session }
     }

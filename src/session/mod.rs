@@ -47,8 +47,9 @@ pub struct Session {
     acquires: Vec<MultiAcquire>,
     releases: Vec<MultiRelease>,
     next_request: u64,
-    /// The cycle that the wait which is about to be refused would have closed.
-    cycle: Option<String>,
+    /// Since it last handled notices, it may have closed a cycle of sessions that wait for each
+    /// other, if it waits.
+    entangled: bool,
     /// The last request whose wait was cancelled.
     last_cancelled: Option<RequestId>,
     end: Option<End>,
@@ -80,11 +81,6 @@ struct Pending {
     /// When an acquire stops waiting.
     #[serde(with = "hand_over::deadline")]
     deadline: Option<Instant>,
-    /// Whether the wait-for graph has it.
-    noted: bool,
-    /// Whether it has to be checked for a cycle, if it waits.
-    #[serde(skip)]
-    unchecked: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +132,7 @@ impl Session {
             acquires: Vec::new(),
             releases: Vec::new(),
             next_request: 0,
-            cycle: None,
+            entangled: false,
             last_cancelled: None,
             end: None,
             bye: None,
@@ -233,14 +229,16 @@ impl Session {
             for notice in notices.drain(..) {
                 self.handle(notice, out);
             }
-            // All answers are in: a request that is still pending waits.
-            self.check_for_cycles(out);
             if self.reading == Reading::Taken {
                 break;
             }
         }
         self.reading = Reading::Idle;
         NOTICES.set(notices);
+        // All answers are in: a request that is still pending waits.
+        if std::mem::take(&mut self.entangled) && self.pending.iter().any(|pending| pending.kind == Kind::Wait) {
+            self.table.deadlocks.look();
+        }
     }
 
     /// Ends the waits whose time is over.
@@ -262,9 +260,6 @@ impl Session {
     /// Releases everything, unanswered. The session is not used after that.
     pub fn leave(&mut self) {
         let gathered = self.drop_acquires();
-        for pending in self.pending.iter().filter(|pending| pending.noted) {
-            self.table.waits.remove(self.id, &pending.name);
-        }
         let asked = self.pending.drain(..).map(|pending| pending.name);
         let names: BTreeSet<LockName> =
             std::mem::take(&mut self.held).into_iter().chain(asked).chain(gathered).collect();
@@ -316,15 +311,10 @@ impl Session {
     fn answered(&mut self, name: &LockName, request: RequestId, answer: Answer, out: &mut Vec<u8>) {
         let Some(place) = self.pending.iter().position(|pending| pending.request == request) else { return };
         let pending = self.pending.swap_remove(place);
-        if pending.noted {
-            self.table.waits.remove(self.id, name);
-        }
         self.note(&pending, name, &answer);
-        if let Answer::Granted { already: false, .. } = answer {
-            // The session holds more than before, for which others may wait while its requests
-            // wait.
-            self.pending.iter_mut().for_each(|pending| pending.unchecked |= pending.noted);
-        }
+        // The session holds more than before, for which others may wait; or one wait less of it can
+        // end.
+        self.entangled |= pending.kind == Kind::Wait || matches!(answer, Answer::Granted { already: false, .. });
         if self.bye.is_some() && self.held.contains(name) {
             // It was granted while the session said goodbye.
             self.ask(name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
@@ -359,24 +349,6 @@ impl Session {
         }
     }
 
-    /// Refuses waits that close a cycle: those that are new, and all of them once the session holds
-    /// more than before.
-    fn check_for_cycles(&mut self, out: &mut Vec<u8>) {
-        while let Some(pending) = self.pending.iter_mut().find(|pending| pending.unchecked) {
-            (pending.unchecked, pending.noted) = (false, true);
-            let asked = Asked { name: pending.name.clone(), session: self.id, request: pending.request };
-            if !self.holds_any() {
-                self.table.waits.add(self.id, &asked.name);
-                continue;
-            }
-            self.cycle = self.table.note_wait(self.id, &asked.name);
-            if self.cycle.is_some() {
-                // The refusal reports this cycle before the next one is found.
-                return self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Deadlock }, out);
-            }
-        }
-    }
-
     /// Asks the engine, and remembers how to answer.
     fn ask(
         &mut self,
@@ -395,8 +367,9 @@ impl Session {
         if self.pending.capacity() == 0 {
             self.pending.reserve_exact(1);
         }
-        let (noted, unchecked) = (false, kind == Kind::Wait);
-        self.pending.push(Pending { request, name: name.clone(), kind, to, deadline, noted, unchecked });
+        // Others may wait for what the session has.
+        self.entangled |= kind == Kind::Wait && self.holds_any();
+        self.pending.push(Pending { request, name: name.clone(), kind, to, deadline });
         Asked { name: name.clone(), session: self.id, request }
     }
 

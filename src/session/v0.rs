@@ -88,7 +88,7 @@ impl Session {
             }
             Answer::Storage(fault) => (Outcome::InternalError, fault.to_string().into()),
             // The session ends with this; version 0.1 has no waits that could be cancelled.
-            Answer::Closing | Answer::Cancelled | Answer::TimedOut | Answer::Deadlock => {
+            Answer::Closing | Answer::Cancelled | Answer::TimedOut | Answer::Deadlock(_) => {
                 (Outcome::Failed, "the daemon stops".into())
             }
         };

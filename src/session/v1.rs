@@ -248,10 +248,7 @@ impl Session {
                 "this session holds the lock in another mode, or other slots of it; release it first".into(),
             ),
             Answer::Disagrees { held, asked } => (ErrorWord::Mismatch, disagreement(*held, *asked)),
-            Answer::Deadlock => {
-                let cycle = self.cycle.as_deref().unwrap_or("it would wait for itself");
-                (ErrorWord::Deadlock, cycle.into())
-            }
+            Answer::Deadlock(cycle) => (ErrorWord::Deadlock, cycle.to_string()),
             Answer::Cancelled => (ErrorWord::Cancelled, "the wait was cancelled".into()),
             Answer::TimedOut => (ErrorWord::Timeout, "the lock did not become free in time".into()),
             Answer::Closing => (ErrorWord::Closing, "the daemon stops; connect again".into()),

@@ -8,9 +8,10 @@ use distrilock_protocol::name::LockName;
 use distrilock_protocol::want::Want;
 
 use crate::check;
-use crate::claim::{Claim, View};
+use crate::claim::View;
 use crate::contention::{ContendedNames, Pace};
 use crate::context::Context;
+use crate::deadlock::{Holder, Queue};
 use crate::fault::Fault;
 use crate::limits::{LINGER_TICKS, QUEUE_MAX};
 use crate::message::{Answer, Asker, Effect, FileOp, Input, Outcome, Timer, Withdrawal};
@@ -428,12 +429,27 @@ impl<F> Engine<F> {
         self.records.range::<LockName, _>((start, Bound::Unbounded))
     }
 
-    /// The claims of all holders of a name, and of all waiting requests for it.
+    /// The queues of names after `after` that requests wait for, in order, and the name after which
+    /// to go on. Ends once it has looked at `count` names, holders and waiters: a queue is not
+    /// divided.
     #[must_use]
-    pub fn queue(&self, name: &LockName) -> (Vec<Claim>, Vec<Claim>) {
-        let Some(record) = self.records.get(name) else { return Default::default() };
-        let waiters = record.waiters.iter().filter(|waiter| waiter.waits).map(Waiter::claim);
-        (record.holders.iter().cloned().collect(), waiters.collect())
+    pub fn queues(&self, after: Option<&LockName>, count: usize) -> (Vec<Queue>, Option<LockName>) {
+        let (mut queues, mut seen) = (Vec::new(), 0);
+        for (name, record) in self.after(after) {
+            seen += 1;
+            // Their number is known: a long queue is copied in one go.
+            let mut waiters = Vec::with_capacity(record.waiters.len());
+            waiters.extend(record.waiters.iter().filter_map(Waiter::waiting));
+            if !waiters.is_empty() {
+                let holders: Vec<Holder> = record.holders.iter().map(Holder::of).collect();
+                seen += holders.len() + waiters.len();
+                queues.push(Queue { name: name.clone(), holders, waiters });
+            }
+            if seen >= count {
+                return (queues, Some(name.clone()));
+            }
+        }
+        (queues, None)
     }
 
     /// What is known of a name.

@@ -9,7 +9,7 @@
 //!
 //! `engine` takes the inputs; `record` and `state` have the facts of one name, `next` decides what
 //! comes next for it, and `done` what a completed operation changes. [`steps`] has the system calls
-//! of each file operation.
+//! of each file operation. [`deadlock`] finds sessions that keep each other waiting.
 //!
 //! The invariants, cited by number here and in `check`:
 //!
@@ -36,6 +36,7 @@ mod check;
 mod claim;
 mod contention;
 mod context;
+pub mod deadlock;
 mod done;
 mod engine;
 pub mod fault;

@@ -114,14 +114,14 @@ pub enum Input<F> {
 }
 
 /// Why a waiting request ends without a grant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Withdrawal {
     /// Its session asked for it.
     Cancelled,
     /// Its time ran out.
     TimedOut,
-    /// It would wait for sessions that wait for its own.
-    Deadlock,
+    /// It waits for sessions that wait for its own; the text says which.
+    Deadlock(Box<str>),
 }
 
 impl From<Withdrawal> for Answer {
@@ -129,7 +129,7 @@ impl From<Withdrawal> for Answer {
         match why {
             Withdrawal::Cancelled => Self::Cancelled,
             Withdrawal::TimedOut => Self::TimedOut,
-            Withdrawal::Deadlock => Self::Deadlock,
+            Withdrawal::Deadlock(cycle) => Self::Deadlock(cycle),
         }
     }
 }
@@ -313,8 +313,8 @@ pub enum Answer {
         /// How the request wanted it.
         asked: Mode,
     },
-    /// The request would wait for sessions that wait for its own.
-    Deadlock,
+    /// The request would wait for sessions that wait for its own; the text says which.
+    Deadlock(Box<str>),
     /// The wait was cancelled.
     Cancelled,
     /// The wait took too long.

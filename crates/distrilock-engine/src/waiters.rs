@@ -6,6 +6,7 @@ use distrilock_protocol::ids::{RequestId, SessionId};
 use distrilock_protocol::want::{Extent, Mode, Want};
 
 use crate::claim::Claim;
+use crate::deadlock::Waiting;
 use crate::line::{Entry, Line};
 use crate::message::Asker;
 
@@ -35,6 +36,11 @@ impl Waiter {
     /// What it wants, as others see it.
     pub(crate) fn claim(&self) -> Claim {
         Claim::new(self.session, Want { extent: self.extent, fence: self.fence }, self.since_ms)
+    }
+
+    /// The request, if it queues.
+    pub(crate) fn waiting(&self) -> Option<Waiting> {
+        self.waits.then(|| Waiting::of(&self.claim(), self.request))
     }
 }
 

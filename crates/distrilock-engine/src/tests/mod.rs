@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use distrilock_protocol::name::LockName;
 
+use crate::deadlock::{Holder, Queue, Waiting};
 use crate::fault::{Cause, Fault, Operation};
 use crate::limits::{DISTURBED_MAX, RETRY_MS_MAX, RETRY_MS_MIN, TURN_MS, YIELD_MS};
 use crate::*;
@@ -277,6 +278,39 @@ fn a_wait_is_withdrawn() {
     assert_eq!(n.withdraw(3, Withdrawal::Cancelled), [says(3, Answer::Cancelled)]);
     assert_eq!(n.done(Outcome::Real), []);
     assert_eq!(n.withdraw(1, Withdrawal::Cancelled), [], "a granted request waits no more");
+}
+
+/// The queues of names that requests wait for are read in pieces, none of which divides a queue.
+#[test]
+fn queues_are_read_in_pieces() {
+    let mut n = Scenario::new();
+    let acquire = |lock: &str, session, mode: Mode, wait| {
+        let asked = Asked { name: name(lock), session: SessionId(session), request: RequestId(session) };
+        Input::Acquire { asked, want: mode.into(), wait }
+    };
+    for lock in ["held", "tried", "wanted"] {
+        n.input(acquire(lock, 1, Exclusive, true));
+        n.input(Input::Done { name: name(lock), file: Some(FILE), outcome: Outcome::Locked });
+    }
+    n.input(acquire("tried", 2, Exclusive, false));
+    n.input(acquire("wanted", 2, Shared, true));
+    n.input(acquire("wanted", 3, Mode::Slots(2), true));
+    n.input(acquire("wished", 3, Exclusive, true));
+    let holder = Holder { session: SessionId(1), mode: Exclusive, slots: 0, since_ms: 0 };
+    let waiting = |session, mode, take| {
+        let (session, request) = (SessionId(session), RequestId(session));
+        Waiting { session, request, mode, take, since_ms: 0 }
+    };
+    let wanted = Queue {
+        name: name("wanted"),
+        holders: vec![holder],
+        waiters: vec![waiting(2, Shared, 0), waiting(3, Mode::Slots(2), 1)],
+    };
+    let wished = Queue { name: name("wished"), holders: Vec::new(), waiters: vec![waiting(3, Exclusive, 0)] };
+    assert_eq!(n.engine.queues(None, 100), (vec![wanted.clone(), wished.clone()], None));
+    assert_eq!(n.engine.queues(None, 2), (Vec::new(), Some(name("tried"))));
+    assert_eq!(n.engine.queues(Some(&name("tried")), 2), (vec![wanted], Some(name("wanted"))));
+    assert_eq!(n.engine.queues(Some(&name("wanted")), 100), (vec![wished], None));
 }
 
 /// A request is withdrawn while its try is under way: the lock goes to the next request, or is
