@@ -287,7 +287,7 @@ fn passed_sockets_go_by_name() {
         let (tcp, ws) = if names == "tcp:ws" { (one, two) } else { (two, one) };
         V1::connect(&tcp).acquire("named");
         Ws::connect(&ws).ping();
-        assert!(http(&ws, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").starts_with("HTTP/1.1 404"));
+        assert!(http(&ws, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").starts_with("HTTP/1.1 404"));
         drop(daemon);
     }
 }
@@ -521,4 +521,55 @@ fn readers_and_a_writer_across_daemons() {
     here.ping();
     writer.release("rw");
     assert_eq!(here.receive()["ok"], true);
+}
+
+/// The Unix socket of the command line goes at a stop, unless another one has taken its place.
+#[test]
+fn its_unix_socket_goes_at_a_stop() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("s");
+    let address = format!("unix:{}", path.display());
+    let mut daemon = Daemon::setup().tcp(&address).start();
+    V1::connect(&address).ping();
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert!(!path.exists(), "the socket is left");
+
+    let mut daemon = Daemon::setup().tcp(&address).start();
+    fs::remove_file(&path).expect("it is there");
+    let _other = UnixListener::bind(&path).expect("the path is free");
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert!(path.exists(), "another one's socket is gone");
+}
+
+/// A connection that systemd has accepted (`Accept=yes`) is refused, not ignored.
+#[test]
+fn an_accepted_connection_is_refused() {
+    for names in [None, Some("connection")] {
+        let (listener, address) = listener();
+        let connection = TcpStream::connect(address).expect("it listens");
+        let said = Daemon::setup().passed(names, vec![connection.into()]).start_refused();
+        assert!(said.contains("Accept=no"), "no remedy: {said}");
+        drop(listener);
+    }
+}
+
+/// `:PORT` is every address of the host, IPv4 included.
+#[test]
+fn every_address() {
+    let daemon = Daemon::setup().tcp(":0").start();
+    let address = daemon.tcp();
+    let (_, port) = address.rsplit_once(':').expect("a port");
+    V1::connect(&format!("127.0.0.1:{port}")).ping();
+}
+
+/// A byte order mark, as some editors write it, gets an answer.
+#[test]
+fn a_byte_order_mark_is_named() {
+    let daemon = Daemon::start();
+    let mut client = V1::connect(&daemon.tcp());
+    client.stream().write_all(b"\xef\xbb\xbf{\"id\":1,\"op\":\"ping\"}\n").expect("the daemon reads");
+    let reply = client.receive();
+    assert_eq!(reply["error"], "bad_request", "{reply}");
+    assert!(reply["message"].as_str().expect("a message").contains("byte order mark"), "{reply}");
+    client.closed();
 }

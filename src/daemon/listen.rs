@@ -1,12 +1,14 @@
 //! The listeners: those that systemd passes, and those that the command line asks for.
 
 use std::io::{self, Write};
-use std::net::TcpListener;
-use std::os::unix::fs::FileTypeExt;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{self, Backlog};
+use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, sockopt};
 
 use super::StartError;
 use crate::front::{Listening, Transport};
@@ -21,6 +23,38 @@ const BACKLOG: i32 = 4096;
 pub(super) struct Listeners {
     pub(super) tcp: Vec<Listener>,
     pub(super) ws: Vec<Listener>,
+    /// The Unix sockets that this process has made.
+    pub(super) made: Vec<MadeSocket>,
+}
+
+/// Listeners that the runtime watches.
+pub(super) struct Registered {
+    pub(super) listening: Vec<(Transport, Listening)>,
+    /// The Unix sockets that this process has made.
+    pub(super) made: Vec<MadeSocket>,
+}
+
+/// A Unix socket that this process has made, by its device and inode.
+#[derive(Debug)]
+pub(super) struct MadeSocket {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl MadeSocket {
+    fn at(path: &Path) -> io::Result<Self> {
+        let socket = std::fs::symlink_metadata(path)?;
+        Ok(Self { path: path.to_owned(), id: (socket.dev(), socket.ino()) })
+    }
+
+    /// Removes the socket, unless another one has taken its place.
+    pub(super) fn remove(&self) {
+        if Self::at(&self.path).is_ok_and(|now| now.id == self.id)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!("cannot remove the socket {}: {error}", self.path.display());
+        }
+    }
 }
 
 impl Listeners {
@@ -29,28 +63,44 @@ impl Listeners {
     pub(super) fn open(settings: &Settings, passed: Passed) -> Result<Self, StartError> {
         let named = !settings.tcp.is_empty() || !settings.ws.is_empty();
         let standalone = passed.has_no_listener() && !named;
-        let mut listeners = Self { tcp: passed.tcp, ws: passed.ws };
+        let mut listeners = Self { tcp: passed.tcp, ws: passed.ws, made: Vec::new() };
         let default = |port: u16| standalone.then(|| Address::Tcp(([127, 0, 0, 1], port).into()));
         for address in settings.tcp.iter().cloned().chain(default(40_800)) {
-            listeners.tcp.push(bind(address, "tcp")?);
+            let listener = bind(&address, "tcp")?;
+            listeners.tcp.push(listener);
+            listeners.note(address)?;
         }
         for address in settings.ws.iter().cloned().chain(default(40_801)) {
-            listeners.ws.push(bind(address, "ws")?);
+            let listener = bind(&address, "ws")?;
+            listeners.ws.push(listener);
+            listeners.note(address)?;
         }
         Ok(listeners)
     }
+
+    fn note(&mut self, address: Address) -> Result<(), StartError> {
+        if let Address::Unix(path) = &address {
+            match MadeSocket::at(path) {
+                Ok(made) => self.made.push(made),
+                Err(error) => return Err(StartError::Listen { address, error }),
+            }
+        }
+        Ok(())
+    }
+
     /// Has the current runtime watch them.
-    pub(super) fn register(self) -> io::Result<Vec<(Transport, Listening)>> {
+    pub(super) fn register(self) -> io::Result<Registered> {
         let all = [(Transport::Stream, self.tcp), (Transport::WebSocket, self.ws)];
         let each = all.into_iter().flat_map(|(transport, some)| some.into_iter().map(move |one| (transport, one)));
-        each.map(|(transport, listener)| Ok((transport, Listening::new(listener)?))).collect()
+        let listening = each.map(|(transport, listener)| Ok((transport, Listening::new(listener)?)));
+        Ok(Registered { listening: listening.collect::<io::Result<_>>()?, made: self.made })
     }
 }
 
 /// Binds an address, and prints it: with port 0 only the kernel knows the port.
-fn bind(address: Address, transport: &str) -> Result<Listener, StartError> {
-    let (listener, bound) = match &address {
-        Address::Tcp(ip) => TcpListener::bind(ip)
+fn bind(address: &Address, transport: &str) -> Result<Listener, StartError> {
+    let (listener, bound) = match address {
+        Address::Tcp(ip) => bind_tcp(*ip)
             .and_then(|listener| {
                 // The standard library asks for 128. While descriptors are short, more may have to
                 // wait.
@@ -60,11 +110,34 @@ fn bind(address: Address, transport: &str) -> Result<Listener, StartError> {
             .map(|(bound, listener)| (Listener::Tcp(listener), Address::Tcp(bound))),
         Address::Unix(path) => bind_unix(path).map(|listener| (Listener::Unix(listener), Address::Unix(path.clone()))),
     }
-    .map_err(|error| StartError::Listen { address, error })?;
+    .map_err(|error| StartError::Listen { address: address.clone(), error })?;
     // Nobody has to read it.
     let mut stdout = io::stdout();
     let _ = writeln!(stdout, "{transport} {bound}").and_then(|()| stdout.flush());
     Ok(listener)
+}
+
+/// Binds an IP address. Every address means IPv4 as well, whatever the sysctl net.ipv6.bindv6only
+/// says, and IPv4 alone on a host without IPv6 (ipv6(7)).
+fn bind_tcp(ip: SocketAddr) -> io::Result<TcpListener> {
+    if ip.ip() != Ipv6Addr::UNSPECIFIED {
+        return TcpListener::bind(ip);
+    }
+    let has_no_ipv6 = |error: &io::Error| matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL));
+    match bind_both(ip) {
+        Err(error) if has_no_ipv6(&error) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, ip.port())),
+        bound => bound,
+    }
+}
+
+fn bind_both(ip: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket::socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    socket::setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    // As the standard library does: connections of an earlier daemon may still be closing.
+    socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(ip))?;
+    socket::listen(&socket, Backlog::new(BACKLOG)?)?;
+    Ok(socket.into())
 }
 
 /// Binds a Unix socket, and replaces one that a killed daemon left, at which nobody answers.

@@ -39,7 +39,7 @@ use crate::sync::locked;
 use crate::systemd::notify::Notifier;
 use crate::systemd::store::Store;
 use crate::systemd::{ids, journal, sockets};
-use listen::Listeners;
+use listen::{Listeners, MadeSocket, Registered};
 
 /// Why the daemon does not start. Each message names what is wrong and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +85,8 @@ struct Daemon {
     own_file: Option<OwnFile>,
     /// Says what else is mounted under the lock directory now.
     remounted: oneshot::Receiver<String>,
+    /// Removed at a stop. After a hand-over, the next process replaces them.
+    made: Vec<MadeSocket>,
 }
 
 /// What systemd's file descriptor store had for this process.
@@ -198,7 +200,7 @@ impl Daemon {
         let place = table.storage.files.directory_id()?;
         // Whatever may fail for want of resources comes before the sessions of the previous process
         // are taken from the store: if this process ends, the next one still finds them there.
-        let listening = listeners.register()?;
+        let registered = listeners.register()?;
         table.start_storage()?;
         let remounted = watch::remounted(Arc::clone(&table), directory.path.clone(), directory.mount.clone())?;
         let (store, left) = look_into(&table, kept.store, place, &notifier);
@@ -208,8 +210,9 @@ impl Daemon {
         if let Some(left) = left {
             hand_over::take_over(&table, &threads, left);
         }
-        let mut daemon =
-            Self { table, threads, directory, place, store, notifier, tasks: Vec::new(), own_file, remounted };
+        let Registered { listening, made } = registered;
+        let tasks = Vec::new();
+        let mut daemon = Self { table, threads, directory, place, store, notifier, tasks, own_file, remounted, made };
         daemon.accept(listening);
         daemon.start_tasks();
         Ok(daemon)
@@ -297,6 +300,7 @@ impl Daemon {
     async fn stop(&self, signal: &str) {
         tracing::info!(MESSAGE_ID = ids::DAEMON_STOPPING, "stopping on {signal}");
         self.tasks.iter().for_each(JoinHandle::abort);
+        self.made.iter().for_each(MadeSocket::remove);
         self.table.hints.leave();
         self.table.deadlocks.end();
         self.table.drain();

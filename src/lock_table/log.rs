@@ -172,7 +172,7 @@ impl ThrottledLog {
             Violation::TooLong { .. } => &self.too_long,
             Violation::Gob(_) => &self.gob,
             Violation::WebSocket(_) => &self.websocket,
-            Violation::NotJson => &self.not_json,
+            Violation::NotJson | Violation::ByteOrderMark => &self.not_json,
             Violation::SlowReader { .. } => &self.slow_reader,
         }
     }

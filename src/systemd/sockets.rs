@@ -267,6 +267,10 @@ fn plan(names: &[String], found: &[Found]) -> Result<Vec<Use>, SocketError> {
             stored if is_stored(stored) && is_pair(found) => Use::Stored,
             stored if is_stored(stored) => Use::Unknown,
             nameless if single && is_nameless(nameless) && !only_stored(found) => Use::Tcp,
+            // Accept=yes: the store gives its descriptors other names (sd_listen_fds(3)).
+            "" | "unknown" | "connection" if is_connection(found) => {
+                return Err(SocketError::Unfit { position, name, found });
+            }
             _ if only_stored(found) => Use::Unknown,
             _ => return Err(SocketError::Name { position, name }),
         };
@@ -296,6 +300,11 @@ fn only_stored(found: Found) -> bool {
         Found::Socket { kind, listening, .. } => matches!(kind, Kind::Stream | Kind::SeqPacket) && !listening,
         found => found == Found::File || found == Found::Anonymous,
     }
+}
+
+/// Whether it is a connected stream socket, as a .socket unit with `Accept=yes` passes it.
+fn is_connection(found: Found) -> bool {
+    matches!(found, Found::Socket { kind: Kind::Stream, listening: false, .. })
 }
 
 /// Whether nobody gave the descriptor a name. It is then called `unknown` if the environment has no
@@ -477,10 +486,11 @@ mod tests {
     #[test]
     fn a_connection_is_never_taken_for_a_listener() {
         // A stored connection that lost its name, or has one that a listener can have.
-        for names in [None, Some("distrilock.socket"), Some("store-7")] {
+        for names in [Some("distrilock.socket"), Some("store-7")] {
             assert_eq!(decide(names, &[CONNECTION]), Ok(vec![Use::Unknown]));
         }
-        for names in [Some("tcp"), Some("ws")] {
+        // One that systemd has accepted, with Accept=yes in the unit, is not ignored in silence.
+        for names in [None, Some(""), Some("unknown"), Some("connection"), Some("tcp"), Some("ws")] {
             let fault = decide(names, &[CONNECTION]).unwrap_err();
             assert!(fault.contains("is a socket of family IP and type stream that does not listen"), "{fault}");
         }

@@ -120,6 +120,9 @@ impl Codec {
                 within_limit(end)?;
                 let line = input[..end].trim_ascii();
                 *begun |= line.starts_with(b"{");
+                if !*begun && line.starts_with(BYTE_ORDER_MARK) {
+                    return Err(Violation::ByteOrderMark);
+                }
                 if !*begun && !line.is_empty() {
                     return Err(Violation::NotJson);
                 }
@@ -229,7 +232,7 @@ impl Codec {
     pub fn violated(&mut self, violation: &Violation, out: &mut Vec<u8>) {
         match (&self.framing, violation) {
             (Framing::WebSocket(_), _) => self.end(CloseCode::Policy, &violation.to_string(), out),
-            (_, Violation::TooLong { .. } | Violation::NotJson) => {
+            (_, Violation::TooLong { .. } | Violation::NotJson | Violation::ByteOrderMark) => {
                 let too_long = matches!(violation, Violation::TooLong { .. });
                 let error = if too_long { v1::ErrorWord::Limit } else { v1::ErrorWord::BadRequest };
                 self.send_v1(&v1::Reply::no(None, v1::Refusal::new(error, violation.to_string())), out);
@@ -240,12 +243,15 @@ impl Codec {
 }
 
 impl Framing {
-    /// No gob stream begins like text: its first message is a type definition, and the first or
-    /// second byte of that is not ASCII. `None` means that there are too few bytes to tell.
+    /// No gob stream begins like text: its first message is a type definition, and the first byte
+    /// of that is 0xF8 or more, or it is ASCII and the second byte is not. Other first bytes, such
+    /// as those of a byte order mark, are those of wrong text. `None` means that there are too few
+    /// bytes to tell.
     fn of(input: &[u8]) -> Option<Self> {
         let gob = match input {
             [] => return None,
             [first, ..] if *first >= 0xf8 => true,
+            [first, ..] if *first >= 0x80 => false,
             [_] => return None,
             [_, second, ..] => *second >= 0x80,
         };
@@ -253,6 +259,9 @@ impl Framing {
         Some(if gob { stream } else { Self::Lines { searched: 0, begun: false } })
     }
 }
+
+/// U+FEFF in UTF-8. JSON text must not begin with it (RFC 8259, section 8.1).
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 fn within_limit(bytes: usize) -> Result<(), Violation> {
     if bytes <= FRAME_BYTES_MAX { Ok(()) } else { Err(Violation::TooLong { bytes: bytes as u64 }) }

@@ -22,6 +22,9 @@ pub enum Violation {
     /// browser that a page of another site has sent.
     #[error("a line that is no JSON object begins the connection; this port speaks JSON lines and gob, no HTTP")]
     NotJson,
+    /// The first line begins with a byte order mark.
+    #[error("a byte order mark begins the connection; send JSON lines in UTF-8 without one")]
+    ByteOrderMark,
     /// The client does not read what it is sent.
     #[error("{bytes} bytes wait for the client to read them; at most {bytes_max} are kept")]
     SlowReader {
