@@ -159,7 +159,8 @@ pub const DEADLOCK_REST_FACTOR: u32 = 10;
 pub const DEADLOCKS_PER_SWEEP_MAX: usize = 64;
 
 /// Names, holders and waiters that the deadlock detector reads while it keeps a shard locked: some
-/// ten microseconds. One name's queue is not divided; it has at most one entry for each session.
+/// ten microseconds. One name's queue is not divided. It has at most one entry for each session:
+/// with 65,536 sessions a millisecond or two.
 pub const QUEUE_ENTRIES_PER_READ: usize = 256;
 
 /// Sessions of a cycle that a refusal names: fixing a deadlock takes only the first few.

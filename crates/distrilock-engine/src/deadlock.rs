@@ -229,8 +229,8 @@ impl<'a> Search<'a> {
         Self { queues, stuck, holds, kept, front: vec![0; queues.len()] }
     }
 
-    /// Takes out the sessions that go on, given that `moving` do. Each queue is looked at again only
-    /// when less of it is kept than before, or its first stuck waiter goes on.
+    /// Takes out the sessions that go on, given that `moving` do. Each queue is looked at again
+    /// only when less of it is kept than before, or its first stuck waiter goes on.
     fn settle(&mut self, moving: impl IntoIterator<Item = SessionId>) {
         let mut again: Vec<usize> = (0..self.queues.len()).collect();
         for session in moving {
@@ -313,9 +313,9 @@ mod tests {
         LockName::parse(text.as_bytes()).unwrap()
     }
 
-    /// Reads queues from texts: the name, its holders and its waiters, as in `a: 1 2 < 3`. A session
-    /// is its number, after `s` for shared, after `f` for one slot of two. Later waiters are
-    /// younger.
+    /// Reads queues from texts: the name, its holders and its waiters, as in `a: 1 2 < 3`. A
+    /// session is its number, after `s` for shared, after `f` for one slot of two. Later waiters
+    /// are younger.
     fn queues(texts: &[&str]) -> Vec<Queue> {
         let mut clock = 0;
         let mut seen = |word: &str| {
