@@ -96,7 +96,7 @@ pub(crate) fn stopped(report: &Report) {
     kill(journald, Signal::SIGCONT).expect("it is there");
     report.check("sessions go on beside a stopped journald", true, format!("{SESSIONS} sessions"));
     // Each session is logged when it begins and when it ends.
-    let count = || events(&format!("_SYSTEMD_UNIT={} PRIORITY=7", guest::SERVICE)).len();
+    let count = || events(&format!("_SYSTEMD_UNIT={SERVICE} PRIORITY=7")).len();
     eventually("events come again", || count() > 0);
     let before = count();
     report.figure("events that the stopped journald had room for", before);
