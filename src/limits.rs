@@ -74,21 +74,32 @@ pub const PEERS_MAX: usize = 64;
 /// Entries of `.distrilock/` that are looked at: anyone who can write the folder can fill it.
 pub const FOLDER_ENTRIES_MAX: usize = 16_384;
 
-/// Messages that are admitted from another daemon in a period, and the period in milliseconds: some
-/// 10,000 a second, so that a flood, for example of forged messages, is no busy loop, and a wake-up
-/// does not wait long behind questions about 1000 names.
+/// Messages that are admitted from all other daemons together in a period, and the period in
+/// milliseconds: some 10,000 a second, so that a flood, for example of forged messages, is no busy
+/// loop, and a wake-up does not wait long behind questions about 1000 names.
 pub const MESSAGES_PER_PERIOD_MAX: u32 = 256;
 /// See [`MESSAGES_PER_PERIOD_MAX`].
 pub const MESSAGES_PERIOD_MS: u64 = 25;
 
-/// Messages that wait for a daemon which does not read them: enough for the release of a few
-/// thousand locks at once.
-pub const MESSAGES_UNSENT_MAX: usize = 4096;
+/// Messages that are admitted from one daemon before it is another's turn: if all that may connect
+/// send without pause, each has a turn every 100 ms.
+pub const MESSAGES_AT_ONCE: u32 = 8;
 
-/// Names about which other daemons are asked at once, and for which wake-ups are promised to them:
-/// as many as sessions. Further names are polled.
+/// Messages that wait for daemons which do not read them, for all of these together: the half that
+/// one daemon can have is enough for the release of a few thousand locks at once. With the longest
+/// names, they take 2.5 MB.
+pub const MESSAGES_UNSENT_MAX: usize = 8192;
+
+/// Names about which other daemons are asked at once: as many as sessions. Further names are
+/// polled.
 pub const QUESTIONS_MAX: usize = 65_536;
-/// See [`QUESTIONS_MAX`].
+
+/// Questions that are sent in one piece. A daemon that reads slowly misses those before the last 64
+/// pieces, and is asked again.
+pub const QUESTIONS_AT_ONCE: usize = 256;
+
+/// Wake-ups that are promised to all other daemons together: as many as sessions. Names for which
+/// none is promised are polled. With the longest names, they take 26 MB.
 pub const PROMISES_MAX: usize = 65_536;
 
 /// Threads that make calls on a network file system: when the server hangs, each requested name

@@ -16,6 +16,7 @@
 //! [`Hints`] what passes between daemons, [`Turns`] how long sessions keep their threads, and
 //! [`ThrottledLog`] the messages that must not flood the journal.
 
+pub(crate) mod budget;
 pub(crate) mod deadlocks;
 pub(crate) mod hints;
 mod log;

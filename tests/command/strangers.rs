@@ -25,8 +25,8 @@ impl Programs {
     #[track_caller]
     fn new() -> Self {
         assert!(nix::unistd::Uid::effective().is_root(), "the test needs processes of several users: run it as root");
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let folder = tempfile::tempdir().expect("a copy of a program can be made");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("a copy of a program can be made");
         let mut programs = Self { folder, distrilock: PathBuf::new() };
         programs.distrilock = programs.copy(DISTRILOCK, "distrilock", 0o755);
         programs
@@ -35,10 +35,21 @@ impl Programs {
     #[track_caller]
     fn copy(&self, program: &str, name: &str, mode: u32) -> PathBuf {
         let copy = self.folder.path().join(name);
-        let found = Command::new("sh").args(["-c", "command -v \"$0\"", program]).output().unwrap().stdout;
-        let found = String::from_utf8(found).unwrap();
-        assert!(Command::new("cp").arg(found.trim()).arg(&copy).status().unwrap().success());
-        fs::set_permissions(&copy, fs::Permissions::from_mode(mode)).unwrap();
+        let found = Command::new("sh")
+            .args(["-c", "command -v \"$0\"", program])
+            .output()
+            .expect("a copy of a program can be made")
+            .stdout;
+        let found = String::from_utf8(found).expect("a copy of a program can be made");
+        assert!(
+            Command::new("cp")
+                .arg(found.trim())
+                .arg(&copy)
+                .status()
+                .expect("a copy of a program can be made")
+                .success()
+        );
+        fs::set_permissions(&copy, fs::Permissions::from_mode(mode)).expect("a copy of a program can be made");
         copy
     }
 

@@ -66,7 +66,7 @@ fn the_guard_is_killed_while_sigchld_is_ignored() {
 
 fn ignores(status: &Ended, signal: Signal) -> bool {
     let digits = status.out.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("proc_pid_status(5) has it");
-    u64::from_str_radix(digits.trim(), 16).unwrap() & (1 << (signal as u32 - 1)) != 0
+    u64::from_str_radix(digits.trim(), 16).expect("proc(5) has it") & (1 << (signal as u32 - 1)) != 0
 }
 
 /// A signal that is ignored when we start stays ignored for CMD, SIGPIPE among them, which the
@@ -292,7 +292,7 @@ fn the_first_thread_has_ended() {
 /// The state of the processes whose parent this is (proc_pid_stat(5)).
 #[cfg(feature = "system-tests")]
 pub(crate) fn children_of(parent: Pid) -> Vec<(Pid, String)> {
-    let entries = fs::read_dir("/proc").unwrap();
+    let entries = fs::read_dir("/proc").expect("proc(5) has it");
     let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let stats = numbers.filter_map(|pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

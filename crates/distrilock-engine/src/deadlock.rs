@@ -424,13 +424,16 @@ mod tests {
         }
     }
 
+    /// A mode, holders, and waiters with whether their mode is the holders'.
+    type Drawn = (u8, Vec<u64>, Vec<(u64, u16)>);
+
     /// Queues of a few sessions and names, as an engine could have them: no session twice in a
     /// queue.
     fn any_queues() -> impl Strategy<Value = Vec<Queue>> {
         let queue = (0..4_u8, prop::collection::vec(0..7_u64, 0..3), prop::collection::vec((0..7_u64, 0..2_u16), 0..5));
         prop::collection::vec(queue, 1..6).prop_map(|all| {
             let mut clock = 0;
-            let queue = |(at, (kind, holders, waiters)): (usize, (u8, Vec<u64>, Vec<(u64, u16)>))| {
+            let queue = |(at, (kind, holders, waiters)): (usize, Drawn)| {
                 let mut seen = BTreeSet::new();
                 let common = match kind {
                     0 => Mode::Shared,

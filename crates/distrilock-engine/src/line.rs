@@ -219,7 +219,7 @@ impl<T: Entry> Line<T> {
             }
             Entries::Long(long) => {
                 let entry = long.remove(ticket);
-                if long.entries.len() <= SHORT_LINE_MAX / 2 {
+                if long.entries.len() * 2 <= SHORT_LINE_MAX {
                     self.entries = Entries::Short(std::mem::take(&mut long.entries).into_iter().collect());
                 }
                 entry

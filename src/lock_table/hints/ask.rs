@@ -12,7 +12,7 @@ use tokio::sync::{Notify, broadcast};
 
 use super::peer_message::{self, PeerMessage};
 use crate::files::peer_sockets::PeerSockets;
-use crate::limits::{PEERS_MAX, QUESTIONS_MAX};
+use crate::limits::{PEERS_MAX, QUESTIONS_AT_ONCE, QUESTIONS_MAX};
 use crate::lock_table::{LockTable, Source};
 use crate::sync::locked;
 use distrilock_engine::Input;
@@ -97,9 +97,9 @@ pub(super) async fn ask(table: Arc<LockTable>) {
             connect_to_others(&table).await;
         }
         let names = std::mem::take(&mut questions.open().new);
-        if !names.is_empty() {
+        for names in names.chunks(QUESTIONS_AT_ONCE) {
             let mut lines = String::new();
-            names.into_iter().for_each(|name| PeerMessage::Want(name).append_to(&mut lines));
+            names.iter().for_each(|name| PeerMessage::Want(name.clone()).append_to(&mut lines));
             // An error means that no daemon is there; later ones are asked later.
             let _ = questions.lines.send(lines.into());
             // This lets the batch be written before the next one is collected. Otherwise a burst
@@ -146,7 +146,7 @@ async fn connect(meeting: &PeerSockets, socket: &str) -> io::Result<UnixStream> 
 /// Serves one connection to a daemon until it ends: questions go out, and messages come in.
 async fn follow(table: Arc<LockTable>, socket: String, stream: UnixStream, asked: broadcast::Receiver<Arc<str>>) {
     tracing::debug!("{socket}: connected");
-    let heard = peer_message::read(&stream, |message| hear(&table, message));
+    let heard = peer_message::read(&stream, &table.hints.rate, |message| hear(&table, message));
     let ended = tokio::select! {
         ended = speak(&stream, asked) => ended,
         ended = heard => ended,

@@ -15,7 +15,6 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::rate_limit::RateLimit;
 use crate::files::Files;
 use crate::limits::CLOSE_WATCH_MS;
 use crate::lock_table::{LockTable, Source};
@@ -82,7 +81,7 @@ fn open(table: &LockTable) -> io::Result<AsyncFd<OwnedFd>> {
 async fn follow(table: &Arc<LockTable>, events: &AsyncFd<OwnedFd>) -> io::Result<()> {
     let mut room = [MaybeUninit::uninit(); EVENTS_BYTES];
     let mut reader = Reader::new(events.get_ref(), &mut room);
-    let mut rate = RateLimit::new();
+    let mut admitted = 0;
     loop {
         let mut ready = events.readable().await?;
         sleep(AFTER_A_CLOSE).await;
@@ -94,7 +93,10 @@ async fn follow(table: &Arc<LockTable>, events: &AsyncFd<OwnedFd>) -> io::Result
             };
             // Other files count too, for example the directory itself: anyone who can read it can
             // open and close it.
-            rate.admit().await;
+            if admitted == 0 {
+                admitted = table.hints.rate.admit().await;
+            }
+            admitted -= 1;
             if let Some(name) = closed {
                 tracing::trace!(LOCK = %name, "the file of {name} was closed");
                 table.submit(&name, Input::Hint(name.clone()), Source::Daemon);

@@ -32,6 +32,7 @@ use close_watch::CloseWatch;
 use distrilock_engine::fault::{Fault, Operation};
 use distrilock_protocol::name::LockName;
 use promise::Promises;
+use rate_limit::RateLimit;
 
 /// What a daemon has asked the others, and has promised them.
 #[derive(Debug, Default)]
@@ -41,6 +42,8 @@ pub(crate) struct Hints {
     questions: Questions,
     promises: Promises,
     close_watch: CloseWatch,
+    /// How fast hints are handled, whoever gives them.
+    rate: RateLimit,
 }
 
 impl Hints {

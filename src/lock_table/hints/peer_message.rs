@@ -52,8 +52,8 @@ impl PeerMessage {
 
 /// Passes on the messages of a connection until it ends. What comes too fast stays in the kernel's
 /// buffer for a while.
-pub(super) async fn read(stream: &UnixStream, mut hear: impl FnMut(PeerMessage)) -> io::Result<()> {
-    let mut rate = RateLimit::new();
+pub(super) async fn read(stream: &UnixStream, rate: &RateLimit, mut hear: impl FnMut(PeerMessage)) -> io::Result<()> {
+    let mut admitted = 0;
     let mut buffer = [0; 8 * LINE_BYTES_MAX];
     let mut filled = 0;
     loop {
@@ -66,7 +66,10 @@ pub(super) async fn read(stream: &UnixStream, mut hear: impl FnMut(PeerMessage))
         }
         let mut start = 0;
         while let Some(length) = buffer[start..filled].iter().position(|byte| *byte == b'\n') {
-            rate.admit().await;
+            if admitted == 0 {
+                admitted = rate.admit().await;
+            }
+            admitted -= 1;
             PeerMessage::parse(&buffer[start..start + length]).into_iter().for_each(&mut hear);
             start += length + 1;
         }
@@ -118,7 +121,7 @@ mod tests {
                 drop(theirs);
             };
             let receive = async {
-                let ended = read(&ours, |message| messages.push(message)).await;
+                let ended = read(&ours, &RateLimit::default(), |message| messages.push(message)).await;
                 drop(ours);
                 ended
             };
@@ -153,6 +156,32 @@ mod tests {
         let lines = "free a\n".repeat(4 * MESSAGES_PER_PERIOD_MAX as usize);
         assert_eq!(heard(lines.as_bytes()).0.len(), 4 * MESSAGES_PER_PERIOD_MAX as usize);
         assert!(started.elapsed() >= Duration::from_millis(2 * MESSAGES_PERIOD_MS), "{:?}", started.elapsed());
+    }
+
+    /// The rate is that of all daemons together: two floods take as long as one of twice the length,
+    /// and a daemon that says little does not wait for their end.
+    #[test]
+    fn floods_share_the_rate() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let rate = RateLimit::default();
+            let flood = || "free a\n".repeat(3 * MESSAGES_PER_PERIOD_MAX as usize);
+            let ended = std::cell::RefCell::new(Vec::new());
+            let say = async |who: &'static str, lines: String| {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                let send = async {
+                    write(&theirs, &lines).await.unwrap();
+                    drop(theirs);
+                };
+                let (read, ()) = tokio::join!(read(&ours, &rate, |_| {}), send);
+                read.unwrap();
+                ended.borrow_mut().push(who);
+            };
+            let started = std::time::Instant::now();
+            tokio::join!(say("flood", flood()), say("flood", flood()), say("quiet", "free b\n".into()));
+            assert!(started.elapsed() >= Duration::from_millis(4 * MESSAGES_PERIOD_MS), "{:?}", started.elapsed());
+            assert_eq!(*ended.borrow(), ["quiet", "flood", "flood"]);
+        });
     }
 
     /// Lines that are no messages are skipped; the sender of one that is too long is cut off.
