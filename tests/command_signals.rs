@@ -5,10 +5,12 @@ mod support;
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -30,6 +32,10 @@ impl Keyboard {
     fn with_shell(server: &str) -> Self {
         let pty = openpty(None, None).expect("a pseudo-terminal");
         let (near, far) = (File::from(pty.master), pty.slave);
+        // openpty(3) leaves both open in every program that the tests start.
+        for end in [near.as_fd(), far.as_fd()] {
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("an open descriptor");
+        }
         let screen: Arc<Mutex<String>> = Arc::default();
         let seen = Arc::clone(&screen);
         let mut reader = near.try_clone().expect("a descriptor");

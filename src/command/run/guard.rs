@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::children::Ending;
 use super::guarded_lock::GuardedLock;
 use super::job::{Job, JobSpec};
-use super::launcher_link::{LAUNCHER_DIED, LauncherLink};
+use super::launcher_link::{LAUNCHER_DIED, LauncherLink, Pipes};
 use super::random::jitter;
 use super::report::GuardAfterwards;
 use super::stop_time;
@@ -43,9 +43,9 @@ pub(in crate::command) fn main(arguments: &[OsString]) -> u8 {
         output::message("this command line is internal to distrilock run, and not for people");
         return status::USAGE;
     };
-    let report_writer = arguments.report_writer;
+    let Pipes { report_writer, signal_reader } = arguments.pipes;
     let ended = open_descriptors().map_err(CommandError::system("guard CMD")).and_then(|mut inherited| {
-        inherited.retain(|descriptor| *descriptor != report_writer);
+        inherited.retain(|descriptor| ![report_writer, signal_reader].contains(descriptor));
         block_on(guard(arguments, inherited))
     });
     match ended {
@@ -63,7 +63,7 @@ async fn guard(arguments: GuardArguments, inherited: Vec<RawFd>) -> Result<(), C
 
 /// What the launcher passes to the guard.
 struct GuardArguments {
-    report_writer: RawFd,
+    pipes: Pipes,
     given_signals: GivenSignals,
     launcher: Pid,
     line: CommandLine,
@@ -71,10 +71,13 @@ struct GuardArguments {
 
 impl GuardArguments {
     fn parse(arguments: &[OsString]) -> Option<Self> {
-        let [report_writer, given_signals, launcher, rest @ ..] = arguments else { return None };
+        let [report_writer, signal_reader, given_signals, launcher, rest @ ..] = arguments else { return None };
         let program = [OsString::from("distrilock")];
         Some(Self {
-            report_writer: report_writer.to_str()?.parse().ok()?,
+            pipes: Pipes {
+                report_writer: report_writer.to_str()?.parse().ok()?,
+                signal_reader: signal_reader.to_str()?.parse().ok()?,
+            },
             given_signals: GivenSignals::from_text(given_signals.to_str()?)?,
             launcher: Pid::from_raw(launcher.to_str()?.parse().ok()?),
             line: CommandLine::try_parse_from(program.iter().chain(rest)).ok()?,
@@ -114,7 +117,7 @@ impl Guard {
         // For killall(1), which looks for this name; pkill -f looks for the first argument.
         let _ = set_name(c"lock-guard");
         set_child_subreaper(true)?;
-        let link = LauncherLink::open(arguments.launcher, arguments.report_writer)?;
+        let link = LauncherLink::open(arguments.launcher, arguments.pipes)?;
         let Verb::Run(options) = arguments.line.verb else { return Err(io::ErrorKind::InvalidInput.into()) };
         let words = options.words().map_err(|_| io::ErrorKind::InvalidInput)?;
         Ok(Self {

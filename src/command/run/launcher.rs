@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -59,6 +59,9 @@ struct Launcher {
     /// How the guard has ended, once it is reaped: its number may be another process's then.
     guard_reaped: Option<Ending>,
     signals: SignalReader,
+    /// Where the guard reads the signals that are passed on, each as a byte. Through kill(2), one
+    /// that the guard itself got at the same time would hide ours.
+    passed_on: File,
     reports: File,
 }
 
@@ -68,8 +71,9 @@ impl Launcher {
         set_child_subreaper(true)?;
         let signals = SignalReader::block(&[Signal::SIGCHLD])?;
         let (reports, report_writer) = pipe2(OFlag::O_CLOEXEC)?;
-        let guard = start_guard(arguments, &report_writer)?;
-        Ok(Self { guard, guard_reaped: None, signals, reports: reports.into() })
+        let (signal_reader, passed_on) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let guard = start_guard(arguments, &report_writer, &signal_reader)?;
+        Ok(Self { guard, guard_reaped: None, signals, passed_on: passed_on.into(), reports: reports.into() })
     }
 
     /// Waits for the guard's report, and does meanwhile what signals ask for.
@@ -152,8 +156,11 @@ impl Launcher {
     }
 
     fn pass_on(&self, signal: Signal) {
-        // If the guard has ended, the pipe shows it.
-        if self.guard_reaped.is_none() {
+        // If the guard has ended, the other pipe shows it. Nobody sends so many signals that this
+        // one is full.
+        let _ = (&self.passed_on).write(&[u8::try_from(signal as i32).expect("signals are below 32")]);
+        // The guard itself may have been stopped.
+        if signal == Signal::SIGCONT && self.guard_reaped.is_none() {
             let _ = kill(self.guard, signal);
         }
     }
@@ -184,13 +191,15 @@ impl Launcher {
 }
 
 /// Starts the guard in its own process group, so that signals sent to ours do not reach it, SIGKILL
-/// above all. The guard inherits the writing end of the pipe.
-fn start_guard(arguments: &[OsString], report_writer: &OwnedFd) -> io::Result<Pid> {
+/// above all. The guard inherits its ends of the two pipes.
+fn start_guard(arguments: &[OsString], report_writer: &OwnedFd, signal_reader: &OwnedFd) -> io::Result<Pid> {
     make_inheritable(report_writer)?;
+    make_inheritable(signal_reader)?;
     let child = Command::new(OWN_PROGRAM)
         .arg0(guard::NAME)
         .arg(guard::WORD)
         .arg(report_writer.as_raw_fd().to_string())
+        .arg(signal_reader.as_raw_fd().to_string())
         .arg(GivenSignals::of_this_process().to_text())
         .arg(Pid::this().to_string())
         .args(arguments)

@@ -1,10 +1,13 @@
 //! The guard's side of what joins it to the launcher: the signals that the launcher passes on, its
 //! death, and the report at the end.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::RawFd;
+use std::os::unix::fs::OpenOptionsExt;
 
+use nix::fcntl::OFlag;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid, getppid};
@@ -15,36 +18,62 @@ use super::job::UserJob;
 use super::passing_on::Source;
 use super::report::{GuardAfterwards, Report};
 use crate::command::exec::take_inherited;
-use crate::command::signals::{ReceivedSignal, SignalReader};
+use crate::command::signals::SignalReader;
 use crate::readiness::watched;
 
 /// The signal that the kernel sends when the launcher has died. Nothing else uses it here.
 pub(super) const LAUNCHER_DIED: Signal = Signal::SIGURG;
 
+/// The inherited ends of the launcher's pipes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pipes {
+    pub(super) report_writer: RawFd,
+    pub(super) signal_reader: RawFd,
+}
+
+/// A signal that the guard has to attend to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ArrivedSignal {
+    pub(super) signal: Signal,
+    pub(super) source: Source,
+}
+
 /// See the module.
 pub(super) struct LauncherLink {
     signals: AsyncFd<SignalReader>,
+    /// The signals that the launcher passes on.
+    passed_on: AsyncFd<File>,
+    /// Whether the launcher's end of that pipe is closed.
+    passed_on_ended: Cell<bool>,
     user_job: UserJob,
     /// Where the launcher waits for the report, until it has it.
     reports: Option<File>,
 }
 
 impl LauncherLink {
-    /// Sets the link up. `launcher` is the process that has to be our parent, and `report_writer`
-    /// the inherited end of its pipe.
+    /// Sets the link up. `launcher` is the process that has to be our parent, and `pipes` are the
+    /// inherited ends of its pipes.
     ///
     /// # Errors
     /// If a system call fails, or if the launcher is already dead.
-    pub(super) fn open(launcher: Pid, report_writer: RawFd) -> io::Result<Self> {
+    pub(super) fn open(launcher: Pid, pipes: Pipes) -> io::Result<Self> {
         // SIGTTOU would stop us when we give the terminal away from the background (tcsetpgrp(3)).
         let signals = SignalReader::block(&[Signal::SIGCHLD, Signal::SIGTTIN, Signal::SIGTTOU, LAUNCHER_DIED])?;
         set_pdeathsig(LAUNCHER_DIED)?;
         if getppid() != launcher {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let reports = take_inherited(report_writer, File::options().write(true))?;
+        let reports = take_inherited(pipes.report_writer, File::options().write(true))?;
+        let nonblocking = OFlag::O_NONBLOCK.bits();
+        let passed_on = take_inherited(pipes.signal_reader, File::options().read(true).custom_flags(nonblocking))?;
         let user_job = UserJob { launcher, group: getpgid(Some(launcher)).unwrap_or(launcher) };
-        Ok(Self { signals: watched(signals)?, user_job, reports: Some(reports) })
+        Ok(Self {
+            signals: watched(signals)?,
+            passed_on: watched(passed_on)?,
+            passed_on_ended: Cell::new(false),
+            user_job,
+            reports: Some(reports),
+        })
     }
 
     pub(super) fn user_job(&self) -> UserJob {
@@ -55,19 +84,29 @@ impl LauncherLink {
     ///
     /// # Cancel safety
     /// No signal is taken unless it is returned.
-    pub(super) async fn next_signal(&self) -> io::Result<ReceivedSignal> {
+    pub(super) async fn next_signal(&self) -> io::Result<ArrivedSignal> {
         loop {
-            let mut ready = self.signals.readable().await?;
-            match self.signals.get_ref().next()? {
-                Some(received) => return Ok(received),
-                None => ready.clear_ready(),
+            tokio::select! {
+                biased;
+                ready = self.signals.readable() => match self.signals.get_ref().next()? {
+                    Some(received) => return Ok(ArrivedSignal { signal: received.signal, source: Source::Elsewhere }),
+                    None => ready?.clear_ready(),
+                },
+                ready = self.passed_on.readable(), if !self.passed_on_ended.get() => {
+                    let mut number = [0];
+                    match self.passed_on.get_ref().read(&mut number) {
+                        // The launcher has ended; LAUNCHER_DIED tells.
+                        Ok(0) => self.passed_on_ended.set(true),
+                        Ok(_) => {
+                            let signal = Signal::try_from(i32::from(number[0]))?;
+                            return Ok(ArrivedSignal { signal, source: Source::Launcher });
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready?.clear_ready(),
+                        Err(error) => return Err(error),
+                    }
+                }
             }
         }
-    }
-
-    /// Who sent this signal.
-    pub(super) fn source_of(&self, received: ReceivedSignal) -> Source {
-        if received.sender == self.user_job.launcher { Source::Launcher } else { Source::Elsewhere }
     }
 
     /// Whether the launcher died before it had the report. Once it has the report, it may go.

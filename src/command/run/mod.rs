@@ -5,7 +5,7 @@
 //!      |  starts the launcher, and sees it stop, continue and end as CMD does
 //!      v
 //!  launcher    in the user's process group; holds nothing
-//!      |         down: the signals that it gets
+//!      |         down: the signals that it gets, in a pipe
 //!      |         up: SIGTSTP when CMD has stopped; a report of 3 bytes in a pipe
 //!      |         if one of the two dies, the other kills CMD's tree
 //!      v

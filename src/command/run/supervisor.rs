@@ -28,13 +28,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::children::{self, ChildEvent, Ending};
 use super::guarded_lock::GuardedLock;
 use super::job::Job;
-use super::launcher_link::{LAUNCHER_DIED, LauncherLink};
+use super::launcher_link::{ArrivedSignal, LAUNCHER_DIED, LauncherLink};
 use super::passing_on::{Pass, PassingOn, Source};
 use super::process_tree::{KillAll, KillAttempt, report_survivors};
 use super::report::GuardAfterwards;
 use super::stop_time;
 use crate::command::options::RunOptions;
-use crate::command::signals::ReceivedSignal;
 use crate::command::values::OnLost;
 use crate::command::{output, status};
 use distrilock_client::LostError;
@@ -231,7 +230,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Turns a signal into what it means. Children other than CMD are reaped here.
-    fn interpret(&mut self, received: ReceivedSignal) -> io::Result<JobEvent> {
+    fn interpret(&mut self, received: ArrivedSignal) -> io::Result<JobEvent> {
         match received.signal {
             Signal::SIGCHLD => loop {
                 match children::next_event()? {
@@ -244,7 +243,7 @@ impl<'a> Supervisor<'a> {
             },
             LAUNCHER_DIED if self.link.launcher_died() => Ok(JobEvent::LauncherDied),
             LAUNCHER_DIED | Signal::SIGTTIN | Signal::SIGTTOU => Ok(JobEvent::Nothing),
-            signal => Ok(JobEvent::Signal(signal, self.link.source_of(received))),
+            signal => Ok(JobEvent::Signal(signal, received.source)),
         }
     }
 
