@@ -21,12 +21,14 @@
 //! - [`session`] translates between one client's requests and the engine.
 //! - [`lock_table`] is what all sessions share: the engine's shards, the lock files, the mailboxes,
 //!   the hints between daemons.
-//! - [`files`] makes the file calls that the engine asks for. It is the only module that knows
-//!   fcntl(2) and paths.
+//! - [`directory`] finds the lock directory, and judges the file system under it.
+//! - [`files`] makes the file calls that the engine asks for. No other module of the daemon locks,
+//!   opens or deletes lock files.
 //! - [`systemd`] takes passed sockets, notifies systemd, logs to the journal, and keeps what one
 //!   process leaves to the next.
 //! - [`settings`] is the command line; [`timing`] has the times on which exclusion over NFS rests.
-//! - [`limits`], [`clock`], [`sync`], [`shortage`] and [`readiness`] are used by all others.
+//! - [`limits`], [`clock`], [`host`], [`shortage`], [`readiness`] and [`sync`] are small and used by
+//!   several of the others.
 //!
 //! Beside the daemon:
 //!

@@ -1,13 +1,14 @@
 //! What the doctor checks about the file system: kind, version, timing, client identifiers, owners.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::finding::Finding;
 use crate::directory::Directory;
 use crate::files::mount::{Mount, Nfs4};
 use crate::files::presence::{DaemonInfo, others};
+use crate::files::trial_lock;
 
 /// How many lock files are looked at.
 const FILES_MAX: usize = 1000;
@@ -94,10 +95,7 @@ fn owners(directory: &Path, mount: &Mount) -> Finding {
     let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
     let locks = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "lck"));
     for entry in locks.take(FILES_MAX) {
-        // A delegation would outlive this descriptor, and cover the daemon's locks.
-        let flags = mount.open_flags().bits();
-        let opened = fs::File::options().read(true).write(true).custom_flags(flags).open(entry.path());
-        if let Err(error) = opened
+        if let Err(error) = trial_lock::open(&entry.path(), mount)
             && error.kind() == std::io::ErrorKind::PermissionDenied
         {
             let owner = entry.metadata().map(|metadata| format!("{}:{}", metadata.uid(), metadata.gid()));

@@ -31,6 +31,16 @@ pub fn lock(path: &Path, wait: bool) -> io::Result<Option<File>> {
     Ok(locked?.then_some(file))
 }
 
+/// Opens a lock file as daemons do, and closes it.
+///
+/// # Errors
+/// If it cannot be opened to read and write.
+pub fn open(path: &Path, mount: &Mount) -> io::Result<()> {
+    // A delegation would outlive this descriptor, and cover the daemon's locks.
+    let flags = (mount.open_flags() | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    File::options().read(true).write(true).custom_flags(flags).open(path).map(drop)
+}
+
 /// Removes the file of such a lock. Nobody uses its name again.
 pub fn remove(path: &Path) {
     // It may not have been created.

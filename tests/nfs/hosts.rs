@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use distrilock::timing::Timing;
 
-use crate::machine::COMMAND;
+use crate::machine::{COMMAND, Machine};
 use crate::report::Report;
 use crate::support::{PATIENCE, V1, eventually};
 
@@ -76,7 +76,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn start(version: Version) -> Self {
+    pub(crate) fn start(Machine { version, .. }: Machine) -> Self {
         sh("modprobe nfsd; modprobe nfsv4; modprobe nfsv3; modprobe veth; modprobe sch_netem
             mkdir -p /export /run/rpc_pipefs /var/lib/nfs/nfsdcld /var/lib/nfs/v4recovery /run/lab
             chmod 1777 /export /run/lab

@@ -77,7 +77,6 @@ const MACHINES: &[Machine] = &[
     Machine { suite: Suite::Trixie, version: Version::V42 },
     Machine { suite: Suite::Bookworm, version: Version::V40 },
     Machine { suite: Suite::Trixie, version: Version::V41 },
-    Machine { suite: Suite::Trixie, version: Version::V40 },
 ];
 
 /// The machines' results, counted.
