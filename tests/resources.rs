@@ -77,8 +77,8 @@ fn switches(daemon: &Daemon, thread: &str) -> u64 {
     panic!("no thread {thread}")
 }
 
-/// Idle connections of a stranger do not keep a session that lives from taking locks, and are served
-/// once there is room.
+/// Idle connections of a stranger do not keep a session that lives from taking locks, and are
+/// served once there is room.
 #[test]
 fn a_reserve_for_lock_files() {
     let daemon = Daemon::setup().script("ulimit -n 128").start();
@@ -94,8 +94,8 @@ fn a_reserve_for_lock_files() {
     assert_eq!(said(&daemon, "out of file descriptors"), 1, "{}", daemon.said());
 }
 
-/// A restart while idle connections use the descriptors up: the manager learns that the next process
-/// is ready, and a lock stays held.
+/// A restart while idle connections use the descriptors up: the manager learns that the next
+/// process is ready, and a lock stays held.
 #[test]
 fn a_restart_without_descriptors() {
     const FEW: &str = "ulimit -n 128";
@@ -221,8 +221,8 @@ fn an_alarm_where_it_is_true() {
     }
 }
 
-/// A stranger fills the folder of the daemons with what is no socket of a daemon, and one link leads
-/// to a socket elsewhere: nobody connects to that, and locks change hands as before.
+/// A stranger fills the folder of the daemons with what is no socket of a daemon, and one link
+/// leads to a socket elsewhere: nobody connects to that, and locks change hands as before.
 #[test]
 fn foreign_things_in_the_daemons_folder() {
     let one = Daemon::start();

@@ -1,5 +1,5 @@
-//! `run` where its caller is unusual, as cron jobs, CI runners, service managers and containers are:
-//! signals that it ignores, descriptors that it waits for, limits, signals for every process.
+//! `run` where its caller is unusual, as cron jobs, CI runners, service managers and containers
+//! are: signals that it ignores, descriptors that it waits for, limits, signals for every process.
 
 use std::fs;
 use std::process::{Command, Stdio};

@@ -136,10 +136,14 @@ const FILE_WORDS: [&str; 7] = ["fcntl", "F_OFD", "unlink", "remove_file", "opena
 const FILE_PLACES: [&str; 2] = ["src/files", "crates/distrilock-engine/src/steps"];
 
 /// What uses such a word elsewhere, by the file's end, and why.
-const FILE_WORDS_ELSEWHERE: [(&str, &str, &str); 6] = [
+const FILE_WORDS_ELSEWHERE: [(&str, &str, &str); 10] = [
     ("command/fence.rs", "fcntl", "where nix has the type for flock(2), which locks the records of fences"),
     ("command/exec.rs", "fcntl", "leaves a descriptor open for the next program"),
+    ("command/exec.rs", "OpenOptions", "opens an inherited descriptor anew, by /proc/self/fd"),
     ("command/run/launcher.rs", "fcntl", "where nix has the flags of pipe2(2)"),
+    ("command/run/launcher_link.rs", "fcntl", "where nix has the flags of open(2)"),
+    ("command/run/launcher_link.rs", "OpenOptions", "opens an inherited pipe anew, without blocking"),
+    ("command/run/job.rs", "fcntl", "where nix has the flags of pipe2(2)"),
     ("systemd/notify.rs", "fcntl", "where nix has the flags of pipe2(2)"),
     ("systemd/sockets.rs", "fcntl", "names the call in an error of a socket"),
     ("daemon/listen.rs", "remove_file", "removes the Unix socket that a dead daemon left"),

@@ -181,8 +181,8 @@ impl<T: Entry> Line<T> {
         self.remove_at(ticket?)
     }
 
-    /// Removes the first entries of these classes that `which` picks by their tickets and values, at
-    /// most `count`, and passes them on in their order.
+    /// Removes the first entries of these classes that `which` picks by their tickets and values,
+    /// at most `count`, and passes them on in their order.
     pub(crate) fn extract(
         &mut self,
         count: usize,

@@ -302,8 +302,8 @@ impl<F> Record<F> {
         self.waiters.extract(count, |_| true, these, |waiter| cx.answer(waiter.asker(), answer.clone()));
     }
 
-    /// Refuses requests that were tried in vain, since the system fails. Of a crowd that waits, only
-    /// the first ones are refused: the others get another try, and each step stays short.
+    /// Refuses requests that were tried in vain, since the system fails. Of a crowd that waits,
+    /// only the first ones are refused: the others get another try, and each step stays short.
     pub(crate) fn refuse_tried(&mut self, cx: &mut Context<'_, F>, fault: &Fault) {
         let answer = Answer::Storage(fault.clone());
         self.refuse_tries(cx, |_, tried| tried, &answer);

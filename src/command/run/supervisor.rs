@@ -393,8 +393,8 @@ impl<'a> Supervisor<'a> {
         kill_all().await
     }
 
-    /// Lets go of what the user waits for or wants to use again: the streams, which a shell or a cron
-    /// daemon reads until their end, and the terminal. The other descriptors and the working
+    /// Lets go of what the user waits for or wants to use again: the streams, which a shell or a
+    /// cron daemon reads until their end, and the terminal. The other descriptors and the working
     /// directory are given up as soon as CMD has them.
     fn detach_from_user(&mut self) -> io::Result<()> {
         self.job.forget_terminal();

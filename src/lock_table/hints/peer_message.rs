@@ -158,8 +158,8 @@ mod tests {
         assert!(started.elapsed() >= Duration::from_millis(2 * MESSAGES_PERIOD_MS), "{:?}", started.elapsed());
     }
 
-    /// The rate is that of all daemons together: two floods take as long as one of twice the length,
-    /// and a daemon that says little does not wait for their end.
+    /// The rate is that of all daemons together: two floods take as long as one of twice the
+    /// length, and a daemon that says little does not wait for their end.
     #[test]
     fn floods_share_the_rate() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -36,8 +36,8 @@ fn readers_enter_in_steps() {
     }
 }
 
-/// The lock is lost before all of the readers have entered: those that have are told, and the others
-/// get a lock that is real.
+/// The lock is lost before all of the readers have entered: those that have are told, and the
+/// others get a lock that is real.
 #[test]
 fn a_loss_between_two_steps() {
     let mut n = Scenario::new();
