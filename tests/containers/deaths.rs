@@ -81,7 +81,8 @@ pub(crate) fn watchdog(report: &Report) {
 pub(crate) fn leftovers(report: &Report) {
     guest::install();
     let folder = "/etc/systemd/system/distrilock.service.d";
-    let lines = "[Service]\nNotifyAccess=all\nFileDescriptorStoreMax=8\nExecStartPost=/lab/payload leave\n";
+    let lines =
+        "[Service]\nNotifyAccess=all\nFileDescriptorStoreMax=8\nExecPaths=/lab\nExecStartPost=/lab/payload leave\n";
     sh(&format!("mkdir -p {folder} && printf '{lines}' > {folder}/leave.conf"));
     sh("systemctl daemon-reload && systemctl start distrilock.socket");
     let mut sessions = holders(report);
@@ -113,7 +114,7 @@ pub(crate) fn garbled(report: &Report) {
     let cut: &[(&[u8], Option<&str>)] = &[(b"begin", Some("first")), (b"more", Some("second"))];
     let unknown: &[(&[u8], Option<&str>)] = &[(b"begin", Some("first")), (b"more", Some("second")), (b"end", None)];
     let noise: &[(&[u8], Option<&str>)] = &[(b"noise", Some("first")), (b"", Some("second"))];
-    let ended = "ended while it handed over";
+    let ended = "ended while it was handing over";
     let all = [("cut", cut, ended), ("unknown", unknown, "version 4000000000"), ("noise", noise, ended)];
     for (what, messages, word) in all {
         let mut sessions = holders(report);

@@ -17,7 +17,7 @@ pub(crate) fn short_lease(server: &Server, report: &Report) {
     let (status, said) = run(&host, &node, &["--kill-after", "5s", "x", "--", "touch", "/tmp/ran"]);
     let refused = status == Some(65) && said.contains("lease time") && !host.path("/tmp/ran").exists();
     report.check("a time to stop that does not fit is refused", refused, format!("{status:?} {said}"));
-    let fitting = said.split_once("--kill-after ").and_then(|(_, rest)| rest.split_once(" fits"));
+    let fitting = said.rsplit_once("--kill-after ").and_then(|(_, rest)| rest.split_once(" fits"));
     let Some((longest, _)) = fitting.filter(|(_, rest)| !rest.is_empty()) else {
         return report.check("the refusal says what fits", false, said);
     };
