@@ -8,7 +8,6 @@
 //! is the lab itself. This is why the test has no harness.
 
 mod booted;
-mod command;
 mod contention;
 mod delegations;
 mod hosts;
@@ -79,7 +78,6 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "unlink", together: true, machines: WITH_SESSIONS, run: unlink::in_flight },
     Scenario { name: "partition", together: true, machines: OLD, run: partition::longer_than_the_lease },
     Scenario { name: "delegations", together: true, machines: NEW, run: delegations::none },
-    Scenario { name: "command", together: true, machines: WITH_SESSIONS, run: command::short_lease },
     Scenario { name: "gone", together: true, machines: OLD, run: loss::gone },
     Scenario { name: "hung", together: true, machines: OLD, run: loss::hung_server },
     Scenario { name: "mounts", together: true, machines: OLD, run: mounts::refused },
