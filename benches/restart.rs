@@ -38,7 +38,8 @@ fn main() {
         words.iter().position(|word| word == "--sessions").and_then(|place| words.get(place + 1)?.parse().ok());
     let hard = getrlimit(Resource::RLIMIT_NOFILE).map(|(_, hard)| hard).expect("there is a limit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit everybody may");
-    let most = usize::try_from(hard / 2).unwrap_or(usize::MAX).saturating_sub(200);
+    // The daemon keeps an eighth of the descriptors for lock files.
+    let most = usize::try_from((hard - hard / 8) / 2).unwrap_or(usize::MAX).saturating_sub(200);
     let count: usize = wanted.unwrap_or(SESSIONS).min(most);
     let mut manager = Manager::start();
     let address = manager.address();

@@ -90,7 +90,9 @@ fn main() -> Result<()> {
     let (_, descriptors_max) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, descriptors_max, descriptors_max)?;
     // In the daemon each session has a socket and a lock file.
-    arguments.sessions = arguments.sessions.min(descriptors_max.saturating_sub(256) / 2).max(1);
+    // The daemon keeps an eighth of the descriptors for lock files.
+    let usable = descriptors_max - descriptors_max / 8;
+    arguments.sessions = arguments.sessions.min(usable.saturating_sub(256) / 2).max(1);
 
     let redis = redis_version();
     let dialects = chosen_dialects(&arguments.only, redis.is_some());
