@@ -12,8 +12,8 @@
 //! ```
 //!
 //! The table is made of parts that own their data: [`Shards`] has the engine, [`Storage`] the files
-//! and their threads, [`Mailboxes`] the notices to sessions, [`Deadlocks`] the deadlock detector,
-//! [`Hints`] what passes between daemons, [`Turns`] how long sessions keep their threads, and
+//! and their threads, [`Mailboxes`] the notices to sessions, `Deadlocks` the deadlock detector,
+//! `Hints` what passes between daemons, [`Turns`] how long sessions keep their threads, and
 //! [`ThrottledLog`] the messages that must not flood the journal.
 
 pub(crate) mod budget;

@@ -1,7 +1,7 @@
 //! The table of ops (docs/protocol.md, chapter 3): what each asks, how it is read and written, and
 //! the body of its reply.
 //!
-//! An op has a variant of [`Op`], its word in [`OPS`], an arm in `RequestObject::op` that reads it,
+//! An op has a variant of [`Op`], its word in `OPS`, an arm in `RequestObject::op` that reads it,
 //! and one in [`RequestObject::from`] that writes it. Members that no other op has go into
 //! [`RequestObject`] and `left_over`. If the reply says more than yes, the type of its body stands
 //! here or in the file of the op.
