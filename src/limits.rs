@@ -31,6 +31,10 @@ pub const LIST_BYTES_ENOUGH: usize = 32 * 1024;
 /// their turn.
 pub const REQUESTS_PER_TURN_MAX: usize = 64;
 
+/// A session with more requests than this under way keeps indexes of them. Below it, a search costs
+/// no more than an index does.
+pub const FEW_REQUESTS_MAX: usize = if cfg!(test) { 2 } else { 16 };
+
 /// A turn of a session that is at least this long, in milliseconds, shows in STATUS=: a few hundred
 /// times what a request takes.
 pub const TURN_SHOWN_MS: u128 = 5;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::CloseCode;
 
+use super::asking::Asking;
 use super::multi::MultiAcquire;
 use super::{End, Kind, Pending, Session};
 use crate::lock_table::LockTable;
@@ -59,22 +60,23 @@ impl Session {
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
         let waits = |pending: &Pending| matches!(pending.kind, Kind::Try | Kind::Wait);
-        self.end.is_none() && self.bye.is_none() && self.releases.is_empty() && self.pending.iter().all(waits)
+        self.end.is_none() && self.bye.is_none() && self.releases.is_empty() && self.asking.iter().all(waits)
     }
 
     /// Whether it holds, wants or asks about one of these names.
     #[must_use]
     pub fn touches(&self, names: &BTreeSet<LockName>) -> bool {
-        let asked = self.pending.iter().map(|pending| &pending.name);
+        let asked = self.asking.iter().map(|pending| &pending.name);
         self.held.iter().chain(asked).any(|name| names.contains(name))
-            || names.iter().any(|name| self.gathers(name) || self.is_part(name))
+            || names.iter().any(|name| self.asking.is_part(name))
     }
 
     /// Its state for the next process.
     #[must_use]
     pub fn hand_over(self) -> HandedSession {
         let introduction = self.mailbox.introduction();
-        let Self { id, codec, held, pending, acquires, next_request, .. } = self;
+        let Self { id, codec, held, asking, next_request, .. } = self;
+        let (pending, acquires) = asking.into_parts();
         HandedSession { id, codec: HandedCodec::from(&codec), held, pending, acquires, next_request, introduction }
     }
 
@@ -83,7 +85,8 @@ impl Session {
     pub fn taken_over(handed: HandedSession, table: Arc<LockTable>, mailbox: Arc<Mailbox>) -> Self {
         let HandedSession { id, codec, held, pending, acquires, next_request, introduction: _ } = handed;
         let session = Self::new(id, table, mailbox, codec.into());
-        Self { held, pending, acquires, next_request, ..session }
+        let asking = Asking::of_parts(pending, acquires, |lock| held.contains(lock));
+        Self { held, asking, next_request, ..session }
     }
 }
 

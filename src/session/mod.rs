@@ -5,6 +5,7 @@
 //! one loop that handles them, in the order in which the engine decided. What a notice makes the
 //! session ask is answered by a later notice.
 
+mod asking;
 mod hand_over;
 mod multi;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::lock_table::mailbox::{Mailbox, Notice};
 use crate::lock_table::{LockInput, LockTable, Source};
+use asking::Asking;
 use distrilock_engine::{Answer, Asked, Input, RequestId, SessionId, Withdrawal};
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{Event, Id, Rejected};
@@ -42,9 +44,7 @@ pub struct Session {
     mailbox: Arc<Mailbox>,
     codec: Codec,
     held: BTreeSet<LockName>,
-    /// Requests that the engine has not answered.
-    pending: Vec<Pending>,
-    acquires: Vec<MultiAcquire>,
+    asking: Asking,
     releases: Vec<MultiRelease>,
     next_request: u64,
     /// Since it last handled notices, it may have closed a cycle of sessions that wait for each
@@ -128,8 +128,7 @@ impl Session {
             mailbox,
             codec,
             held: BTreeSet::new(),
-            pending: Vec::new(),
-            acquires: Vec::new(),
+            asking: Asking::default(),
             releases: Vec::new(),
             next_request: 0,
             entangled: false,
@@ -170,13 +169,13 @@ impl Session {
     #[must_use]
     pub fn can_receive(&self) -> bool {
         let is_live = self.end.is_none() && self.bye.is_none() && !self.hands_over;
-        is_live && !self.pending.iter().any(|pending| matches!(pending.to, ReplyTo::V0(..)))
+        is_live && !self.asking.any_of_v0()
     }
 
     /// The earliest deadline of its waits.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.pending.iter().filter_map(|pending| pending.deadline).min()
+        self.asking.deadline()
     }
 
     /// Handles the first message of `input`, if all of it is there. Returns how many bytes it had.
@@ -236,31 +235,28 @@ impl Session {
         self.reading = Reading::Idle;
         NOTICES.set(notices);
         // All answers are in: a request that is still pending waits.
-        if std::mem::take(&mut self.entangled) && self.pending.iter().any(|pending| pending.kind == Kind::Wait) {
+        if std::mem::take(&mut self.entangled) && self.asking.waits() > 0 {
             self.table.deadlocks.look();
         }
     }
 
     /// Ends the waits whose time is over.
     pub fn expire(&mut self, now: Instant, out: &mut Vec<u8>) {
-        let over: Vec<Asked> = self
-            .pending
-            .iter_mut()
-            .filter(|pending| pending.deadline.is_some_and(|deadline| deadline <= now))
-            .map(|pending| {
-                pending.deadline = None;
-                Asked { name: pending.name.clone(), session: self.id, request: pending.request }
-            })
-            .collect();
-        for asked in over {
-            self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::TimedOut }, out);
+        while let Some(pending) = self.asking.take_overdue(now) {
+            let asked = Asked { name: pending.name.clone(), session: self.id, request: pending.request };
+            self.withdraw(asked, Withdrawal::TimedOut, out);
         }
+    }
+
+    fn withdraw(&mut self, asked: Asked, why: Withdrawal, out: &mut Vec<u8>) {
+        self.submit(&asked.name.clone(), Input::Withdraw { asked, why }, out);
     }
 
     /// Releases everything, unanswered. The session is not used after that.
     pub fn leave(&mut self) {
-        let gathered = self.drop_acquires();
-        let asked = self.pending.drain(..).map(|pending| pending.name);
+        let (pending, acquires) = std::mem::take(&mut self.asking).into_parts();
+        let asked = pending.into_iter().map(|pending| pending.name);
+        let gathered = acquires.iter().flat_map(MultiAcquire::gathered).cloned();
         let names: BTreeSet<LockName> =
             std::mem::take(&mut self.held).into_iter().chain(asked).chain(gathered).collect();
         for name in names {
@@ -274,8 +270,8 @@ impl Session {
         match notice {
             Notice::Answer { name, request, answer } => self.answered(&name, request, answer, out),
             Notice::Lost { name, reason } => {
-                self.held.remove(&name);
-                let gathered = self.gathers(&name);
+                self.forget(&name);
+                let gathered = self.asking.gathers(&name);
                 self.lost_part(&name, reason, out);
                 if gathered {
                     // The client was never told that it holds the lock: the refusal is enough.
@@ -300,17 +296,12 @@ impl Session {
             // leaves.
             Notice::Stop => self.finish(End::Stop, CloseCode::Away, "the daemon stops", out),
         }
-        if self.pending.is_empty() {
-            // An idle session keeps room for one request.
-            self.pending.shrink_to(1);
-            self.say_bye(out);
-        }
+        self.say_bye(out);
     }
 
     /// The engine has answered a request.
     fn answered(&mut self, name: &LockName, request: RequestId, answer: Answer, out: &mut Vec<u8>) {
-        let Some(place) = self.pending.iter().position(|pending| pending.request == request) else { return };
-        let pending = self.pending.swap_remove(place);
+        let Some(pending) = self.asking.remove(request) else { return };
         self.note(&pending, name, &answer);
         // The session holds more than before, for which others may wait; or one wait less of it can
         // end.
@@ -332,10 +323,26 @@ impl Session {
     fn note(&mut self, pending: &Pending, name: &LockName, answer: &Answer) {
         match (pending.kind, answer) {
             (Kind::Try | Kind::Wait, Answer::Granted { .. }) if matches!(pending.to, ReplyTo::Part(_)) => {}
-            (Kind::Try | Kind::Wait, Answer::Granted { already: false, .. }) => drop(self.held.insert(name.clone())),
-            (Kind::Release, _) | (_, Answer::Lost(_)) => drop(self.held.remove(name)),
+            (Kind::Try | Kind::Wait, Answer::Granted { already: false, .. }) => self.keep(name),
+            (Kind::Release, _) | (_, Answer::Lost(_)) => self.forget(name),
             (_, Answer::Cancelled) => self.last_cancelled = Some(pending.request),
             _ => {}
+        }
+    }
+
+    /// The session holds a lock.
+    fn keep(&mut self, name: &LockName) {
+        if !self.held.contains(name) {
+            self.asking.held_changed(name, true);
+            self.held.insert(name.clone());
+        }
+    }
+
+    /// The session does not hold a lock any more.
+    fn forget(&mut self, name: &LockName) {
+        if self.held.contains(name) {
+            self.asking.held_changed(name, false);
+            self.held.remove(name);
         }
     }
 
@@ -364,12 +371,9 @@ impl Session {
 
     fn pend(&mut self, name: &LockName, kind: Kind, to: ReplyTo, deadline: Option<Instant>) -> Asked {
         let request = self.number();
-        if self.pending.capacity() == 0 {
-            self.pending.reserve_exact(1);
-        }
         // Others may wait for what the session has.
         self.entangled |= kind == Kind::Wait && self.holds_any();
-        self.pending.push(Pending { request, name: name.clone(), kind, to, deadline });
+        self.asking.add(Pending { request, name: name.clone(), kind, to, deadline });
         Asked { name: name.clone(), session: self.id, request }
     }
 

@@ -15,12 +15,15 @@ use distrilock_protocol::v1::{ErrorWord, Grant, Grants, Id, ModeWord, Refusal, R
 /// An acquire of several locks that is not granted yet.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct MultiAcquire {
-    number: RequestId,
-    id: Option<Id>,
+    pub(super) number: RequestId,
+    pub(super) id: Option<Id>,
     /// In the order of their names.
     parts: Vec<Part>,
     /// How many of them have been granted.
     granted: usize,
+    /// The request to the engine for the next one.
+    #[serde(skip)]
+    pub(super) asked: Option<RequestId>,
     waits: bool,
     #[serde(with = "super::hand_over::deadline")]
     deadline: Option<Instant>,
@@ -48,9 +51,40 @@ pub(super) struct MultiRelease {
 }
 
 impl MultiAcquire {
+    /// All of its locks, in order.
+    pub(super) fn locks(&self) -> impl Iterator<Item = &LockName> {
+        self.parts.iter().map(|part| &part.lock)
+    }
+
+    fn granted(&self) -> &[Part] {
+        &self.parts[..self.granted]
+    }
+
+    fn granted_part(&self, lock: &LockName) -> Option<&Part> {
+        let place = self.granted().binary_search_by(|part| part.lock.cmp(lock)).ok()?;
+        Some(&self.granted()[place])
+    }
+
+    /// Whether it has this lock.
+    pub(super) fn has(&self, lock: &LockName) -> bool {
+        self.granted_part(lock).is_some()
+    }
+
+    /// Whether it has this lock, and the session did not hold it before.
+    pub(super) fn has_gathered(&self, lock: &LockName) -> bool {
+        self.granted_part(lock).is_some_and(|part| !part.already)
+    }
+
+    /// Its next lock is granted.
+    pub(super) fn next_granted(&mut self, already: bool, slots: Box<[u16]>, fence: Option<u64>) {
+        let part = &mut self.parts[self.granted];
+        (part.already, part.slots, part.fence) = (already, slots, fence);
+        self.granted += 1;
+    }
+
     /// The locks that it has, except those that the session held before.
-    fn gathered(&self) -> impl Iterator<Item = &LockName> {
-        self.parts[..self.granted].iter().filter(|part| !part.already).map(|part| &part.lock)
+    pub(super) fn gathered(&self) -> impl Iterator<Item = &LockName> {
+        self.granted().iter().filter(|part| !part.already).map(|part| &part.lock)
     }
 
     fn grants(&self) -> Grants<'_> {
@@ -70,9 +104,7 @@ impl Part {
 
 impl Session {
     pub(super) fn acquire_all(&mut self, id: Option<Id>, wants: Vec<(LockName, Want)>, wait: Wait, out: &mut Vec<u8>) {
-        let new = wants.iter().filter(|(lock, _)| !self.held.contains(lock)).count();
-        let refusal = wants.iter().find_map(|(lock, _)| self.refusal_of_acquire(lock, new, wait));
-        if let Some((error, message)) = refusal {
+        if let Some((error, message)) = self.refusal_of_acquire(wants.iter().map(|(lock, _)| lock), wait) {
             return self.refuse(id.as_ref(), error, &message, out);
         }
         let part = |(place, (lock, want))| {
@@ -82,41 +114,43 @@ impl Session {
         let mut parts: Vec<Part> = wants.into_iter().enumerate().map(part).collect();
         parts.sort_unstable_by(|one, other| one.lock.cmp(&other.lock));
         let number = self.number();
-        let (waits, deadline) = (wait != Wait::No, super::v1::deadline(wait));
-        self.acquires.push(MultiAcquire { number, id, parts, granted: 0, waits, deadline });
+        let (waits, deadline, asked) = (wait != Wait::No, super::v1::deadline(wait), None);
+        let acquire = MultiAcquire { number, id, parts, granted: 0, asked, waits, deadline };
+        self.asking.add_acquire(acquire, |lock| self.held.contains(lock));
         self.advance(number, out);
     }
 
     /// Asks for the next lock of a request, or grants all of them.
     fn advance(&mut self, number: RequestId, out: &mut Vec<u8>) {
-        let Some(place) = self.acquires.iter().position(|acquire| acquire.number == number) else { return };
-        let acquire = &self.acquires[place];
+        let Some(acquire) = self.asking.acquire(number) else { return };
         if let Some(Part { lock, want, .. }) = acquire.parts.get(acquire.granted) {
             let (lock, want, waits, deadline) = (lock.clone(), *want, acquire.waits, acquire.deadline);
             let asked = self.pend(&lock, if waits { Kind::Wait } else { Kind::Try }, ReplyTo::Part(number), deadline);
             self.submit(&lock, Input::Acquire { asked, want, wait: waits }, out);
             return;
         }
-        let acquire = self.acquires.swap_remove(place);
+        let Some(acquire) = self.take_acquire(number) else { return };
         self.held.extend(acquire.gathered().cloned());
         self.codec.send_v1(&Reply::yes(acquire.id.as_ref(), acquire.grants()), out);
     }
 
+    fn take_acquire(&mut self, number: RequestId) -> Option<MultiAcquire> {
+        self.asking.take_acquire(number, |lock| self.held.contains(lock))
+    }
+
     /// The engine has answered for one lock of a request.
     pub(super) fn part(&mut self, number: RequestId, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
-        let Some(acquire) = self.acquires.iter_mut().find(|acquire| acquire.number == number) else {
+        if self.asking.acquire(number).is_none() {
             // The request was refused meanwhile, since it lost another lock.
             if let Answer::Granted { already: false, .. } = answer {
                 self.ask(name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
             }
             return;
-        };
+        }
         let Answer::Granted { already, slots, fence, .. } = answer else {
             return self.fall_apart(number, name, &answer, out);
         };
-        let part = &mut acquire.parts[acquire.granted];
-        (part.already, part.slots, part.fence) = (already, slots, fence);
-        acquire.granted += 1;
+        self.asking.part_granted(number, already, slots, fence);
         if self.bye.is_some() {
             return self.fall_apart(number, name, &Answer::Cancelled, out);
         }
@@ -125,8 +159,7 @@ impl Session {
 
     /// Refuses a request that cannot have all of its locks, and releases those that it has.
     fn fall_apart(&mut self, number: RequestId, name: &LockName, answer: &Answer, out: &mut Vec<u8>) {
-        let Some(place) = self.acquires.iter().position(|acquire| acquire.number == number) else { return };
-        let acquire = self.acquires.swap_remove(place);
+        let Some(acquire) = self.take_acquire(number) else { return };
         for lock in acquire.gathered() {
             self.ask(lock, Kind::Release, ReplyTo::Nobody, out, Input::Release);
         }
@@ -135,51 +168,20 @@ impl Session {
         self.codec.send_v1(&Reply::no(acquire.id.as_ref(), refusal), out);
     }
 
-    /// Refuses the requests that had gathered a lock which is lost now.
+    /// Refuses the request that had gathered a lock which is lost now.
     pub(super) fn lost_part(&mut self, name: &LockName, reason: &'static str, out: &mut Vec<u8>) {
-        let has = |acquire: &&MultiAcquire| acquire.parts[..acquire.granted].iter().any(|part| part.lock == *name);
-        while let Some(number) = self.acquires.iter().find(has).map(|acquire| acquire.number) {
-            let waits = self.pending.iter().find(|pending| matches!(pending.to, ReplyTo::Part(part) if part == number));
-            let asked = waits.map(|pending| self.asked(pending));
-            self.fall_apart(number, name, &Answer::Lost(reason), out);
-            if let Some(asked) = asked {
-                self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
-            }
+        let Some(number) = self.asking.granted_to(name) else { return };
+        let waits = self.asking.acquire(number).and_then(|acquire| self.asking.get(acquire.asked?));
+        let asked = waits.map(|pending| self.asked(pending));
+        self.fall_apart(number, name, &Answer::Lost(reason), out);
+        if let Some(asked) = asked {
+            self.withdraw(asked, Withdrawal::Cancelled, out);
         }
-    }
-
-    /// Whether a request of the session has gathered this lock, and waits for others.
-    pub(super) fn gathers(&self, lock: &LockName) -> bool {
-        self.acquires.iter().any(|acquire| acquire.gathered().any(|gathered| gathered == lock))
     }
 
     /// Whether others may wait for this session.
     pub(super) fn holds_any(&self) -> bool {
-        !self.held.is_empty() || self.acquires.iter().any(|acquire| acquire.gathered().next().is_some())
-    }
-
-    /// Whether a request for several locks wants this one.
-    pub(super) fn is_part(&self, lock: &LockName) -> bool {
-        self.acquires.iter().any(|acquire| acquire.parts.iter().any(|part| part.lock == *lock))
-    }
-
-    /// How many locks that the session does not hold are parts of requests for several.
-    pub(super) fn parts(&self) -> usize {
-        let new = |acquire: &MultiAcquire| acquire.parts.iter().filter(|part| !self.held.contains(&part.lock)).count();
-        self.acquires.iter().map(new).sum()
-    }
-
-    /// The id of the request for several locks of this number.
-    pub(super) fn id_of_acquire(&self, number: RequestId) -> Option<&Id> {
-        self.acquires.iter().find(|acquire| acquire.number == number)?.id.as_ref()
-    }
-
-    /// Drops the requests for several locks of a session that ends. Returns the locks that they
-    /// have gathered.
-    pub(super) fn drop_acquires(&mut self) -> Vec<LockName> {
-        let gathered: Vec<LockName> = self.acquires.iter().flat_map(MultiAcquire::gathered).cloned().collect();
-        self.acquires.clear();
-        gathered
+        !self.held.is_empty() || self.asking.gathers_any()
     }
 
     /// Releases several locks, all of which the session has to hold.
@@ -198,10 +200,10 @@ impl Session {
 
     /// The engine has released one of several locks, or it was lost before.
     pub(super) fn released(&mut self, number: RequestId, out: &mut Vec<u8>) {
-        let Some(place) = self.releases.iter().position(|release| release.number == number) else { return };
+        let Ok(place) = self.releases.binary_search_by_key(&number, |release| release.number) else { return };
         self.releases[place].left -= 1;
         if self.releases[place].left == 0 {
-            let release = self.releases.swap_remove(place);
+            let release = self.releases.remove(place);
             let locks = release.locks.iter().map(Grant::of).collect();
             self.codec.send_v1(&Reply::yes(release.id.as_ref(), Grants { locks }), out);
         }

@@ -1,3 +1,7 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
 use super::*;
 
 /// A daemon's lock table over a directory of its own.
@@ -79,4 +83,56 @@ fn a_lost_part_is_not_granted() {
     let refusal = r#"{"ok":false,"error":"lost","message":"the lock a is lost: gone","lock":"a"}"#;
     assert_eq!(waiter.read(), [refusal]);
     assert_eq!(holder.ask(r#"{"op":"acquire","lock":"b"}"#), [r#"{"ok":true,"lock":"b"}"#], "it was released");
+}
+
+/// What a client can ask for in the test below: names are few, so that requests meet.
+fn requests() -> impl Strategy<Value = String> {
+    let lock = || (0..6_u8).prop_map(|number| format!("n{number}"));
+    let several = || {
+        proptest::sample::subsequence((0..6_u8).collect::<Vec<_>>(), 2..5).prop_map(|numbers| {
+            let locks: Vec<String> = numbers.iter().map(|number| format!("\"n{number}\"")).collect();
+            locks.join(",")
+        })
+    };
+    let wait =
+        || prop_oneof![Just(""), Just(r#","wait_ms":null"#), Just(r#","wait_ms":0"#), Just(r#","wait_ms":9999"#)];
+    let id = || (0..4_u8).prop_map(|id| if id == 0 { String::new() } else { format!(r#""id":{id},"#) });
+    prop_oneof![
+        4 => (id(), lock(), wait()).prop_map(|(id, lock, wait)| format!(r#"{{{id}"op":"acquire","lock":"{lock}"{wait}}}"#)),
+        4 => (id(), several(), wait())
+            .prop_map(|(id, locks, wait)| format!(r#"{{{id}"op":"acquire","locks":[{locks}]{wait}}}"#)),
+        3 => (id(), lock()).prop_map(|(id, lock)| format!(r#"{{{id}"op":"release","lock":"{lock}"}}"#)),
+        1 => (id(), several()).prop_map(|(id, locks)| format!(r#"{{{id}"op":"release","locks":[{locks}]}}"#)),
+        2 => (0..4_u8).prop_map(|id| format!(r#"{{"op":"cancel","request":{id}}}"#)),
+        1 => Just(String::new()),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever two clients ask, in whatever order, the indexes of their sessions say what their
+    /// requests say. An empty request stands for the end of a time that a wait has.
+    #[test]
+    fn indexes_agree(steps in proptest::collection::vec((any::<bool>(), requests()), 1..60)) {
+        let table = Table::new();
+        let mut clients = [table.session(), table.session()];
+        for (which, request) in steps {
+            let client = &mut clients[usize::from(which)];
+            if request.is_empty() {
+                client.0.expire(Instant::now() + Duration::from_millis(5000), &mut Vec::new());
+                client.0.expire(Instant::now() + Duration::from_millis(20_000), &mut Vec::new());
+            } else {
+                client.ask(&request);
+            }
+            for client in &mut clients {
+                client.read();
+                client.0.asking.check(|lock| client.0.held.contains(lock));
+            }
+        }
+        for client in &mut clients {
+            client.0.leave();
+        }
+        prop_assert_eq!(table.table.shards.count(), (0, 0), "everything was released");
+    }
 }

@@ -33,11 +33,11 @@ impl Session {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, &reason, out);
             }
             // The session waits for this name with a request of version 1.
-            v0::ACQUIRE if self.waits_for(&name) => {
+            v0::ACQUIRE if self.asking.acquires(&name) => {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, v0::OTHER_SESSION, out);
             }
             // The same, and that request has already gathered it.
-            v0::RELEASE | v0::VERIFY if self.gathers(&name) => {
+            v0::RELEASE | v0::VERIFY if self.asking.gathers(&name) => {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, v0::NOT_FOUND, out);
             }
             v0::ACQUIRE => self.ask(&name, Kind::Try, to, out, |asked| Input::Acquire {

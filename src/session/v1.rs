@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::{End, Kind, Pending, ReplyTo, Session};
+use super::{End, Kind, ReplyTo, Session};
 use crate::clock::now_ms;
 use crate::limits::LIST_BYTES_ENOUGH;
 use distrilock_engine::limits::QUEUE_MAX;
@@ -19,7 +19,7 @@ use distrilock_protocol::v1::{
 impl Session {
     pub(super) fn request_v1(&mut self, request: Request, out: &mut Vec<u8>) {
         let Request { id, op } = request;
-        if let Some(used) = id.as_ref().filter(|id| self.place_of(id).is_some()) {
+        if let Some(used) = id.as_ref().filter(|id| self.asking.with_id(id).is_some()) {
             let message = "a request with this id is still unanswered; give each request its own id";
             return self.refuse(Some(used), ErrorWord::BadRequest, message, out);
         }
@@ -29,7 +29,7 @@ impl Session {
             Op::AcquireAll { wants, wait } => self.acquire_all(id, wants, wait, out),
             Op::ReleaseAll(locks) => self.release_all(id, locks, out),
             // A request for several locks has gathered it: the session does not hold it yet.
-            Op::Release(lock) | Op::Verify(lock) if self.gathers(&lock) => {
+            Op::Release(lock) | Op::Verify(lock) if self.asking.gathers(&lock) => {
                 self.reply_v1(id.as_ref(), &lock, Answer::NotHeld { by_another: false }, out);
             }
             Op::Release(lock) => self.ask(&lock, Kind::Release, ReplyTo::V1(id), out, Input::Release),
@@ -60,8 +60,7 @@ impl Session {
     }
 
     fn acquire(&mut self, id: Option<Id>, lock: &LockName, want: Want, wait: Wait, out: &mut Vec<u8>) {
-        let new = usize::from(!self.held.contains(lock));
-        if let Some((error, message)) = self.refusal_of_acquire(lock, new, wait) {
+        if let Some((error, message)) = self.refusal_of_acquire([lock], wait) {
             return self.refuse(id.as_ref(), error, &message, out);
         }
         let kind = if wait == Wait::No { Kind::Try } else { Kind::Wait };
@@ -69,9 +68,16 @@ impl Session {
         self.submit(lock, Input::Acquire { asked, want, wait: kind == Kind::Wait }, out);
     }
 
-    pub(super) fn refusal_of_acquire(&self, lock: &LockName, new: usize, wait: Wait) -> Option<(ErrorWord, String)> {
+    /// Why the session may not acquire these locks together, if it may not. The locks differ from
+    /// each other.
+    pub(super) fn refusal_of_acquire<'a>(
+        &self,
+        locks: impl IntoIterator<Item = &'a LockName> + Clone,
+        wait: Wait,
+    ) -> Option<(ErrorWord, String)> {
         let settings = &self.table.settings;
-        let waits = self.pending.iter().filter(|pending| pending.kind == Kind::Wait).count();
+        let new = locks.clone().into_iter().filter(|lock| !self.held.contains(*lock)).count();
+        let waits = self.asking.waits();
         if self.full(new) {
             let message = format!(
                 "this session cannot hold or acquire more than {} locks at once (--locks-per-session)",
@@ -82,7 +88,7 @@ impl Session {
             let message =
                 format!("{waits} requests of this session are waiting, which is the limit (--waits-per-session)");
             Some((ErrorWord::Limit, message))
-        } else if self.waits_for(lock) {
+        } else if let Some(lock) = locks.into_iter().find(|lock| self.asking.acquires(lock)) {
             let message = format!("a request of this session already waits for the lock {lock}");
             Some((ErrorWord::BadRequest, message))
         } else {
@@ -92,33 +98,16 @@ impl Session {
 
     /// Whether the session would exceed its limit of locks with `new` more.
     pub(super) fn full(&self, new: usize) -> bool {
-        let alone = |pending: &&Pending| {
-            matches!(pending.kind, Kind::Try | Kind::Wait) && !matches!(pending.to, ReplyTo::Part(_))
-        };
-        let acquiring = self.pending.iter().filter(alone).count() + self.parts();
-        new > 0 && self.held.len() + acquiring + new > self.table.settings.locks_per_session
-    }
-
-    /// Whether a request of the session is acquiring the lock.
-    pub(super) fn waits_for(&self, lock: &LockName) -> bool {
-        let acquires = |kind| matches!(kind, Kind::Try | Kind::Wait);
-        self.is_part(lock) || self.pending.iter().any(|pending| acquires(pending.kind) && pending.name == *lock)
-    }
-
-    fn place_of(&self, id: &Id) -> Option<usize> {
-        self.pending.iter().position(|pending| match &pending.to {
-            ReplyTo::V1(used) => used.as_ref() == Some(id),
-            ReplyTo::Part(number) => self.id_of_acquire(*number) == Some(id),
-            _ => false,
-        })
+        let locks = self.held.len() + self.asking.acquiring() + new;
+        new > 0 && locks > self.table.settings.locks_per_session
     }
 
     fn cancel(&mut self, id: Option<&Id>, request: &Id, out: &mut Vec<u8>) {
-        let waiting = self.place_of(request).map(|place| &self.pending[place]).filter(|it| it.kind == Kind::Wait);
+        let waiting = self.asking.with_id(request).filter(|it| it.kind == Kind::Wait);
         let asked = waiting.map(|pending| self.asked(pending));
         let number = asked.as_ref().map(|asked| asked.request);
         if let Some(asked) = asked {
-            self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
+            self.withdraw(asked, Withdrawal::Cancelled, out);
         }
         // A request that the engine granted a moment before has been answered as well, but it was
         // not cancelled.
@@ -128,9 +117,9 @@ impl Session {
 
     fn bye(&mut self, id: Option<Id>, out: &mut Vec<u8>) {
         let waiting: Vec<_> =
-            self.pending.iter().filter(|it| it.kind == Kind::Wait).map(|pending| self.asked(pending)).collect();
+            self.asking.iter().filter(|it| it.kind == Kind::Wait).map(|pending| self.asked(pending)).collect();
         for asked in waiting {
-            self.submit(&asked.name.clone(), Input::Withdraw { asked, why: Withdrawal::Cancelled }, out);
+            self.withdraw(asked, Withdrawal::Cancelled, out);
         }
         for name in self.held.clone() {
             self.ask(&name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
@@ -145,7 +134,8 @@ impl Session {
 
     /// Sends the last reply once everything is released.
     pub(super) fn say_bye(&mut self, out: &mut Vec<u8>) {
-        if self.pending.is_empty()
+        if self.bye.is_some()
+            && self.asking.is_empty()
             && self.end.is_none()
             && let Some(id) = self.bye.take()
         {
