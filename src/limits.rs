@@ -31,6 +31,14 @@ pub const LIST_BYTES_ENOUGH: usize = 32 * 1024;
 /// their turn.
 pub const REQUESTS_PER_TURN_MAX: usize = 64;
 
+/// Once work in a row has taken this long, in microseconds, others have their turn before it goes
+/// on: some hundred requests, and little enough that a thread with a thousand busy connections
+/// still looks at each of them every second.
+pub const SLICE_US: u64 = 1000;
+
+/// Notices of a session that are handled before it looks at the clock.
+pub const NOTICES_AT_ONCE: usize = 16;
+
 /// A session with more requests than this under way keeps indexes of them. Below it, a search costs
 /// no more than an index does.
 pub const FEW_REQUESTS_MAX: usize = if cfg!(test) { 2 } else { 16 };

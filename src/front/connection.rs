@@ -21,6 +21,7 @@ use crate::limits::{HANG_UP_CHECK_MS, OUTBOX_BYTES_PAUSE, READ_BYTES_MAX, REQUES
 use crate::lock_table::mailbox::{Mailbox, OpenedMailbox};
 use crate::lock_table::{LockTable, Offender};
 use crate::session::{End, Session};
+use crate::slice::TimeSlice;
 use distrilock_protocol::Codec;
 
 thread_local! {
@@ -55,6 +56,8 @@ enum Wake {
     Deadline,
     /// Requests that were read before may be handled now.
     HeldBack,
+    /// The session goes on with what it could not do in one turn.
+    Work,
 }
 
 /// How a connection ended.
@@ -108,7 +111,9 @@ pub(super) async fn resume(table: Arc<LockTable>, parts: Parts) -> Option<Frozen
         Ok(stream) => stream,
         Err(error) => {
             tracing::debug!(PEER = peer, "session {} of {peer} ended: {error}", session.id());
-            session.leave();
+            while !session.leave(&mut TimeSlice::begin()) {
+                write_batch::ended().await;
+            }
             return None;
         }
     };
@@ -124,7 +129,9 @@ impl Connection {
         if matches!(ended, Ended::HandedOver) {
             return self.freeze();
         }
-        self.session.leave();
+        while !self.session.leave(&mut TimeSlice::begin()) {
+            write_batch::ended().await;
+        }
         self.log(peer, &ended);
         if matches!(ended, Ended::Session) {
             farewell(&self.stream, &self.output).await;
@@ -149,16 +156,17 @@ impl Connection {
             let ended = match wake {
                 Ok(Wake::Readable) => self.read(),
                 Ok(Wake::Writable) => self.write(),
-                Ok(Wake::Notices) => self.turn(|connection, out| {
-                    connection.session.read_notices(out);
-                    connection.handle_input(&[], out);
+                Ok(Wake::Notices) => self.turn(|connection, slice, out| {
+                    connection.session.read_notices(slice, out);
+                    connection.handle_input(&[], slice, out);
                 }),
-                Ok(Wake::HeldBack) => self.turn(|connection, out| connection.handle_input(&[], out)),
+                Ok(Wake::HeldBack) => self.turn(|connection, slice, out| connection.handle_input(&[], slice, out)),
+                Ok(Wake::Work) => self.turn(|connection, slice, out| connection.session.work(slice, out)),
                 Ok(Wake::Deadline) if self.stuck() && self.stream.hung_up() => Some(Ended::Finished),
-                Ok(Wake::Deadline) => self.turn(|connection, out| {
+                Ok(Wake::Deadline) => self.turn(|connection, slice, out| {
                     connection.timer = None;
-                    connection.session.expire(Instant::now(), out);
-                    connection.handle_input(&[], out);
+                    connection.session.expire(Instant::now(), slice, out);
+                    connection.handle_input(&[], slice, out);
                 }),
                 Err(error) => Some(Ended::Failed(error)),
             };
@@ -192,6 +200,9 @@ impl Connection {
             && let Poll::Ready(ready) = self.stream.poll_writable(cx)
         {
             return Poll::Ready(ready.map(|()| Wake::Writable));
+        }
+        if self.session.has_work() {
+            return Poll::Ready(Ok(Wake::Work));
         }
         if self.reads() && self.held_back {
             return Poll::Ready(Ok(Wake::HeldBack));
@@ -241,7 +252,7 @@ impl Connection {
     fn read(&mut self) -> Option<Ended> {
         READ.with_borrow_mut(|buffer| match self.stream.try_read(buffer) {
             Ok(0) => Some(Ended::Finished),
-            Ok(count) => self.turn(|connection, out| connection.handle_input(&buffer[..count], out)),
+            Ok(count) => self.turn(|connection, slice, out| connection.handle_input(&buffer[..count], slice, out)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             Err(error) => Some(Ended::Failed(error)),
         })
@@ -249,13 +260,13 @@ impl Connection {
 
     /// Runs one turn of the session, which may append replies. They are written at the end of the
     /// batch.
-    fn turn(&mut self, run: impl FnOnce(&mut Self, &mut Vec<u8>)) -> Option<Ended> {
+    fn turn(&mut self, run: impl FnOnce(&mut Self, &mut TimeSlice, &mut Vec<u8>)) -> Option<Ended> {
         let mut out = std::mem::take(&mut self.output);
         let before = out.len();
         if out.capacity() == 0 {
             out.reserve_exact(REPLY_BYTES);
         }
-        run(self, &mut out);
+        run(self, &mut TimeSlice::begin(), &mut out);
         self.unsent |= out.len() > before;
         self.output = out;
         if self.session.hands_over() {
@@ -284,15 +295,15 @@ impl Connection {
 
     /// Passes the session every whole message of the earlier input and of `bytes`, unless it has to
     /// wait.
-    fn handle_input(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+    fn handle_input(&mut self, bytes: &[u8], slice: &mut TimeSlice, out: &mut Vec<u8>) {
         let kept = std::mem::take(&mut self.input);
         if kept.is_empty() {
-            let handled = self.handle_messages(bytes, out);
+            let handled = self.handle_messages(bytes, slice, out);
             self.input = bytes[handled..].to_vec();
         } else {
             let mut kept = kept;
             kept.extend_from_slice(bytes);
-            let handled = self.handle_messages(&kept, out);
+            let handled = self.handle_messages(&kept, slice, out);
             if handled > 0 {
                 kept.drain(..handled);
                 kept.shrink_to_fit();
@@ -302,12 +313,13 @@ impl Connection {
     }
 
     /// Returns how many of the bytes were handled.
-    fn handle_messages(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> usize {
+    fn handle_messages(&mut self, bytes: &[u8], slice: &mut TimeSlice, out: &mut Vec<u8>) -> usize {
         let (mut handled, mut requests) = (0, 0);
         self.held_back = false;
-        while self.session.can_receive() {
-            if requests == REQUESTS_PER_TURN_MAX || out.len() >= OUTBOX_BYTES_PAUSE {
-                self.held_back = handled < bytes.len();
+        while self.session.can_receive() && handled < bytes.len() {
+            let enough = requests == REQUESTS_PER_TURN_MAX || out.len() >= OUTBOX_BYTES_PAUSE;
+            if enough || (requests > 0 && slice.is_over()) {
+                self.held_back = true;
                 break;
             }
             let Some(count) = self.session.receive(&bytes[handled..], out) else { break };

@@ -13,6 +13,7 @@ use super::stream::{Accepted, Stream, peer_of};
 use crate::lock_table::LockTable;
 use crate::lock_table::mailbox::Mailbox;
 use crate::session::{HandedSession, Session};
+use crate::slice::TimeSlice;
 use distrilock_engine::SessionId;
 
 /// A connection that is no longer served. Its socket belongs to no runtime.
@@ -50,9 +51,12 @@ impl Frozen {
 
     /// Handles the notices in the mailbox. Returns whether there were any.
     pub fn read_notices(&mut self) -> bool {
-        let any = !self.mailbox.is_empty();
+        let any = !self.mailbox.is_empty() || self.session.has_work();
         if any {
-            self.session.read_notices(&mut self.output);
+            // Nobody is served meanwhile.
+            let mut all = TimeSlice::endless();
+            self.session.read_notices(&mut all, &mut self.output);
+            self.session.work(&mut all, &mut self.output);
         }
         any
     }
@@ -77,7 +81,7 @@ impl Frozen {
     /// Ends it: its client learns why if that can be written at once, and its locks are released.
     pub fn end(mut self, reason: &str) {
         self.session.end(reason, &mut self.output);
-        self.session.leave();
+        self.session.leave(&mut TimeSlice::endless());
         // The socket does not block: a client that does not read misses the reason.
         let _ = match is_unix(&self.socket) {
             true => UnixStream::from(self.socket).write(&self.output),

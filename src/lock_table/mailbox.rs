@@ -73,11 +73,17 @@ impl Mailbox {
         inbox.notices.push(notice);
     }
 
-    /// Moves the notices out, in their order. The mailbox keeps room for one.
-    pub fn drain_into(&self, into: &mut Vec<Notice>) {
+    /// Moves the first notices out, in their order, at most `count`. Returns whether others stay.
+    /// An empty mailbox keeps room for one.
+    pub fn drain_into(&self, into: &mut Vec<Notice>, count: usize) -> bool {
         let mut inbox = self.inbox();
+        if inbox.notices.len() > count {
+            into.extend(inbox.notices.drain(..count));
+            return true;
+        }
         into.append(&mut inbox.notices);
         inbox.notices.shrink_to(1);
+        false
     }
 
     /// Ready when there are notices.

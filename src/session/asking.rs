@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Bound;
 use std::time::Instant;
 
 use super::multi::MultiAcquire;
@@ -114,6 +115,18 @@ impl Asking {
     /// Whether an acquire of several locks has gathered one that the session did not hold before.
     pub(super) fn gathers_any(&self) -> bool {
         self.many.as_ref().is_some_and(|many| many.counts.gathered > 0)
+    }
+
+    /// The next request that waits after the one with this number.
+    pub(super) fn next_wait(&self, after: Option<RequestId>) -> Option<&Pending> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        match &self.many {
+            Some(many) if many.counts.waits == 0 => None,
+            Some(many) => {
+                many.pending.range((start, Bound::Unbounded)).map(|(_, pending)| pending).find(|it| it.waits())
+            }
+            None => self.few.iter().find(|pending| Some(pending.request) > after && pending.waits()),
+        }
     }
 
     /// Whether the lock is being acquired.

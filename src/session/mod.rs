@@ -6,6 +6,7 @@
 //! session ask is answered by a later notice.
 
 mod asking;
+mod bye;
 mod hand_over;
 mod multi;
 #[cfg(test)]
@@ -21,15 +22,18 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::CloseCode;
 
+use crate::limits::NOTICES_AT_ONCE;
 use crate::lock_table::mailbox::{Mailbox, Notice};
 use crate::lock_table::{LockInput, LockTable, Source};
+use crate::slice::TimeSlice;
 use asking::Asking;
+use bye::{Bye, Leaving};
 use distrilock_engine::{Answer, Asked, Input, RequestId, SessionId, Withdrawal};
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{Event, Id, Rejected};
 use distrilock_protocol::{Codec, Dialect, Form, Incoming, Violation};
 pub use hand_over::HandedSession;
-use multi::{MultiAcquire, MultiRelease};
+use multi::MultiRelease;
 
 thread_local! {
     /// The thread's buffer for a session's notices while it handles them: empty in between.
@@ -53,11 +57,15 @@ pub struct Session {
     /// The last request whose wait was cancelled.
     last_cancelled: Option<RequestId>,
     end: Option<End>,
-    /// The id of a bye whose releases are under way.
-    bye: Option<Option<Id>>,
+    /// A bye whose releases are under way.
+    bye: Option<Box<Bye>>,
+    /// What is left to release of a session that is over.
+    leaving: Option<Box<Leaving>>,
     /// The next process of the daemon will continue it.
     hands_over: bool,
     reading: Reading,
+    /// Notices are left in the mailbox, since handling those before them took long.
+    unread: bool,
 }
 
 /// Whether the session handles its notices right now.
@@ -135,8 +143,10 @@ impl Session {
             last_cancelled: None,
             end: None,
             bye: None,
+            leaving: None,
             hands_over: false,
             reading: Reading::Idle,
+            unread: false,
         }
     }
 
@@ -169,7 +179,13 @@ impl Session {
     #[must_use]
     pub fn can_receive(&self) -> bool {
         let is_live = self.end.is_none() && self.bye.is_none() && !self.hands_over;
-        is_live && !self.asking.any_of_v0()
+        is_live && !self.unread && !self.asking.any_of_v0()
+    }
+
+    /// Whether it has something to do for which no message, notice or deadline has to come.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.end.is_none() && self.bye.as_ref().is_some_and(|bye| !bye.is_done())
     }
 
     /// The earliest deadline of its waits.
@@ -213,57 +229,54 @@ impl Session {
         self.end = Some(End::Violation(violation));
     }
 
-    /// Handles all notices in the mailbox, and those that follow from what they make the session
-    /// ask.
-    pub fn read_notices(&mut self, out: &mut Vec<u8>) {
+    /// Handles the notices in the mailbox, and those that follow from what they make the session
+    /// ask, until none is left or the time is over.
+    pub fn read_notices(&mut self, slice: &mut TimeSlice, out: &mut Vec<u8>) {
         assert_eq!(
             self.reading,
             Reading::Idle,
             "a notice never makes the session read the next ones before it is handled"
         );
         let mut notices = NOTICES.take();
-        loop {
+        self.unread = loop {
             self.reading = Reading::Taken;
-            self.mailbox.drain_into(&mut notices);
+            let more = self.mailbox.drain_into(&mut notices, NOTICES_AT_ONCE);
             for notice in notices.drain(..) {
                 self.handle(notice, out);
             }
-            if self.reading == Reading::Taken {
-                break;
+            if !more && self.reading == Reading::Taken {
+                break false;
             }
-        }
+            if slice.is_over() {
+                break !self.mailbox.is_empty();
+            }
+        };
         self.reading = Reading::Idle;
         NOTICES.set(notices);
         // All answers are in: a request that is still pending waits.
-        if std::mem::take(&mut self.entangled) && self.asking.waits() > 0 {
+        if !self.unread && std::mem::take(&mut self.entangled) && self.asking.waits() > 0 {
             self.table.deadlocks.look();
         }
     }
 
-    /// Ends the waits whose time is over.
-    pub fn expire(&mut self, now: Instant, out: &mut Vec<u8>) {
+    /// Goes on with what it could not do in one turn.
+    pub fn work(&mut self, slice: &mut TimeSlice, out: &mut Vec<u8>) {
+        self.go_on_with_bye(slice, out);
+    }
+
+    /// Ends the waits whose time is over, as many as this turn has time for.
+    pub fn expire(&mut self, now: Instant, slice: &mut TimeSlice, out: &mut Vec<u8>) {
         while let Some(pending) = self.asking.take_overdue(now) {
             let asked = Asked { name: pending.name.clone(), session: self.id, request: pending.request };
             self.withdraw(asked, Withdrawal::TimedOut, out);
+            if slice.is_over() {
+                break;
+            }
         }
     }
 
     fn withdraw(&mut self, asked: Asked, why: Withdrawal, out: &mut Vec<u8>) {
         self.submit(&asked.name.clone(), Input::Withdraw { asked, why }, out);
-    }
-
-    /// Releases everything, unanswered. The session is not used after that.
-    pub fn leave(&mut self) {
-        let (pending, acquires) = std::mem::take(&mut self.asking).into_parts();
-        let asked = pending.into_iter().map(|pending| pending.name);
-        let gathered = acquires.iter().flat_map(MultiAcquire::gathered).cloned();
-        let names: BTreeSet<LockName> =
-            std::mem::take(&mut self.held).into_iter().chain(asked).chain(gathered).collect();
-        for name in names {
-            let input = Input::Leave { name: name.clone(), session: self.id };
-            self.table.submit(&name, input, Source::Session(self.id, &self.mailbox));
-        }
-        self.table.mailboxes.close(self.id);
     }
 
     fn handle(&mut self, notice: Notice, out: &mut Vec<u8>) {
@@ -351,7 +364,7 @@ impl Session {
         match self.reading {
             // All notices are read: those that others have posted before come first, in the
             // engine's order.
-            Reading::Idle => self.read_notices(out),
+            Reading::Idle => self.read_notices(&mut TimeSlice::begin(), out),
             Reading::Taken | Reading::More => self.reading = Reading::More,
         }
     }

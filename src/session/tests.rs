@@ -39,7 +39,7 @@ impl Client {
     /// The lines that come of the notices in the mailbox.
     fn read(&mut self) -> Vec<String> {
         let mut out = Vec::new();
-        self.0.read_notices(&mut out);
+        self.0.read_notices(&mut TimeSlice::endless(), &mut out);
         lines(&out)
     }
 }
@@ -120,8 +120,7 @@ proptest! {
         for (which, request) in steps {
             let client = &mut clients[usize::from(which)];
             if request.is_empty() {
-                client.0.expire(Instant::now() + Duration::from_millis(5000), &mut Vec::new());
-                client.0.expire(Instant::now() + Duration::from_millis(20_000), &mut Vec::new());
+                client.0.expire(Instant::now() + Duration::from_secs(20), &mut TimeSlice::endless(), &mut Vec::new());
             } else {
                 client.ask(&request);
             }
@@ -131,8 +130,61 @@ proptest! {
             }
         }
         for client in &mut clients {
-            client.0.leave();
+            while !client.0.leave(&mut TimeSlice::begin()) {}
         }
         prop_assert_eq!(table.table.shards.count(), (0, 0), "everything was released");
     }
+}
+
+/// A session that waits for much and holds much leaves in many pieces: another session, which waits
+/// for one of its locks, has it in the end, and nothing is granted to the one that leaves.
+#[test]
+fn leaves_in_pieces() {
+    let table = Table::new();
+    let (mut holder, mut waiter, mut other) = (table.session(), table.session(), table.session());
+    for number in 0..40 {
+        holder.ask(&format!(r#"{{"op":"acquire","lock":"a{number}"}}"#));
+        waiter.ask(&format!(r#"{{"op":"acquire","lock":"b{number}"}}"#));
+        waiter.ask(&format!(r#"{{"op":"acquire","lock":"a{number}","wait_ms":null}}"#));
+    }
+    assert_eq!(other.ask(r#"{"op":"acquire","lock":"b39","wait_ms":null}"#), [""; 0]);
+    let mut slice = TimeSlice::over();
+    let mut pieces = 1;
+    while !waiter.0.leave(&mut slice) {
+        pieces += 1;
+        // Meanwhile, what it waited for becomes free.
+        if pieces <= 40 {
+            holder.ask(&format!(r#"{{"op":"release","lock":"a{}"}}"#, 40 - pieces));
+        }
+    }
+    assert!(pieces >= 80, "{pieces} pieces");
+    assert_eq!(other.read(), [r#"{"ok":true,"lock":"b39"}"#]);
+    assert_eq!(table.table.shards.count(), (2, 0), "one is the holder's, which was not released");
+}
+
+/// The same with a goodbye: it is answered once everything is released.
+#[test]
+fn says_goodbye_in_pieces() {
+    let table = Table::new();
+    let (mut holder, mut leaver) = (table.session(), table.session());
+    for number in 0..40 {
+        holder.ask(&format!(r#"{{"op":"acquire","lock":"a{number}"}}"#));
+        leaver.ask(&format!(r#"{{"op":"acquire","lock":"b{number}"}}"#));
+        leaver.ask(&format!(r#"{{"op":"acquire","lock":"a{number}","wait_ms":null}}"#));
+    }
+    let mut lines = Vec::new();
+    leaver.0.begin_bye(None);
+    let mut pieces = 0;
+    while leaver.0.has_work() {
+        assert!(!leaver.0.can_receive());
+        let mut out = Vec::new();
+        leaver.0.work(&mut TimeSlice::over(), &mut out);
+        lines.extend(self::lines(&out));
+        pieces += 1;
+    }
+    assert!(pieces >= 80, "{pieces} pieces");
+    let cancelled = lines.iter().filter(|line| line.contains(r#""error":"cancelled""#)).count();
+    assert_eq!((cancelled, lines.len(), lines.last().map(String::as_str)), (40, 41, Some(r#"{"ok":true}"#)));
+    assert_eq!(leaver.0.ended(), Some(&End::Goodbye));
+    assert_eq!(table.table.shards.count(), (40, 0));
 }

@@ -2,17 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use tungstenite::protocol::frame::coding::CloseCode;
-
-use super::{End, Kind, ReplyTo, Session};
+use super::{Kind, ReplyTo, Session};
 use crate::clock::now_ms;
 use crate::limits::LIST_BYTES_ENOUGH;
+use crate::slice::TimeSlice;
 use distrilock_engine::limits::QUEUE_MAX;
 use distrilock_engine::{Answer, Claim, Extent, Input, Mode, View, Want, Withdrawal};
 use distrilock_protocol::limits::LIST_LOCKS_MAX;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{
-    Cancelled, Done, ErrorWord, Grant, Id, Introduction, Listed, Listing, ModeWord, Op, Peeked, Pong, Refusal, Reply,
+    Cancelled, ErrorWord, Grant, Id, Introduction, Listed, Listing, ModeWord, Op, Peeked, Pong, Refusal, Reply,
     Request, SessionInfo, VERSION, Wait, Welcome,
 };
 
@@ -108,40 +107,15 @@ impl Session {
         let number = asked.as_ref().map(|asked| asked.request);
         if let Some(asked) = asked {
             self.withdraw(asked, Withdrawal::Cancelled, out);
+            // Its answer is the last one in the mailbox.
+            while self.unread {
+                self.read_notices(&mut TimeSlice::endless(), out);
+            }
         }
         // A request that the engine granted a moment before has been answered as well, but it was
         // not cancelled.
         let cancelled = number.is_some() && self.last_cancelled == number;
         self.codec.send_v1(&Reply::yes(id, Cancelled { cancelled }), out);
-    }
-
-    fn bye(&mut self, id: Option<Id>, out: &mut Vec<u8>) {
-        let waiting: Vec<_> =
-            self.asking.iter().filter(|it| it.kind == Kind::Wait).map(|pending| self.asked(pending)).collect();
-        for asked in waiting {
-            self.withdraw(asked, Withdrawal::Cancelled, out);
-        }
-        for name in self.held.clone() {
-            self.ask(&name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
-        }
-        // `answered` releases whatever the engine grants from now on.
-        self.bye = Some(id);
-        for name in self.held.clone() {
-            self.ask(&name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
-        }
-        self.say_bye(out);
-    }
-
-    /// Sends the last reply once everything is released.
-    pub(super) fn say_bye(&mut self, out: &mut Vec<u8>) {
-        if self.bye.is_some()
-            && self.asking.is_empty()
-            && self.end.is_none()
-            && let Some(id) = self.bye.take()
-        {
-            self.codec.send_v1(&Reply::yes(id.as_ref(), Done {}), out);
-            self.finish(End::Goodbye, CloseCode::Normal, "bye", out);
-        }
     }
 
     fn list(&mut self, id: Option<&Id>, after: Option<&LockName>, out: &mut Vec<u8>) {
