@@ -28,8 +28,8 @@ struct Many {
     pending: BTreeMap<RequestId, Pending>,
     acquires: BTreeMap<RequestId, MultiAcquire>,
     counts: Counts,
-    /// The names that are being acquired, with the request of each: one to the engine, or an acquire
-    /// of several locks.
+    /// The names that are being acquired, with the request of each: one to the engine, or an
+    /// acquire of several locks.
     names: BTreeMap<LockName, RequestId>,
     /// The clients' ids, by their hashes, with such requests.
     ids: BTreeSet<(u64, RequestId)>,
@@ -342,8 +342,8 @@ impl Many {
         }
     }
 
-    /// The acquire of several locks to which a request belongs, if it does, has asked for a part, or
-    /// has an answer.
+    /// The acquire of several locks to which a request belongs, if it does, has asked for a part,
+    /// or has an answer.
     fn part_asked(&mut self, pending: &Pending, asked: Option<RequestId>) {
         if let ReplyTo::Part(number) = pending.to
             && let Some(acquire) = self.acquires.get_mut(&number)
