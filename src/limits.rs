@@ -114,15 +114,17 @@ pub const QUESTIONS_AT_ONCE: usize = 256;
 /// none is promised are polled. With the longest names, they take 26 MB.
 pub const PROMISES_MAX: usize = 65_536;
 
-/// Threads that make calls on a network file system: when the server hangs, each requested name
-/// takes one, and the others wait in a queue. More threads would only hang as well.
+/// Threads that make file calls which may take long: all on a network file system, and those that
+/// take a fence on a local one. When the server or the disk hangs, each requested name takes one, and
+/// the others wait in a queue, which has one entry for each name at most. More threads would only
+/// hang as well. Fences that wait for the mark share one raise, however many threads ask.
 pub const STORAGE_THREADS_MAX: usize = 32;
 
 /// How long a deletion on NFS may take before its process is killed, in milliseconds: measured to
 /// be safe with leases of 10 s and more. A third of the tolerated silence applies if that is less.
 pub const UNLINK_MS_MAX: u64 = 3000;
 
-/// How often to check whether a call on a network file system takes too long, in milliseconds: the
+/// How often to check whether a call that may take long takes too long, in milliseconds: the
 /// precision of `--storage-timeout`.
 pub const STORAGE_CHECK_MS: u64 = 250;
 

@@ -63,7 +63,7 @@ pub enum StartError {
     System(#[from] io::Error),
 }
 
-/// How long a stop or a hand-over waits for calls on a network file system.
+/// How long a stop or a hand-over waits for file calls that may take long.
 const STORAGE_REST: Duration = Duration::from_secs(5);
 
 /// Where this daemon's own file in the lock directory is.
@@ -314,7 +314,7 @@ impl Daemon {
         }
         if !self.table.storage.rest(STORAGE_REST) {
             tracing::warn!(
-                "the file server did not answer in time; the kernel frees the locks now, and lock files may stay"
+                "the lock directory's storage did not answer in time; the kernel frees the locks now, and lock files may stay"
             );
         }
         // The session threads are writing the farewells; clients that read get them at once.

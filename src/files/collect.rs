@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::lstat;
 
 use super::daemon_folder::server_time;
-use super::fence;
+use super::fence_text::{Content, content_of};
 use super::local::LocalExecutor;
 use super::lock_directory::Files;
 use distrilock_engine::FileOp;
@@ -34,7 +34,8 @@ pub enum Collected {
 
 impl Files {
     /// Deletes the lock files that nobody locks and that contain nothing but a fence, as the files
-    /// of daemons do: daemons that were killed left them. Returns how many were deleted.
+    /// of daemons do: daemons that were killed left them. Returns how many were deleted. A fence
+    /// stays if the mark is missing, as it shows that there was one (`fence_mark`).
     ///
     /// # Errors
     /// If the directory cannot be read.
@@ -91,9 +92,13 @@ impl Files {
         Ok(())
     }
 
-    /// Whether the file contains nothing but what daemons write.
+    /// Whether the file contains nothing but what daemons write, and nothing that is still needed.
     fn is_ours(&self, name: &LockName, metadata: &fs::Metadata) -> bool {
-        fence::is_ours(&self.path(name.as_str()), metadata.len())
+        match content_of(&self.path(name.as_str()), metadata.len(), OFlag::empty()) {
+            Ok(Content::Nothing) => true,
+            Ok(Content::Fence(_)) => self.mark.exists(),
+            Ok(Content::Foreign) | Err(_) => false,
+        }
     }
 
     fn collect_one(&self, name: &LockName) -> bool {

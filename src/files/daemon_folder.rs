@@ -2,7 +2,7 @@
 //! called, and how it is created.
 //!
 //! - [`FENCE_MARK`]: the number above which the fences of new lock files start (`fence`). The first
-//!   daemon that grants a fence creates it.
+//!   daemon that grants a fence creates it, and with it a note, [`FENCE_NOTE`], that it is needed.
 //! - [`GATE`]: has a byte for each name, which keeps the name's file closed while it is deleted
 //!   (`open_gate`). On a network file system the first daemon that opens a lock file creates it.
 //! - [`PRESENCE_PREFIX`]`UUID`: who a daemon is, locked while the daemon runs (`presence`). Each
@@ -31,6 +31,9 @@ pub(super) const NAME: &str = ".distrilock";
 
 /// The file of the fence mark.
 pub(super) const FENCE_MARK: &str = "fence";
+
+/// The note that fences were granted.
+pub(super) const FENCE_NOTE: &str = "fence-note";
 
 /// The file of the open gate.
 pub(super) const GATE: &str = "gate";

@@ -3,10 +3,9 @@
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
 use nix::sys::stat::stat;
 
-use super::fence::Mark;
+use super::fence_mark::Mark;
 use super::file_id::FileId;
 use super::network::Network;
 use distrilock_protocol::name::LockName;
@@ -29,14 +28,14 @@ impl Files {
     /// of locking files that nobody else sees.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        let mark = Mark::new(&directory, OFlag::empty());
+        let mark = Mark::new(&directory, SUFFIX, None);
         Self { directory, network: None, mark }
     }
 
     /// The lock files in a directory of a network file system.
     #[must_use]
     pub fn on_network(directory: PathBuf, network: Network) -> Self {
-        let mark = Mark::new(&directory, network.open_flags());
+        let mark = Mark::new(&directory, SUFFIX, Some(network.open_flags()));
         Self { directory, network: Some(network), mark }
     }
 

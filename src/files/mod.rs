@@ -4,7 +4,7 @@
 //! It carries out the engine's [`FileOp`]s. [`distrilock_engine::steps`] decides, without a system
 //! call, which steps an operation takes, so that models run the very same steps. Two executors make
 //! the calls: `local` on a local file system, [`nfs4`] on one that several hosts mount. Both work
-//! on an open lock file (`lock_file`, `slots`, `fence`).
+//! on an open lock file (`lock_file`, `slots`, `fence`, which needs the directory's `fence_mark`).
 //!
 //! [`mount`] recognises the file system, and [`lease`] keeps track of when its server was last
 //! heard. `.distrilock/` (`daemon_folder`) is where the daemons of a directory find each other: on
@@ -13,6 +13,8 @@
 mod collect;
 mod daemon_folder;
 mod fence;
+mod fence_mark;
+mod fence_text;
 mod file_id;
 mod hand_over;
 pub mod lease;
@@ -42,7 +44,7 @@ use local::LocalExecutor;
 use nfs4::Nfs4Executor;
 
 impl Files {
-    /// Carries out one operation: microseconds on a local file system.
+    /// Carries out one operation: microseconds on a local file system, unless it takes a fence.
     #[must_use]
     pub fn perform(&self, name: &LockName, op: FileOp, file: Option<OpenFile>) -> (Option<OpenFile>, Outcome) {
         let Performed { file, outcome, .. } = self.perform_and_look(name, op, file);

@@ -2,7 +2,8 @@
 //! decides, and the files, which hold the locks. It knows sessions only as numbers with a mailbox,
 //! and nothing of their connections.
 //!
-//! A session submits an input ([`LockTable::submit`]), and its own task then does all that follows:
+//! A session submits an input ([`LockTable::submit`]), and its own task then does all that follows,
+//! except file calls that may wait, which are left to the storage threads:
 //!
 //! ```text
 //! submit -> decide (the engine, under its shard's mutex) -> notices -> mailboxes
@@ -50,6 +51,7 @@ pub use shards::Shards;
 use shards::{Shard, ShardIndex};
 pub use storage::Storage;
 use storage::threads::{StorageThreads, Task};
+use storage::watch::watch_local;
 use turns::Turns;
 
 /// An input to the engine.
@@ -145,7 +147,7 @@ impl LockTable {
     /// # Errors
     /// If the system refuses a thread.
     pub(crate) fn start_storage(self: &Arc<Self>) -> std::io::Result<()> {
-        self.storage.threads.as_ref().map_or(Ok(()), |threads| threads.start_first(self))
+        self.storage.files.network().map_or(Ok(()), |_| self.storage.threads.start_first(self))
     }
 
     /// Whether a descriptor that was just opened belongs to the reserve for lock files. The kernel
@@ -208,26 +210,11 @@ impl LockTable {
         while let Some(effect) = scratch.due.pop_front() {
             match effect {
                 Effect::File { name, op, file } => {
-                    if let Some(threads) = &self.storage.threads {
-                        if !StorageThreads::is_current() {
-                            threads.enqueue(self, Task { shard, name, op, file });
-                            continue;
-                        }
-                        threads.started(&name);
-                    }
-                    let before = file.as_ref().and_then(OpenFile::locked);
-                    let (file, outcome) = self.call_files(&name, op, file);
-                    if let Some(threads) = &self.storage.threads {
-                        threads.completed(&name);
-                    }
-                    // No lock, or a shared one in the place of an exclusive one, or fewer slots.
-                    let gives = matches!(op, FileOp::Give { .. });
-                    if gives || file.as_ref().and_then(OpenFile::locked) < before {
-                        self.hints.freed(&name);
-                    }
+                    let Some(task) = self.hand_to_threads(Task { shard, name, op, file }) else { continue };
+                    let done = self.complete(task);
                     self.decide(shard, source, &mut scratch, |engine, effects| {
                         engine.input(Input::Now(clock::now_ms()), effects);
-                        engine.input(Input::Done { name, file, outcome }, effects);
+                        engine.input(done, effects);
                     });
                 }
                 Effect::Arm(timer, after_ms) => self.arm(shard, timer, after_ms),
@@ -239,6 +226,39 @@ impl LockTable {
         }
         SCRATCH.set(scratch);
         anything
+    }
+
+    /// Gives an operation that may wait to the storage threads. Returns it if this thread is to carry
+    /// it out.
+    fn hand_to_threads(self: &Arc<Self>, task: Task) -> Option<Task> {
+        if !self.storage.may_wait(task.op) {
+            return Some(task);
+        }
+        let task = if StorageThreads::is_current() {
+            self.storage.threads.started(&task.name);
+            Some(task)
+        } else {
+            self.storage.threads.enqueue(self, task)
+        };
+        watch_local(self, &self.timers);
+        task
+    }
+
+    /// Makes the file calls of an operation, and tells other daemons if it gave anything back. The
+    /// engine has to have the result at once: nobody else can begin another operation on the name.
+    fn complete(self: &Arc<Self>, task: Task) -> LockInput {
+        let Task { name, op, file, .. } = task;
+        let before = file.as_ref().and_then(OpenFile::locked);
+        let (file, outcome) = self.call_files(&name, op, file);
+        if self.storage.may_wait(op) {
+            self.storage.threads.completed(&name);
+        }
+        // No lock, or a shared one in the place of an exclusive one, or fewer slots.
+        let gives = matches!(op, FileOp::Give { .. });
+        if gives || file.as_ref().and_then(OpenFile::locked) < before {
+            self.hints.freed(&name);
+        }
+        Input::Done { name, file, outcome }
     }
 
     /// Lets the engine decide, and posts its notices while the shard's mutex is held: a session

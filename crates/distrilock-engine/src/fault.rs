@@ -33,6 +33,16 @@ pub enum Cause {
     ForeignContent,
     /// The mark of the fences contains something that no daemon writes.
     ForeignMark,
+    /// The lock file's fence is above the mark, which is never below a fence that was granted.
+    FenceAboveMark,
+    /// The mark is so high that no number is left for further fences.
+    MarkAtEnd,
+    /// There is no mark, or an empty one, although fences were granted.
+    MarkMissing,
+    /// The mark is another file than before, or is lower.
+    MarkReplaced,
+    /// A call on a local file system does not come back.
+    DiskSilent,
     /// The file server does not answer.
     ServerSilent,
     /// The file server answers, but each answer takes longer than a lease can be relied on.
@@ -132,9 +142,9 @@ impl Fault {
             Cause::StalledDeletion => Operation::WaitForDeletion,
             Cause::FenceBusy => Operation::WaitForFence,
             Cause::MarkBusy | Cause::DeadFile => Operation::Lock,
-            Cause::ForeignContent => Operation::ReadFence,
-            Cause::ForeignMark => Operation::Read,
-            Cause::ServerSilent => Operation::WaitFor,
+            Cause::ForeignContent | Cause::FenceAboveMark => Operation::ReadFence,
+            Cause::ForeignMark | Cause::MarkAtEnd | Cause::MarkMissing | Cause::MarkReplaced => Operation::Read,
+            Cause::DiskSilent | Cause::ServerSilent => Operation::WaitFor,
             Cause::ServerSlow => Operation::Prove,
             Cause::Replaced => Operation::Stat,
         }
@@ -149,7 +159,11 @@ impl Fault {
             Cause::System { errno, .. } => return system_reason(errno),
             Cause::StalledDeletion | Cause::FenceBusy | Cause::MarkBusy => "device or resource busy",
             Cause::ForeignContent | Cause::ForeignMark => "bad message",
-            Cause::ServerSilent | Cause::ServerSlow => "connection timed out",
+            Cause::FenceAboveMark => "it is above the mark of the lock directory (.distrilock/fence)",
+            Cause::MarkAtEnd => "no number is left above it",
+            Cause::MarkMissing => "it is missing or empty, although fences were granted here",
+            Cause::MarkReplaced => "it was replaced or set back",
+            Cause::DiskSilent | Cause::ServerSilent | Cause::ServerSlow => "connection timed out",
             Cause::DeadFile => "structure needs cleaning",
             Cause::Replaced => "stale file handle",
         };
@@ -168,6 +182,22 @@ impl Fault {
             }
             Cause::ForeignContent => "its content is not what daemons write: move it away",
             Cause::ForeignMark => "its content is not what daemons write: restore it",
+            Cause::FenceAboveMark => {
+                "if .distrilock/fence was lost, or replaced by an older copy, restore the newest one; if no daemon wrote the \
+                 lock file, move it away"
+            }
+            Cause::MarkAtEnd => "it was forged or damaged: restore it from a backup, and restart the daemons",
+            Cause::MarkMissing => {
+                "restore it, and restart the daemons; or, if nothing remembers a fence of this lock directory, stop all its \
+                 daemons and delete .distrilock and the lock files"
+            }
+            Cause::MarkReplaced => {
+                "restore what was there; or, if it is not below any fence that was granted, restart the daemons"
+            }
+            Cause::DiskSilent => {
+                "the disk under the lock directory does not answer: check it, and the kernel's log; the daemon goes on by \
+                 itself once it answers"
+            }
             Cause::ServerSilent => SILENT,
             Cause::ServerSlow => {
                 "the file server answers too slowly for its lease: check the network and the server's load"
@@ -270,6 +300,11 @@ mod tests {
             assert_eq!(fault.to_string(), sentence);
             assert_eq!(fault.reason(), system_reason(errno), "{cause:?}");
             assert!(cause == Cause::ServerSilent || fault.remedy() != system_remedy(errno), "{cause:?}");
+        }
+        for cause in [Cause::FenceAboveMark, Cause::MarkAtEnd, Cause::MarkMissing, Cause::MarkReplaced] {
+            let fault = Fault { cause, path: "n".into() };
+            assert!(fault.to_string().contains(" n: "), "{fault}");
+            assert!(fault.remedy().contains("restore"), "a fence that cannot be trusted is refused until it can be");
         }
         let waited = Fault { cause: Cause::FenceBusy, path: "n".into() };
         assert!(!waited.remedy().contains("delete"), "a fence that waited has nothing to do with a deletion");

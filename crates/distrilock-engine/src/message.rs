@@ -181,6 +181,15 @@ pub enum FileOp {
     Peek,
 }
 
+impl FileOp {
+    /// Whether it takes a fence, and therefore waits for the disk and for other processes that take
+    /// one.
+    #[must_use]
+    pub fn takes_fence(self) -> bool {
+        matches!(self, Self::TryFence(_) | Self::ProbeFence(_) | Self::Take { fence: true, .. })
+    }
+}
+
 /// What came of a file operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {

@@ -11,6 +11,7 @@ use crate::files::lease::Lease;
 use crate::files::network::Network;
 use crate::settings::{OnSilence, Settings};
 use crate::timing::Timing;
+use distrilock_engine::FileOp;
 use threads::StorageThreads;
 
 /// The lock directory.
@@ -22,16 +23,22 @@ pub struct Storage {
     /// The times on a file server that grants leases.
     timing: Option<Timing>,
     on_silence: OnSilence,
-    /// Threads for the file calls, where these may take long.
-    pub(super) threads: Option<StorageThreads>,
+    /// Threads for the file calls that may take long.
+    pub(super) threads: StorageThreads,
 }
 
 impl Storage {
     /// `kind` is the protocol's word for the file system. `timing` is that of a file server which
     /// may give locks away.
     pub(crate) fn new(files: Files, kind: &'static str, timing: Option<Timing>, settings: &Settings) -> Self {
-        let threads = files.network().map(|_| StorageThreads::default());
+        let threads = StorageThreads::default();
         Self { files, kind, timing, on_silence: settings.on_storage_silence, threads }
+    }
+
+    /// Whether an operation may wait for anything: for a file server, or for a fence. Otherwise it
+    /// takes microseconds.
+    pub(super) fn may_wait(&self, op: FileOp) -> bool {
+        self.files.network().is_some() || op.takes_fence()
     }
 
     /// The kind of file system under the lock directory, as the protocol calls it.
@@ -77,7 +84,7 @@ impl Storage {
     /// Waits until no file call is under way, for `within` at most. Returns whether that came
     /// about.
     pub(crate) fn rest(&self, within: Duration) -> bool {
-        self.threads.as_ref().is_none_or(|threads| threads.rest(within))
+        self.threads.rest(within)
     }
 }
 

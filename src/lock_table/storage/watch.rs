@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -221,13 +222,31 @@ fn announce(table: &Arc<LockTable>, before: Silence, timing: Timing) -> Silence 
     now
 }
 
+/// Looks after the calls on a local file system, for as long as any is under way: nobody else does
+/// there.
+pub(in crate::lock_table) fn watch_local(table: &Arc<LockTable>, timers: &Handle) {
+    if table.storage.files.network().is_some() || !table.storage.threads.begin_watch() {
+        return;
+    }
+    let table = Arc::clone(table);
+    timers.spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(STORAGE_CHECK_MS)).await;
+            if !table.storage.threads.continue_watch() {
+                break;
+            }
+            refuse_stalled(&table);
+        }
+    });
+}
+
 /// Refuses the requests that wait for a call that does not come back.
 fn refuse_stalled(table: &Arc<LockTable>) {
-    let Some(threads) = &table.storage.threads else { return };
+    let cause = if table.storage.files.network().is_some() { Cause::ServerSilent } else { Cause::DiskSilent };
     let after_ms = u64::try_from(table.settings.storage_timeout.as_millis()).unwrap_or(u64::MAX);
-    for name in threads.stalled(after_ms) {
+    for name in table.storage.threads.stalled(after_ms) {
         let path = table.storage.files.path(name.as_str()).to_string_lossy().into();
-        let fault = Fault { cause: Cause::ServerSilent, path };
+        let fault = Fault { cause, path };
         table.log.fault(&name, &fault);
         table.submit(&name, Input::Stalled { name: name.clone(), fault }, Source::Daemon);
     }
