@@ -115,9 +115,9 @@ pub const QUESTIONS_AT_ONCE: usize = 256;
 pub const PROMISES_MAX: usize = 65_536;
 
 /// Threads that make file calls which may take long: all on a network file system, and those that
-/// take a fence on a local one. When the server or the disk hangs, each requested name takes one, and
-/// the others wait in a queue, which has one entry for each name at most. More threads would only
-/// hang as well. Fences that wait for the mark share one raise, however many threads ask.
+/// take a fence on a local one. When the server or the disk hangs, each requested name takes one,
+/// and the others wait in a queue, which has one entry for each name at most. More threads would
+/// only hang as well. Fences that wait for the mark share one raise, however many threads ask.
 pub const STORAGE_THREADS_MAX: usize = 32;
 
 /// How long a deletion on NFS may take before its process is killed, in milliseconds: measured to

@@ -266,7 +266,8 @@ fn a_deleted_mark_is_missed() {
     assert!(granted(&mut client, "ledger") >= 10);
 }
 
-/// A lock file that has a fence is evidence: while the mark is missing, it is not collected at start.
+/// A lock file that has a fence is evidence: while the mark is missing, it is not collected at
+/// start.
 #[test]
 fn evidence_is_not_collected() {
     let directory = tempfile::TempDir::new().expect("a lock directory");
