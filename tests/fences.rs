@@ -1,5 +1,5 @@
-//! Fences that cannot be granted, or not at once: nobody else waits for them, no number is repeated,
-//! and no lock file stays behind.
+//! Fences that cannot be granted, or not at once: nobody else waits for them, no number is
+//! repeated, and no lock file stays behind.
 
 #[path = "support/manager.rs"]
 mod manager;
@@ -57,11 +57,11 @@ fn text(number: u64) -> String {
     format!("distrilock fence {digits} {hash:08x}\n")
 }
 
-/// How many threads of the daemon make calls that may wait.
-fn storage_threads(daemon: &Daemon) -> usize {
+/// How many threads of the daemon have a name that begins so.
+fn threads(daemon: &Daemon, name: &str) -> usize {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).expect("it lives");
     let names = tasks.map(|task| fs::read_to_string(task.expect("an entry").path().join("comm")).unwrap_or_default());
-    names.filter(|name| name.starts_with("storage-")).count()
+    names.filter(|own| own.starts_with(name)).count()
 }
 
 /// Another process keeps the mark locked, and clients ask for hundreds of fences: everybody else is
@@ -74,9 +74,9 @@ fn nobody_waits_for_the_fences_of_others() {
     let mut other = V1::connect(&daemon.tcp());
     other.acquire("plain");
     other.release("plain");
-    assert_eq!(storage_threads(&daemon), 0);
+    assert_eq!(threads(&daemon, "storage-"), 0);
     granted(&mut other, "first");
-    assert_eq!(storage_threads(&daemon), 1);
+    assert_eq!(threads(&daemon, "storage-"), 1);
     let locked = locked_mark(daemon.directory());
     let mut clients: Vec<V1> = (0..CLIENTS).map(|_| V1::connect(&daemon.tcp())).collect();
     for (number, client) in clients.iter_mut().enumerate() {
@@ -98,7 +98,7 @@ fn nobody_waits_for_the_fences_of_others() {
     }
     drop(locked);
     granted(&mut clients[0], "f0-0");
-    assert!(storage_threads(&daemon) <= 32, "their number is bounded");
+    assert!(threads(&daemon, "storage-") <= 32, "their number is bounded");
 }
 
 /// The daemon is stopped, and handed over, while requests wait for a fence: each is answered, no
@@ -185,8 +185,9 @@ fn no_lock_file_is_left_without_its_fence() {
                     None
                 }
                 Trouble::Descriptors => {
-                    // Its socket has been accepted.
+                    // Its socket has been accepted, and nothing else is being opened or closed.
                     client.ping();
+                    eventually("the collector has ended", || threads(&daemon, "collect") == 0);
                     one_descriptor(&daemon);
                     None
                 }

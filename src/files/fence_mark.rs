@@ -125,8 +125,8 @@ impl Mark {
         }
     }
 
-    /// Returns the fence that follows the last one of a name, which is in its lock file, once the mark
-    /// is not below it.
+    /// Returns the fence that follows the last one of a name, which is in its lock file, once the
+    /// mark is not below it.
     ///
     /// # Errors
     /// If the mark cannot be raised or trusted, or the last fence is above it.
@@ -269,7 +269,8 @@ impl Mark {
         Ok(daemon_folder::file_mode(fs::metadata(&self.directory)?.mode()))
     }
 
-    /// What a mark without a number starts from, unless there is a witness that fences were granted.
+    /// What a mark without a number starts from, unless there is a witness that fences were
+    /// granted.
     fn start(&self) -> Result<u64, Refusal> {
         let note = daemon_folder::path(&self.directory).join(daemon_folder::FENCE_NOTE);
         match lstat(&note) {
@@ -494,8 +495,8 @@ mod tests {
         }
     }
 
-    /// The mark is missing at start: the note, or a lock file with a fence, shows that there was one.
-    /// Without any of them fences start at 1.
+    /// The mark is missing at start: the note, or a lock file with a fence, shows that there was
+    /// one. Without any of them fences start at 1.
     #[test]
     fn witnesses() {
         let directory = Directory::new();

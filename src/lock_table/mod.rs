@@ -228,8 +228,8 @@ impl LockTable {
         anything
     }
 
-    /// Gives an operation that may wait to the storage threads. Returns it if this thread is to carry
-    /// it out.
+    /// Gives an operation that may wait to the storage threads. Returns it if this thread is to
+    /// carry it out.
     fn hand_to_threads(self: &Arc<Self>, task: Task) -> Option<Task> {
         if !self.storage.may_wait(task.op) {
             return Some(task);
@@ -356,5 +356,52 @@ impl LockTable {
         let storage = Storage::new(crate::files::Files::new(directory.into()), "local", None, &settings);
         let turns = Arc::new(Turns::new(1));
         Arc::new(Self::new(settings, storage, String::new(), 1000, turns, timers.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use distrilock_engine::fault::Cause;
+    use distrilock_engine::{Answer, Asked, Extent, RequestId};
+    use distrilock_protocol::want::Want;
+    use mailbox::OpenedMailbox;
+
+    /// The disk does not answer, and a fence waits for it: after the time for that the request is
+    /// refused, although a local file system has no server to listen to. When nothing is under way
+    /// any more, nobody looks after it.
+    #[test]
+    fn a_disk_that_does_not_answer() {
+        const TURNS_MAX: u32 = 6000;
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut table = LockTable::of_directory(directory.path(), runtime.handle());
+        Arc::get_mut(&mut table).unwrap().settings.storage_timeout = Duration::from_millis(1);
+        let OpenedMailbox { id, mailbox } = table.mailboxes.open().unwrap();
+        let name = LockName::parse(b"hung").unwrap();
+        let asked = Asked { name: name.clone(), session: id, request: RequestId(0) };
+        let want = Want { extent: Extent::Exclusive, fence: true };
+        // Nobody carries out its file operation.
+        table.shards.of(&name).input(Input::Acquire { asked, want, wait: true }, &mut Vec::new());
+        table.storage.threads.started(&name);
+        watch_local(&table, runtime.handle());
+        let until = |what: &str, mut holds: Box<dyn FnMut() -> bool + '_>| {
+            runtime.block_on(async {
+                for _ in 0..TURNS_MAX {
+                    if holds() {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                panic!("never came true: {what}");
+            });
+        };
+        until("an answer", Box::new(|| !mailbox.is_empty()));
+        let mut notices = Vec::new();
+        mailbox.drain_into(&mut notices, usize::MAX);
+        let refused = |notice: &Notice| matches!(notice, Notice::Answer { answer: Answer::Storage(fault), .. } if fault.cause == Cause::DiskSilent);
+        assert!(matches!(&notices[..], [notice] if refused(notice)), "{notices:?}");
+        table.storage.threads.completed(&name);
+        until("nobody looks", Box::new(|| Arc::strong_count(&table) == 1));
     }
 }

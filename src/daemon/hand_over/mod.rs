@@ -108,7 +108,7 @@ async fn settle(table: &LockTable, mut frozen: Vec<Frozen>, waits: Waits) -> Set
             return Settled { sessions: going, ended };
         }
         for one in ending {
-            one.end("the daemon is restarted while the file server does not answer");
+            one.end("the daemon is restarted while the storage of a lock does not answer");
         }
         // What these held may go to other sessions, which have to come to rest with it, or end as
         // well.
