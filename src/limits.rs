@@ -20,6 +20,30 @@ pub const LOCKS_PER_SESSION_MAX: usize = 1024;
 /// Default of `--waits-per-session`: each costs an entry in a queue.
 pub const WAITS_PER_SESSION_MAX: usize = 1024;
 
+/// Default of `--locks`: how many locks the sessions of a daemon hold or are acquiring together,
+/// beyond [`LOCKS_ALWAYS`] each. Exclusive locks are bounded by descriptors already, but thousands
+/// of sessions can share a lock. With the longest names, they take some 100 MB.
+pub const LOCKS_MAX: usize = 262_144;
+
+/// Locks that every session may hold or be acquiring, whatever others do.
+pub const LOCKS_ALWAYS: usize = if cfg!(test) { 1 } else { 16 };
+
+/// Default of `--waits`: how many requests of all sessions wait together, beyond [`WAITS_ALWAYS`]
+/// each: enough for a few gateways that wait for many clients of their own. With the longest names
+/// and ids, each takes up to 1 KiB.
+pub const WAITS_MAX: usize = 2048;
+
+/// Requests of every session that may wait, whatever others do: a job waits for one or two locks.
+pub const WAITS_ALWAYS: usize = if cfg!(test) { 1 } else { 16 };
+
+/// Requests of all sessions that do not wait for other sessions and have no answer, beyond
+/// [`UNANSWERED_ALWAYS`] each. They wait for the storage. A session that would have more is not
+/// read until it has fewer.
+pub const UNANSWERED_MAX: usize = 65_536;
+
+/// Such requests of every session, whatever others do: more than are under way at once.
+pub const UNANSWERED_ALWAYS: usize = if cfg!(test) { 1 } else { 64 };
+
 /// Default of `--sessions`: each costs a descriptor, and a few KiB.
 pub const SESSIONS_MAX: usize = 65_536;
 

@@ -76,6 +76,16 @@ pub struct Settings {
     #[arg(long, value_name = "N", default_value_t = limits::SESSIONS_MAX)]
     pub sessions: usize,
 
+    /// Maximum number of locks that all sessions together hold or are acquiring, beyond 16 that each
+    /// may always have
+    #[arg(long, value_name = "N", default_value_t = limits::LOCKS_MAX)]
+    pub locks: usize,
+
+    /// Maximum number of waiting requests of all sessions together, beyond 16 that each may always
+    /// have
+    #[arg(long, value_name = "N", default_value_t = limits::WAITS_MAX)]
+    pub waits: usize,
+
     /// Maximum number of locks that a session holds or is acquiring
     #[arg(long, value_name = "N", default_value_t = limits::LOCKS_PER_SESSION_MAX)]
     pub locks_per_session: usize,

@@ -447,6 +447,66 @@ fn limits_of_a_session() {
     });
 }
 
+/// The limits of all sessions together, locks: 16 are always every session's own. Of eight more, the
+/// first session gets half, the second half of the rest, and whoever gives some back makes room. Each
+/// refusal names the limit.
+#[test]
+fn locks_of_all_sessions() {
+    let daemon = Daemon::setup().flag("--locks", "8").start();
+    let (mut first, mut second) = (V1::connect(&daemon.tcp()), V1::connect(&daemon.tcp()));
+    for (client, name, count) in [(&mut first, "a", 20), (&mut second, "b", 18)] {
+        for number in 0..count {
+            client.acquire(&format!("{name}{number}"));
+        }
+        refused_for(client, &json!({"op": "acquire", "lock": "one-more"}), "--locks");
+        refused_for(client, &json!({"op": "acquire", "locks": ["one-more", "two-more"]}), "--locks");
+    }
+    let mut original = Gob::connect(&daemon.tcp());
+    for number in 0..17 {
+        assert!(original.gets(&format!("c{number}")), "one of eight is left for those who come next");
+    }
+    assert!(!original.gets("c17"));
+    first.release("a0");
+    first.release("a1");
+    second.acquire("one-more");
+    drop((original, first));
+    eventually("sessions that ended make room", || {
+        let mut next = V1::connect(&daemon.tcp());
+        (0..18).all(|number| next.request(json!({"op": "acquire", "lock": format!("d{number}")}))["ok"] == true)
+    });
+}
+
+/// The same for requests that wait.
+#[test]
+fn waits_of_all_sessions() {
+    let daemon = Daemon::setup().flag("--waits", "8").start();
+    let mut holder = V1::connect(&daemon.tcp());
+    let wait = |number| json!({"id": number, "op": "acquire", "lock": format!("w{number}"), "wait_ms": null});
+    (0..21).for_each(|number| holder.acquire(&format!("w{number}")));
+    let (mut first, mut second) = (V1::connect(&daemon.tcp()), V1::connect(&daemon.tcp()));
+    for (client, count) in [(&mut first, 20), (&mut second, 18)] {
+        (0..count).for_each(|number| client.send(&wait(number)));
+        refused_for(client, &wait(20), "--waits");
+    }
+    for number in 0..2 {
+        first.send(&json!({"op": "cancel", "request": number}));
+        assert_eq!(first.receive()["error"], "cancelled");
+        assert_eq!(first.receive()["cancelled"], true);
+    }
+    second.send(&wait(20));
+    refused_for(&mut second, &wait(19), "--waits");
+    holder.release("w20");
+    assert_eq!(second.receive()["lock"], "w20", "it waited");
+}
+
+#[track_caller]
+fn refused_for(client: &mut V1, request: &Value, flag: &str) {
+    let reply = client.request(request.clone());
+    assert_eq!(reply["error"], "limit", "{reply}");
+    let message = reply["message"].as_str().unwrap_or_default();
+    assert!(message.contains(flag) && message.contains("try again later"), "{reply}");
+}
+
 /// A message ends in the middle, with FIN: the session ends, and its locks are free.
 #[test]
 fn half_messages_then_fin() {

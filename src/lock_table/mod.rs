@@ -40,6 +40,7 @@ use crate::clock;
 use crate::files::{OpenFile, Performed};
 use crate::limits::{self, SHEDS_PER_CALL_MAX};
 use crate::settings::Settings;
+use budget::Budget;
 use deadlocks::Deadlocks;
 use distrilock_engine::limits::SHARDS;
 use distrilock_engine::{Config, Effect, FileOp, Handed, Input, Outcome, Pace, SessionId, Timer};
@@ -82,6 +83,28 @@ pub enum Source<'a> {
     Daemon,
 }
 
+/// What there is for all sessions together. Of each, every session may always have some; what goes
+/// beyond that comes out of the budget.
+#[derive(Debug)]
+pub(crate) struct Budgets {
+    /// Locks that are held or being acquired.
+    pub(crate) locks: Budget,
+    /// Requests that wait.
+    pub(crate) waits: Budget,
+    /// Requests that do not wait, and have no answer.
+    pub(crate) unanswered: Budget,
+}
+
+impl Budgets {
+    fn new(settings: &Settings) -> Self {
+        Self {
+            locks: Budget::new(settings.locks),
+            waits: Budget::new(settings.waits),
+            unanswered: Budget::new(limits::UNANSWERED_MAX),
+        }
+    }
+}
+
 /// What all sessions of a daemon share.
 #[derive(Debug)]
 pub struct LockTable {
@@ -99,6 +122,8 @@ pub struct LockTable {
     pub deadlocks: Deadlocks,
     /// How long sessions keep their threads.
     pub turns: Arc<Turns>,
+    /// What there is for all sessions together.
+    pub(crate) budgets: Budgets,
     /// Messages that could come in floods.
     pub log: ThrottledLog,
     pub(crate) hints: Hints,
@@ -129,6 +154,7 @@ impl LockTable {
         };
         Self {
             mailboxes: Mailboxes::new(settings.sessions),
+            budgets: Budgets::new(&settings),
             settings,
             node,
             storage,

@@ -129,6 +129,11 @@ impl Shards {
         self.each().flat_map(|shard| shard.in_flight().cloned().collect::<Vec<_>>()).collect()
     }
 
+    /// The name as the engine has it: it shares its memory with all that is known of it.
+    pub(crate) fn own_name(&self, name: &LockName) -> Option<LockName> {
+        self.of(name).own_name(name).cloned()
+    }
+
     /// What is known of a name without asking the file system.
     #[must_use]
     pub fn view(&self, name: &LockName) -> Option<View> {

@@ -76,7 +76,12 @@ impl Pending {
 /// What is asked.
 impl Asking {
     pub(super) fn is_empty(&self) -> bool {
-        self.iter().next().is_none()
+        self.len() == 0
+    }
+
+    /// How many requests to the engine have no answer.
+    pub(super) fn len(&self) -> usize {
+        self.few.len() + self.many.as_ref().map_or(0, |many| many.pending.len())
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Pending> {
@@ -238,6 +243,18 @@ impl Asking {
             && let Some(many) = &mut self.many
         {
             if holds { many.counts.new_parts -= 1 } else { many.counts.new_parts += 1 }
+        }
+    }
+
+    /// One of many requests begins to wait: its name shares its memory with `own`, which is equal.
+    pub(super) fn share_name(&mut self, request: RequestId, own: impl FnOnce(&LockName) -> Option<LockName>) {
+        let Some(many) = &mut self.many else { return };
+        let Some(pending) = many.pending.get_mut(&request) else { return };
+        let Some(own) = own(&pending.name) else { return };
+        pending.name = own.clone();
+        if pending.acquires_alone() {
+            many.names.remove(&own);
+            many.names.insert(own, request);
         }
     }
 

@@ -112,6 +112,7 @@ impl Session {
                 return false;
             }
         }
+        self.discharge();
         self.table.mailboxes.close(self.id);
         true
     }

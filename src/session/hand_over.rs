@@ -86,7 +86,9 @@ impl Session {
         let HandedSession { id, codec, held, pending, acquires, next_request, introduction: _ } = handed;
         let session = Self::new(id, table, mailbox, codec.into());
         let asking = Asking::of_parts(pending, acquires, |lock| held.contains(lock));
-        Self { held, asking, next_request, ..session }
+        let mut session = Self { held, asking, next_request, ..session };
+        session.charge();
+        session
     }
 }
 

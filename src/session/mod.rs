@@ -6,6 +6,7 @@
 //! session ask is answered by a later notice.
 
 mod asking;
+mod budgets;
 mod bye;
 mod hand_over;
 mod multi;
@@ -27,6 +28,7 @@ use crate::lock_table::mailbox::{Mailbox, Notice};
 use crate::lock_table::{LockInput, LockTable, Source};
 use crate::slice::TimeSlice;
 use asking::Asking;
+use budgets::Charged;
 use bye::{Bye, Leaving};
 use distrilock_engine::{Answer, Asked, Input, RequestId, SessionId, Withdrawal};
 use distrilock_protocol::name::LockName;
@@ -66,6 +68,8 @@ pub struct Session {
     reading: Reading,
     /// Notices are left in the mailbox, since handling those before them took long.
     unread: bool,
+    /// What it has of the daemon's budgets.
+    charged: Charged,
 }
 
 /// Whether the session handles its notices right now.
@@ -147,6 +151,7 @@ impl Session {
             hands_over: false,
             reading: Reading::Idle,
             unread: false,
+            charged: Charged::default(),
         }
     }
 
@@ -179,7 +184,7 @@ impl Session {
     #[must_use]
     pub fn can_receive(&self) -> bool {
         let is_live = self.end.is_none() && self.bye.is_none() && !self.hands_over;
-        is_live && !self.unread && !self.asking.any_of_v0()
+        is_live && !self.unread && !self.asking.any_of_v0() && !self.asks_too_much()
     }
 
     /// Whether it has something to do for which no message, notice or deadline has to come.
@@ -253,6 +258,7 @@ impl Session {
         };
         self.reading = Reading::Idle;
         NOTICES.set(notices);
+        self.charge();
         // All answers are in: a request that is still pending waits.
         if !self.unread && std::mem::take(&mut self.entangled) && self.asking.waits() > 0 {
             self.table.deadlocks.look();

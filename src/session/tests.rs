@@ -3,6 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::lock_table::Budgets;
 
 /// A daemon's lock table over a directory of its own.
 struct Table {
@@ -128,11 +129,19 @@ proptest! {
                 client.read();
                 client.0.asking.check(|lock| client.0.held.contains(lock));
             }
+            let beyond_one = |count: fn(&Session) -> usize| -> usize {
+                clients.iter().map(|client| count(&client.0).saturating_sub(1)).sum()
+            };
+            let locks = beyond_one(|session| session.held.len() + session.asking.acquiring());
+            prop_assert_eq!(table.table.budgets.locks.taken(), locks);
+            prop_assert_eq!(table.table.budgets.waits.taken(), beyond_one(|session| session.asking.waits()));
         }
         for client in &mut clients {
             while !client.0.leave(&mut TimeSlice::begin()) {}
         }
         prop_assert_eq!(table.table.shards.count(), (0, 0), "everything was released");
+        let Budgets { locks, waits, unanswered } = &table.table.budgets;
+        prop_assert_eq!((locks.taken(), waits.taken(), unanswered.taken()), (0, 0, 0), "everything was given back");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Requests of version 0.1 and their replies, word for word like the original's (docs/protocol.md,
 //! chapter 8).
 
+use super::budgets::Full;
 use super::{Kind, ReplyTo, Session};
 use distrilock_engine::fault::{Fault, Operation};
 use distrilock_engine::{Answer, Input, Mode};
@@ -27,11 +28,6 @@ impl Session {
         };
         let to = ReplyTo::V0(form, command);
         match command {
-            v0::ACQUIRE if self.full(usize::from(!self.held.contains(&name))) => {
-                let reason =
-                    format!("this session has {} locks, as many as it may", self.table.settings.locks_per_session);
-                self.answer_v0(form, command, &request.name, Outcome::Failed, &reason, out);
-            }
             // The session waits for this name with a request of version 1.
             v0::ACQUIRE if self.asking.acquires(&name) => {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, v0::OTHER_SESSION, out);
@@ -40,16 +36,27 @@ impl Session {
             v0::RELEASE | v0::VERIFY if self.asking.gathers(&name) => {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, v0::NOT_FOUND, out);
             }
-            v0::ACQUIRE => self.ask(&name, Kind::Try, to, out, |asked| Input::Acquire {
-                asked,
-                want: Mode::Exclusive.into(),
-                wait: false,
-            }),
+            v0::ACQUIRE => self.acquire_v0(&name, form, command, out),
             // The original deletes the file, and reports if somebody has already done so.
             v0::RELEASE => self.ask(&name, Kind::Release, to, out, Input::ReleaseAndLook),
             v0::VERIFY => self.ask(&name, Kind::Verify, to, out, Input::Verify),
             _ => self.ask(&name, Kind::Peek, to, out, Input::Peek),
         }
+    }
+
+    fn acquire_v0(&mut self, name: &LockName, form: Form, command: u8, out: &mut Vec<u8>) {
+        let new = usize::from(!self.held.contains(name));
+        if let Some(full) = self.refusal_of_locks(new) {
+            let reason = match full {
+                Full::Session => {
+                    format!("this session has {} locks, as many as it may", self.table.settings.locks_per_session)
+                }
+                Full::Daemon => "all sessions together have as many locks as they may".into(),
+            };
+            return self.answer_v0(form, command, name.as_str().as_bytes(), Outcome::Failed, &reason, out);
+        }
+        let input = |asked| Input::Acquire { asked, want: Mode::Exclusive.into(), wait: false };
+        self.ask(name, Kind::Try, ReplyTo::V0(form, command), out, input);
     }
 
     /// The original notices when it opens the file. Commands that open none find no lock.

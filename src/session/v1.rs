@@ -64,41 +64,11 @@ impl Session {
         }
         let kind = if wait == Wait::No { Kind::Try } else { Kind::Wait };
         let asked = self.pend(lock, kind, ReplyTo::V1(id), deadline(wait));
+        let request = asked.request;
         self.submit(lock, Input::Acquire { asked, want, wait: kind == Kind::Wait }, out);
-    }
-
-    /// Why the session may not acquire these locks together, if it may not. The locks differ from
-    /// each other.
-    pub(super) fn refusal_of_acquire<'a>(
-        &self,
-        locks: impl IntoIterator<Item = &'a LockName> + Clone,
-        wait: Wait,
-    ) -> Option<(ErrorWord, String)> {
-        let settings = &self.table.settings;
-        let new = locks.clone().into_iter().filter(|lock| !self.held.contains(*lock)).count();
-        let waits = self.asking.waits();
-        if self.full(new) {
-            let message = format!(
-                "this session cannot hold or acquire more than {} locks at once (--locks-per-session)",
-                settings.locks_per_session
-            );
-            Some((ErrorWord::Limit, message))
-        } else if wait != Wait::No && waits >= settings.waits_per_session {
-            let message =
-                format!("{waits} requests of this session are waiting, which is the limit (--waits-per-session)");
-            Some((ErrorWord::Limit, message))
-        } else if let Some(lock) = locks.into_iter().find(|lock| self.asking.acquires(lock)) {
-            let message = format!("a request of this session already waits for the lock {lock}");
-            Some((ErrorWord::BadRequest, message))
-        } else {
-            None
+        if kind == Kind::Wait {
+            self.asking.share_name(request, |name| self.table.shards.own_name(name));
         }
-    }
-
-    /// Whether the session would exceed its limit of locks with `new` more.
-    pub(super) fn full(&self, new: usize) -> bool {
-        let locks = self.held.len() + self.asking.acquiring() + new;
-        new > 0 && locks > self.table.settings.locks_per_session
     }
 
     fn cancel(&mut self, id: Option<&Id>, request: &Id, out: &mut Vec<u8>) {

@@ -452,6 +452,12 @@ impl<F> Engine<F> {
         (queues, None)
     }
 
+    /// The name as the engine has it, if anything is known of it.
+    #[must_use]
+    pub fn own_name(&self, name: &LockName) -> Option<&LockName> {
+        self.records.get_key_value(name).map(first)
+    }
+
     /// What is known of a name.
     #[must_use]
     pub fn view(&self, name: &LockName) -> Option<View> {

@@ -154,7 +154,13 @@ impl<T: Entry> Line<T> {
             self.lengthen();
         }
         match &mut self.entries {
-            Entries::Short(entries) => entries.push_back((ticket, entry)),
+            Entries::Short(entries) => {
+                // Most names have one holder.
+                if entries.capacity() == 0 {
+                    entries.reserve_exact(1);
+                }
+                entries.push_back((ticket, entry));
+            }
             Entries::Long(long) => long.add(ticket, entry),
         }
     }
