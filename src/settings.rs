@@ -76,8 +76,8 @@ pub struct Settings {
     #[arg(long, value_name = "N", default_value_t = limits::SESSIONS_MAX)]
     pub sessions: usize,
 
-    /// Maximum number of locks that all sessions together hold or are acquiring, beyond 16 that each
-    /// may always have
+    /// Maximum number of locks that all sessions together hold or are acquiring, beyond 16 that
+    /// each may always have
     #[arg(long, value_name = "N", default_value_t = limits::LOCKS_MAX)]
     pub locks: usize,
 

@@ -447,9 +447,9 @@ fn limits_of_a_session() {
     });
 }
 
-/// The limits of all sessions together, locks: 16 are always every session's own. Of eight more, the
-/// first session gets half, the second half of the rest, and whoever gives some back makes room. Each
-/// refusal names the limit.
+/// The limits of all sessions together, locks: 16 are always every session's own. Of eight more,
+/// the first session gets half, the second half of the rest, and whoever gives some back makes
+/// room. Each refusal names the limit.
 #[test]
 fn locks_of_all_sessions() {
     let daemon = Daemon::setup().flag("--locks", "8").start();
