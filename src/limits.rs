@@ -67,6 +67,10 @@ pub const NOTICES_AT_ONCE: usize = 16;
 /// no more than an index does.
 pub const FEW_REQUESTS_MAX: usize = if cfg!(test) { 2 } else { 16 };
 
+/// A session that holds more names than this keeps them in a tree. Up to it, a sorted list is
+/// smaller and no slower.
+pub const FEW_NAMES_MAX: usize = if cfg!(test) { 4 } else { 16 };
+
 /// A turn of a session that is at least this long, in milliseconds, shows in STATUS=: a few hundred
 /// times what a request takes.
 pub const TURN_SHOWN_MS: u128 = 5;

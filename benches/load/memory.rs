@@ -1,5 +1,6 @@
 //! What idle sessions cost that hold a lock: resident memory, and CPU.
 
+use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use crate::report::{Table, figure, median, ratio};
 use crate::server::{Server, Site};
 
 const IDLE: Duration = Duration::from_secs(5);
+
+/// How many threads open sessions at once.
+const OPENERS: u8 = 8;
 
 struct Point {
     bytes_per_session: f64,
@@ -49,16 +53,41 @@ fn measure(site: &Site, dialect: Dialect, sessions: u64) -> Result<Point> {
     let server = Server::start(site, dialect)?;
     let process = server.process();
     let resident_before = process.resident_bytes()?;
-    let mut streams = Vec::new();
-    for number in 0..sessions {
-        let mut stream = connect(dialect, server.address(dialect)).with_context(|| format!("session {number}"))?;
-        let acquire = dialect.exchange(Verb::Acquire, &numbered_name(number), false);
-        acquire.complete(&mut stream).with_context(|| format!("session {number}"))?;
-        streams.push(stream);
-    }
+    let streams = burst(&server, dialect, sessions)?;
     let cpu_before = process.cpu()?;
     thread::sleep(IDLE);
     let idle_cpu = process.cpu()? - cpu_before;
     let resident = process.resident_bytes()?.saturating_sub(resident_before);
+    drop(streams);
     Ok(Point { bytes_per_session: resident as f64 / sessions as f64, idle_cpu_ms: idle_cpu.as_secs_f64() * 1e3 })
+}
+
+/// Opens the sessions in a burst, as clients come back after an outage: several threads connect at
+/// once, and no session waits for the one before it. What a connection takes only while it is
+/// established must not stay.
+fn burst(server: &Server, dialect: Dialect, sessions: u64) -> Result<Vec<TcpStream>> {
+    thread::scope(|scope| {
+        let openers: Vec<_> =
+            (0..u64::from(OPENERS)).map(|first| scope.spawn(move || open(server, dialect, first, sessions))).collect();
+        let mut streams = Vec::new();
+        for opener in openers {
+            streams.extend(opener.join().expect("an opener does not panic")?);
+        }
+        Ok(streams)
+    })
+}
+
+/// Opens every [`OPENERS`]th session.
+fn open(server: &Server, dialect: Dialect, first: u64, sessions: u64) -> Result<Vec<TcpStream>> {
+    let numbers = || (first..sessions).step_by(usize::from(OPENERS));
+    let connected = numbers().map(|number| {
+        let stream = connect(dialect, server.address(dialect));
+        stream.with_context(|| format!("session {number}"))
+    });
+    let mut streams: Vec<_> = connected.collect::<Result<_>>()?;
+    for (number, stream) in numbers().zip(&mut streams) {
+        let acquire = dialect.exchange(Verb::Acquire, &numbered_name(number), false);
+        acquire.complete(stream).with_context(|| format!("session {number}"))?;
+    }
+    Ok(streams)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::Admission;
-use super::connection::{self, Opened, serve};
+use super::connection::{Connection, Opened};
 use super::hand_over::Frozen;
 use super::stream::{Accepted, Listening, Stream, farewell};
 use super::threads::SessionThreads;
@@ -45,7 +45,7 @@ pub async fn accept(table: Arc<LockTable>, threads: Arc<SessionThreads>, listeni
                 pause = PAUSE_MIN;
                 let (table, admission) = (Arc::clone(&table), Arc::clone(&admission));
                 threads.spawn(async move {
-                    let served = establish(table, &admission, accepted, peer.clone(), transport).await;
+                    let served = establish(table, admission, accepted, peer.clone(), transport).await;
                     served.unwrap_or_else(|error| {
                         tracing::debug!(PEER = peer, "connection of {peer} ended before it was a session: {error}");
                         None
@@ -93,38 +93,36 @@ fn exhausted(error: &io::Error) -> bool {
 
 /// Continues a connection of the previous process.
 pub fn resume(table: &Arc<LockTable>, threads: &Arc<SessionThreads>, frozen: Frozen) {
-    threads.spawn(connection::resume(Arc::clone(table), frozen.into()));
+    threads.spawn(Connection::resume(Arc::clone(table), frozen.into()));
 }
 
-/// Makes a session of a connection, and serves it.
+/// Makes a session of a connection, if it may be one.
 async fn establish(
     table: Arc<LockTable>,
-    admission: &Admission,
+    admission: Arc<Admission>,
     accepted: Accepted,
     peer: String,
     transport: Transport,
-) -> io::Result<Option<Frozen>> {
+) -> io::Result<Option<Connection>> {
     let stream = Stream::new(accepted, table.settings.dead_after)?;
     let room = table.mailboxes.check_room().inspect_err(|too_many| table.log.too_many(*too_many));
     match (transport, room) {
         (Transport::Stream, Ok(())) => match table.mailboxes.open() {
             Ok(mailbox) => {
                 let opened = Opened { stream, peer, codec: Codec::stream(), first: Vec::new(), mailbox };
-                return Ok(Box::pin(serve(table, opened)).await);
+                return Ok(Some(Connection::open(table, opened)));
             }
             Err(too_many) => turn_away(stream, too_many).await,
         },
         (Transport::Stream, Err(too_many)) => turn_away(stream, too_many).await,
         (Transport::WebSocket, Ok(())) => {
-            // Boxed: the handshake's state is large, and a session lives much longer than the
-            // handshake.
-            let shaken = Box::pin(shake_hands(stream, admission)).await?;
+            let shaken = shake_hands(stream, &admission).await?;
             // If the last place has been taken meanwhile, the connection is closed.
             if let Some((stream, first)) = shaken
                 && let Ok(mailbox) = table.mailboxes.open()
             {
                 let opened = Opened { stream, peer, codec: Codec::websocket(), first, mailbox };
-                return Ok(Box::pin(serve(table, opened)).await);
+                return Ok(Some(Connection::open(table, opened)));
             }
         }
         (Transport::WebSocket, Err(too_many)) => match stream {

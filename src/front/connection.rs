@@ -5,18 +5,17 @@
 //! connection keeps only the rest of an incomplete message, or a short reply.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
 use super::hand_over::{Frozen, Parts};
 use super::stream::{Stream, farewell};
-use super::write_batch;
+use super::write_batch::{self, Wait};
 use crate::limits::{HANG_UP_CHECK_MS, OUTBOX_BYTES_PAUSE, READ_BYTES_MAX, REQUESTS_PER_TURN_MAX};
 use crate::lock_table::mailbox::{Mailbox, OpenedMailbox};
 use crate::lock_table::{LockTable, Offender};
@@ -31,10 +30,12 @@ thread_local! {
 /// Room for most replies, so that one does not grow piece by piece.
 const REPLY_BYTES: usize = 128;
 
-struct Connection {
+pub(super) struct Connection {
     stream: Stream,
     session: Session,
     mailbox: Arc<Mailbox>,
+    /// The peer, for logs.
+    peer: Box<str>,
     /// Bytes that have arrived and are not a whole message yet, or may not be handled yet.
     input: Vec<u8>,
     /// Bytes that the socket has not taken yet.
@@ -44,6 +45,8 @@ struct Connection {
     unsent: bool,
     /// The input may have a whole message: it was its turn's last, or the client has to read first.
     held_back: bool,
+    /// The replies of a turn are written when the batch has ended.
+    batch: Wait,
     /// Runs until the first of the session's waits is over.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -62,7 +65,7 @@ enum Wake {
 
 /// How a connection ended.
 #[derive(Debug)]
-enum Ended {
+pub(super) enum Ended {
     /// The session has ended it.
     Session,
     /// The peer sent FIN.
@@ -72,6 +75,9 @@ enum Ended {
     /// The next process of the daemon continues it.
     HandedOver,
 }
+
+/// The end of a connection whose session is over.
+pub(super) type Farewell = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A connection that has become a session.
 pub(super) struct Opened {
@@ -84,76 +90,69 @@ pub(super) struct Opened {
     pub(super) mailbox: OpenedMailbox,
 }
 
-/// Serves a connection until it ends. Returns it if the next process continues it.
-pub(super) async fn serve(table: Arc<LockTable>, opened: Opened) -> Option<Frozen> {
-    let Opened { stream, peer, codec, first, mailbox: OpenedMailbox { id, mailbox } } = opened;
-    let outbox_bytes_max = table.settings.outbox_bytes;
-    let session = Session::new(id, table, Arc::clone(&mailbox), codec);
-    tracing::debug!(SESSION = %id, PEER = peer, "session {id} from {peer}");
-    let connection = Connection {
-        stream,
-        session,
-        mailbox,
-        input: first,
-        output: Vec::new(),
-        outbox_bytes_max,
-        unsent: false,
-        held_back: false,
-        timer: None,
-    };
-    connection.serve(&peer).await
-}
-
-/// Continues a connection of the previous process.
-pub(super) async fn resume(table: Arc<LockTable>, parts: Parts) -> Option<Frozen> {
-    let Parts { accepted, peer, mut session, mailbox, input, output } = parts;
-    let stream = match Stream::new(accepted, table.settings.dead_after) {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::debug!(PEER = peer, "session {} of {peer} ended: {error}", session.id());
-            while !session.leave(&mut TimeSlice::begin()) {
-                write_batch::ended().await;
-            }
-            return None;
-        }
-    };
-    let (outbox_bytes_max, unsent) = (table.settings.outbox_bytes, !output.is_empty());
-    let (held_back, timer) = (false, None);
-    let connection = Connection { stream, session, mailbox, input, output, outbox_bytes_max, unsent, held_back, timer };
-    connection.serve(&peer).await
-}
-
 impl Connection {
-    async fn serve(mut self, peer: &str) -> Option<Frozen> {
-        let ended = self.run().await;
-        if matches!(ended, Ended::HandedOver) {
-            return self.freeze();
-        }
-        while !self.session.leave(&mut TimeSlice::begin()) {
-            write_batch::ended().await;
-        }
-        self.log(peer, &ended);
-        if matches!(ended, Ended::Session) {
-            farewell(&self.stream, &self.output).await;
-        }
-        None
+    /// A connection that has become a session.
+    pub(super) fn open(table: Arc<LockTable>, opened: Opened) -> Self {
+        let Opened { stream, peer, codec, first, mailbox: OpenedMailbox { id, mailbox } } = opened;
+        tracing::debug!(SESSION = %id, PEER = peer, "session {id} from {peer}");
+        let outbox_bytes_max = table.settings.outbox_bytes;
+        let session = Session::new(id, table, Arc::clone(&mailbox), codec);
+        Self::new(stream, peer, session, mailbox, first, Vec::new(), outbox_bytes_max)
     }
 
-    fn freeze(self) -> Option<Frozen> {
-        let Self { stream, session, mailbox, input, output, .. } = self;
-        let table = Arc::clone(session.table());
-        // A socket that cannot be taken from the runtime is closed with its session when this
-        // process ends.
-        let frozen = Frozen::new(stream, session, mailbox, input, output);
-        frozen.inspect_err(|error| table.log.not_handed_over(error)).ok()
+    /// Continues a connection of the previous process. Returns `None` if its socket cannot be
+    /// watched.
+    pub(super) async fn resume(table: Arc<LockTable>, parts: Parts) -> Option<Self> {
+        let Parts { accepted, peer, mut session, mailbox, input, output } = parts;
+        match Stream::new(accepted, table.settings.dead_after) {
+            Ok(stream) => Some(Self::new(stream, peer, session, mailbox, input, output, table.settings.outbox_bytes)),
+            Err(error) => {
+                tracing::debug!(PEER = peer, "session {} of {peer} ended: {error}", session.id());
+                while !session.leave(&mut TimeSlice::begin()) {
+                    write_batch::ended().await;
+                }
+                None
+            }
+        }
     }
 
-    async fn run(&mut self) -> Ended {
-        // What arrived with the handshake may be a request.
-        self.held_back = !self.input.is_empty();
+    fn new(
+        stream: Stream,
+        peer: String,
+        session: Session,
+        mailbox: Arc<Mailbox>,
+        input: Vec<u8>,
+        output: Vec<u8>,
+        outbox_bytes_max: usize,
+    ) -> Self {
+        Self {
+            stream,
+            session,
+            mailbox,
+            peer: peer.into(),
+            unsent: !output.is_empty(),
+            // What arrived with the handshake may be a request.
+            held_back: !input.is_empty(),
+            input,
+            output,
+            outbox_bytes_max,
+            batch: Wait::Over,
+            timer: None,
+        }
+    }
+
+    /// Serves the connection until it ends.
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         loop {
-            let wake = poll_fn(|cx| self.poll(cx)).await;
-            let ended = match wake {
+            // Even with nothing to write: no connection continues for ever before the others have
+            // had their turn.
+            ready!(self.batch.poll(cx));
+            if self.unsent
+                && let Some(ended) = self.write()
+            {
+                return Poll::Ready(ended);
+            }
+            let ended = match ready!(self.poll(cx)) {
                 Ok(Wake::Readable) => self.read(),
                 Ok(Wake::Writable) => self.write(),
                 Ok(Wake::Notices) => self.turn(|connection, slice, out| {
@@ -171,17 +170,39 @@ impl Connection {
                 Err(error) => Some(Ended::Failed(error)),
             };
             if let Some(ended) = ended {
-                return ended;
+                return Poll::Ready(ended);
             }
-            // Even with nothing to write: no connection continues for ever before the others have
-            // had their turn.
-            write_batch::ended().await;
-            if self.unsent
-                && let Some(ended) = self.write()
-            {
-                return ended;
-            }
+            self.batch = Wait::Due;
         }
+    }
+
+    /// Releases what the session of a connection that has ended holds and wants, with pauses.
+    pub(super) fn poll_leave(&mut self, cx: &Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.batch.poll(cx));
+            if self.session.leave(&mut TimeSlice::begin()) {
+                return Poll::Ready(());
+            }
+            self.batch = Wait::Due;
+        }
+    }
+
+    /// Takes leave of a connection whose session has left. Returns the last bytes on their way, if
+    /// there are any.
+    pub(super) fn part(self, ended: &Ended) -> Option<Farewell> {
+        self.log(ended);
+        matches!(ended, Ended::Session)
+            .then(|| -> Farewell { Box::pin(async move { farewell(&self.stream, &self.output).await }) })
+    }
+
+    /// For the next process.
+    pub(super) fn freeze(self) -> Option<Frozen> {
+        let Self { stream, session, mailbox, input, output, .. } = self;
+        let table = Arc::clone(session.table());
+        // A socket that cannot be taken from the runtime is closed with its session when this
+        // process ends.
+        let frozen = Frozen::new(stream, session, mailbox, input, output);
+        frozen.inspect_err(|error| table.log.not_handed_over(error)).ok()
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Wake>> {
@@ -329,8 +350,8 @@ impl Connection {
         handled
     }
 
-    fn log(&self, peer: &str, ended: &Ended) {
-        let (id, dialect) = (self.session.id(), self.session.codec().dialect().word());
+    fn log(&self, ended: &Ended) {
+        let (peer, id, dialect) = (&*self.peer, self.session.id(), self.session.codec().dialect().word());
         match (ended, self.session.ended()) {
             (_, Some(End::Violation(violation))) => {
                 self.session.table().log.violation(Offender { session: id, peer, dialect }, violation);

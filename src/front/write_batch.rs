@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 /// A batch ends when this many connections wait for its end, so that a thread that always has
 /// something to read writes, too.
@@ -15,23 +15,46 @@ thread_local! {
     static WAITING: RefCell<Vec<Waker>> = const { RefCell::new(Vec::new()) };
 }
 
+/// A connection's wait for the end of the batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// It does not wait.
+    #[default]
+    Over,
+    /// It is about to wait.
+    Due,
+    /// It waits; what wakes it next is the end.
+    Begun,
+}
+
+impl Wait {
+    /// Ready when the thread has read everything that has arrived.
+    pub(super) fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
+        match self {
+            Self::Over => Poll::Ready(()),
+            Self::Begun => {
+                *self = Self::Over;
+                Poll::Ready(())
+            }
+            Self::Due => {
+                *self = Self::Begun;
+                let waiting = WAITING.with_borrow_mut(|waiting| {
+                    waiting.push(cx.waker().clone());
+                    waiting.len()
+                });
+                if waiting >= WAITING_MAX {
+                    end();
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
 /// Waits until the thread has read everything that has arrived.
 pub(super) async fn ended() {
-    let mut is_over = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut is_over, true) {
-            return Poll::Ready(());
-        }
-        let waiting = WAITING.with_borrow_mut(|waiting| {
-            waiting.push(cx.waker().clone());
-            waiting.len()
-        });
-        if waiting >= WAITING_MAX {
-            end();
-        }
-        Poll::Pending
-    })
-    .await;
+    let mut wait = Wait::Due;
+    poll_fn(|cx| wait.poll(cx)).await;
 }
 
 /// Ends the batch. The runtime of a thread that serves connections calls this before it parks; if a

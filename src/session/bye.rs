@@ -3,7 +3,6 @@
 //! is over for another reason leaves.
 
 use std::collections::BTreeSet;
-use std::ops::Bound;
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
@@ -70,16 +69,13 @@ impl Session {
                     }
                     None => *stage = Stage::Release(None),
                 },
-                Stage::Release(after) => {
-                    let start = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-                    match self.held.range::<LockName, _>((start, Bound::Unbounded)).next().cloned() {
-                        Some(name) => {
-                            *after = Some(name.clone());
-                            self.ask(&name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
-                        }
-                        None => *stage = Stage::Asked,
+                Stage::Release(after) => match self.held.next(after.as_ref()).cloned() {
+                    Some(name) => {
+                        *after = Some(name.clone());
+                        self.ask(&name, Kind::Release, ReplyTo::Nobody, out, Input::Release);
                     }
-                }
+                    None => *stage = Stage::Asked,
+                },
                 Stage::Asked => {}
             }
             if slice.is_over() {
@@ -121,7 +117,8 @@ impl Session {
     fn all_names(&mut self) -> Leaving {
         let (pending, acquires) = std::mem::take(&mut self.asking).into_parts();
         let gathered = acquires.iter().flat_map(MultiAcquire::gathered).cloned();
-        let mut has: BTreeSet<LockName> = std::mem::take(&mut self.held).into_iter().chain(gathered).collect();
+        let mut has: BTreeSet<LockName> = std::mem::take(&mut self.held).into_set();
+        has.extend(gathered);
         let (waiting, asking): (Vec<_>, Vec<_>) = pending.into_iter().partition(|pending| pending.kind == Kind::Wait);
         has.extend(asking.into_iter().map(|pending| pending.name));
         let waits: BTreeSet<LockName> =

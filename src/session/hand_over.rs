@@ -77,7 +77,15 @@ impl Session {
         let introduction = self.mailbox.introduction();
         let Self { id, codec, held, asking, next_request, .. } = self;
         let (pending, acquires) = asking.into_parts();
-        HandedSession { id, codec: HandedCodec::from(&codec), held, pending, acquires, next_request, introduction }
+        HandedSession {
+            id,
+            codec: HandedCodec::from(&codec),
+            held: held.into_set(),
+            pending,
+            acquires,
+            next_request,
+            introduction,
+        }
     }
 
     /// The same session in the next process.
@@ -86,7 +94,7 @@ impl Session {
         let HandedSession { id, codec, held, pending, acquires, next_request, introduction: _ } = handed;
         let session = Self::new(id, table, mailbox, codec.into());
         let asking = Asking::of_parts(pending, acquires, |lock| held.contains(lock));
-        let mut session = Self { held, asking, next_request, ..session };
+        let mut session = Self { held: held.into_iter().collect(), asking, next_request, ..session };
         session.charge();
         session
     }

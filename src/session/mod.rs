@@ -9,6 +9,7 @@ mod asking;
 mod budgets;
 mod bye;
 mod hand_over;
+mod held;
 mod multi;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,6 @@ mod v0;
 mod v1;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -35,6 +35,7 @@ use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{Event, Id, Rejected};
 use distrilock_protocol::{Codec, Dialect, Form, Incoming, Violation};
 pub use hand_over::HandedSession;
+use held::Held;
 use multi::MultiRelease;
 
 thread_local! {
@@ -49,7 +50,7 @@ pub struct Session {
     table: Arc<LockTable>,
     mailbox: Arc<Mailbox>,
     codec: Codec,
-    held: BTreeSet<LockName>,
+    held: Held,
     asking: Asking,
     releases: Vec<MultiRelease>,
     next_request: u64,
@@ -139,7 +140,7 @@ impl Session {
             table,
             mailbox,
             codec,
-            held: BTreeSet::new(),
+            held: Held::default(),
             asking: Asking::default(),
             releases: Vec::new(),
             next_request: 0,

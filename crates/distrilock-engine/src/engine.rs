@@ -34,7 +34,8 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Engine<F> {
     pub(crate) config: Config,
-    pub(crate) records: BTreeMap<LockName, Record<F>>,
+    /// Boxed: on average, half of the places in a tree's nodes are empty.
+    pub(crate) records: BTreeMap<LockName, Box<Record<F>>>,
     /// Names whose file was idle at some time since they joined the queue, oldest first. A name
     /// leaves it when it retires, or when its turn comes and it is not idle.
     lingering: VecDeque<LockName>,
@@ -404,7 +405,8 @@ impl<F> Engine<F> {
     /// How many locks sessions hold, and how many requests wait.
     #[must_use]
     pub fn count(&self) -> (usize, usize) {
-        let add = |(held, waiting), record: &Record<F>| (held + record.holders.len(), waiting + record.waiters.len());
+        let add =
+            |(held, waiting), record: &Box<Record<F>>| (held + record.holders.len(), waiting + record.waiters.len());
         self.records.values().fold((0, 0), add)
     }
 
@@ -426,7 +428,7 @@ impl<F> Engine<F> {
 
     fn after(&self, after: Option<&LockName>) -> impl Iterator<Item = (&LockName, &Record<F>)> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.records.range::<LockName, _>((start, Bound::Unbounded))
+        self.records.range::<LockName, _>((start, Bound::Unbounded)).map(|(name, record)| (name, &**record))
     }
 
     /// The queues of names after `after` that requests wait for, in order, and the name after which
@@ -455,7 +457,7 @@ impl<F> Engine<F> {
     /// The name as the engine has it, if anything is known of it.
     #[must_use]
     pub fn own_name(&self, name: &LockName) -> Option<&LockName> {
-        self.records.get_key_value(name).map(first)
+        self.records.get_key_value(name).map(|(name, _)| name)
     }
 
     /// What is known of a name.

@@ -79,10 +79,11 @@ impl<F> Engine<F> {
     /// Takes out what the next process needs. Names with an operation in flight stay, since it may
     /// still be completed; the engine is not used for anything else after that.
     pub fn hand_over(&mut self) -> Vec<Handed<F>> {
-        let in_flight = |(_, record): &(LockName, Record<F>)| record.file.is_in_flight();
+        let in_flight = |(_, record): &(LockName, Box<Record<F>>)| record.file.is_in_flight();
         let (busy, records) = std::mem::take(&mut self.records).into_iter().partition::<BTreeMap<_, _>, _>(in_flight);
         self.records = busy;
-        let handed = |(name, record): (LockName, Record<F>)| {
+        let handed = |(name, record): (LockName, Box<Record<F>>)| {
+            let record = *record;
             let unused = record.is_unused();
             let (file, locked) = match record.file {
                 File::InFlight { .. } => unreachable!("they stay"),
@@ -113,7 +114,7 @@ impl<F> Engine<F> {
             None => File::idle(file),
         };
         let (holders, waiters) = (holders.into_iter().collect(), waiters.into_iter().map(Waiter::taken_over).collect());
-        self.records.insert(name.clone(), Record { file, holders, waiters, ..Record::default() });
+        self.records.insert(name.clone(), Box::new(Record { file, holders, waiters, ..Record::default() }));
         let cx = &mut self.about(&name, effects);
         for session in dead {
             self.leave(cx, session);
