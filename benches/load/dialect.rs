@@ -31,6 +31,8 @@ pub(crate) fn numbered_name(mut number: u64) -> Name {
 pub(crate) enum Dialect {
     /// The reference: SET NX PX and DEL to a redis-server.
     Redis,
+    /// The bare server of this benchmark, in the words of `V1Tcp`.
+    Floor,
     /// Version 1, JSON lines over TCP.
     V1Tcp,
     /// Version 0.1, a gob stream over TCP.
@@ -174,12 +176,18 @@ impl Dialect {
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Redis => "redis",
+            Self::Floor => "floor",
             Self::V1Tcp => "v1-tcp",
             Self::GobTcp => "gob-tcp",
             Self::V1Ws => "v1-ws",
             Self::JsonWs => "json-ws",
             Self::GobWs => "gob-ws",
         }
+    }
+
+    /// Whether it is spoken with the daemon.
+    pub(crate) fn is_daemon(self) -> bool {
+        !matches!(self, Self::Redis | Self::Floor)
     }
 
     /// Whether the dialect's sessions are opened on the WebSocket port.
@@ -192,7 +200,7 @@ impl Dialect {
     pub(crate) fn exchange(self, verb: Verb, name: &Name, wait: bool) -> Exchange {
         match self {
             Self::Redis => redis(verb, name),
-            Self::V1Tcp | Self::V1Ws => self.version_1(verb, name, wait),
+            Self::Floor | Self::V1Tcp | Self::V1Ws => self.version_1(verb, name, wait),
             Self::JsonWs => json_0_1(verb, name),
             Self::GobTcp | Self::GobWs => self.gob(verb, name),
         }

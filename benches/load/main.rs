@@ -6,6 +6,7 @@
 
 mod dialect;
 mod drive;
+mod floor;
 mod memory;
 mod report;
 mod server;
@@ -31,7 +32,7 @@ struct Arguments {
     /// Run one short round with 64 connections and warm names, to show that everything works.
     #[arg(long)]
     quick: bool,
-    /// Measure only these dialects, besides redis.
+    /// Measure only these dialects, besides redis and the floor.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Dialect>,
     /// Measure only these scenarios.
@@ -56,6 +57,12 @@ struct Arguments {
     /// Daemon to measure in place of this project's.
     #[arg(long, default_value = env!("CARGO_BIN_EXE_distrilockd"))]
     daemon: PathBuf,
+    /// Be the floor, the bare server, on this directory.
+    #[arg(long, hide = true)]
+    floor: Option<PathBuf>,
+    /// The floor deletes each lock file on release.
+    #[arg(long, hide = true, requires = "floor")]
+    floor_deletes: bool,
     /// `cargo bench` passes this to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -67,6 +74,8 @@ enum Scenario {
     Warm,
     /// A new name for each pair.
     Cold,
+    /// A new name for each pair, with a daemon that deletes lock files on release.
+    ColdNoLinger,
     /// All connections on one name.
     Contended,
     /// Idle sessions that each hold a lock.
@@ -77,6 +86,9 @@ enum Scenario {
 
 fn main() -> Result<()> {
     let mut arguments = Arguments::parse();
+    if let Some(directory) = &arguments.floor {
+        return floor::serve(directory, arguments.floor_deletes);
+    }
     ensure!(arguments.seconds > 0.0 && arguments.seconds.is_finite(), "--seconds must be above 0");
     if arguments.quick {
         arguments.scenario = vec![Scenario::Warm];
@@ -96,8 +108,8 @@ fn main() -> Result<()> {
 
     let redis = redis_version();
     let dialects = chosen_dialects(&arguments.only, redis.is_some());
-    ensure!(!dialects.is_empty(), "redis-server is not installed");
-    let site = Site { daemon: arguments.daemon.clone(), base: base_directory(arguments.dir.as_deref()) };
+    ensure!(redis.is_some() || !arguments.only.contains(&Dialect::Redis), "redis-server is not installed");
+    let site = Site { daemon: arguments.daemon.clone(), base: base_directory(arguments.dir.as_deref()), linger: None };
     println!("{}\n", machine(&site, &dialects, redis.as_deref())?);
     for scenario in &arguments.scenario {
         run(*scenario, &arguments, &site, &dialects)?;
@@ -107,14 +119,21 @@ fn main() -> Result<()> {
 
 fn run(scenario: Scenario, arguments: &Arguments, site: &Site, dialects: &[Dialect]) -> Result<()> {
     let rounds = usize::from(arguments.rounds);
+    let kept = |keeps: fn(&Dialect) -> bool| dialects.iter().copied().filter(keeps).collect::<Vec<_>>();
+    let without_floor = kept(|dialect| *dialect != Dialect::Floor);
     match scenario {
         Scenario::Warm => throughput("Warm: one name per connection", Names::Warm, arguments, site, dialects),
         Scenario::Cold => throughput("Cold: a new name for each pair", Names::Cold, arguments, site, dialects),
+        Scenario::ColdNoLinger => {
+            let site = Site { linger: Some("0"), ..site.clone() };
+            let compared = kept(|dialect| matches!(dialect, Dialect::Redis | Dialect::Floor | Dialect::V1Tcp));
+            throughput("Cold with `--linger 0`", Names::Cold, arguments, &site, &compared)
+        }
         Scenario::Contended => {
-            throughput("Contended: all connections on one name", Names::Contended, arguments, site, dialects)
+            throughput("Contended: all connections on one name", Names::Contended, arguments, site, &without_floor)
         }
         Scenario::Memory => {
-            let table = memory::compare(site, dialects, arguments.sessions, rounds.min(3))?;
+            let table = memory::compare(site, &without_floor, arguments.sessions, rounds.min(3))?;
             println!("### Memory: idle sessions that each hold a lock\n\n{table}");
             Ok(())
         }
@@ -137,10 +156,11 @@ fn throughput(title: &str, names: Names, arguments: &Arguments, site: &Site, dia
     Ok(())
 }
 
-/// Redis comes first if it is installed, since the others are compared with it.
+/// Redis, if it is installed, and the floor come first, since the others are compared with them.
 fn chosen_dialects(only: &[Dialect], redis_installed: bool) -> Vec<Dialect> {
     let chosen = |dialect: &Dialect| match dialect {
         Dialect::Redis => redis_installed,
+        Dialect::Floor => true,
         other => only.is_empty() || only.contains(other),
     };
     Dialect::value_variants().iter().copied().filter(chosen).collect()
@@ -162,8 +182,8 @@ fn machine(site: &Site, dialects: &[Dialect], redis: Option<&str>) -> Result<Str
     let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let load = fs::read_to_string("/proc/loadavg")?;
-    let threads = match dialects.iter().find(|dialect| **dialect != Dialect::Redis) {
-        Some(dialect) => Server::start(site, *dialect).context("the daemon")?.process().threads()?.to_string(),
+    let threads = match dialects.iter().find(|dialect| dialect.is_daemon()) {
+        Some(_) => Server::daemon(site, None).context("the daemon")?.process().threads()?.to_string(),
         None => "-".to_owned(),
     };
     Ok(format!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::dialect::{Dialect, Verb, numbered_name};
-use crate::drive::connect;
+use crate::drive::{Names, connect};
 use crate::report::{Table, figure, median, ratio};
 use crate::server::{Server, Site};
 
@@ -50,7 +50,7 @@ pub(crate) fn compare(site: &Site, dialects: &[Dialect], sessions: u64, rounds: 
 }
 
 fn measure(site: &Site, dialect: Dialect, sessions: u64) -> Result<Point> {
-    let server = Server::start(site, dialect)?;
+    let server = Server::start(site, dialect, Names::Warm)?;
     let process = server.process();
     let resident_before = process.resident_bytes()?;
     let streams = burst(&server, dialect, sessions)?;

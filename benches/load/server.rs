@@ -1,5 +1,6 @@
 //! The servers under test: started, watched through proc(5), and ended whatever happens.
 
+use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -13,16 +14,20 @@ use anyhow::{Context, Result, anyhow, ensure};
 use tempfile::TempDir;
 
 use crate::dialect::Dialect;
+use crate::drive::Names;
 
 /// A server that is not ready after this time has failed.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
 /// How servers are started.
+#[derive(Clone)]
 pub(crate) struct Site {
     /// The daemon's binary.
     pub(crate) daemon: PathBuf,
     /// Where each server gets a fresh directory.
     pub(crate) base: PathBuf,
+    /// The daemon's `--linger`, if it is not the default.
+    pub(crate) linger: Option<&'static str>,
 }
 
 /// A running server. Dropping it ends the process, then removes its directory.
@@ -35,12 +40,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts the server that speaks the dialect, on a fresh directory.
-    pub(crate) fn start(site: &Site, dialect: Dialect) -> Result<Self> {
-        if dialect == Dialect::Redis {
-            return Self::redis(site).context("start redis-server");
+    /// Starts the server that speaks the dialect, on a fresh directory, for these names.
+    pub(crate) fn start(site: &Site, dialect: Dialect, names: Names) -> Result<Self> {
+        match dialect {
+            Dialect::Redis => Self::redis(site).context("start redis-server"),
+            Dialect::Floor => Self::floor(site, names).context("start the floor"),
+            _ => Self::daemon(site, None),
         }
-        Self::daemon(site, None)
     }
 
     /// Starts a daemon on the directory of another one, or on its own.
@@ -54,6 +60,7 @@ impl Server {
             .arg("-d")
             .arg(locks)
             .args(["--tcp", "127.0.0.1:0", "--ws", "127.0.0.1:0", "--log", "warn"])
+            .args(site.linger.map(|linger| ["--linger", linger]).iter().flatten())
             .env("NOTIFY_SOCKET", &notify_path)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -84,6 +91,25 @@ impl Server {
             server.still_starting(deadline)?;
             thread::sleep(Duration::from_millis(5));
         }
+        Ok(server)
+    }
+
+    /// Starts this program again, as the bare server.
+    fn floor(site: &Site, names: Names) -> Result<Self> {
+        let home = site.fresh_directory()?;
+        let child = Command::new(env::current_exe()?)
+            .arg("--floor")
+            .arg(home.path())
+            .args((names == Names::Cold).then_some("--floor-deletes"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut server = Self { child, tcp: unknown, ws: None, notify: None, home };
+        let stdout = server.child.stdout.as_mut().context("the floor has no standard output")?;
+        let mut address = String::new();
+        BufReader::new(stdout).read_line(&mut address)?;
+        server.tcp = address.trim_end().parse().context("the floor did not print its address")?;
         Ok(server)
     }
 

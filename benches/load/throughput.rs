@@ -23,8 +23,8 @@ struct Point {
 }
 
 /// Measures all dialects with one number of connections and adds a row for each. The dialects
-/// alternate within a round, and each is compared with redis in the same round, so that anything
-/// that slows the machine down for a while affects both.
+/// alternate within a round, and each is compared with redis and the floor in the same round, so
+/// that anything that slows the machine down for a while affects all of them.
 pub(crate) fn compare(
     site: &Site,
     dialects: &[Dialect],
@@ -42,9 +42,10 @@ pub(crate) fn compare(
             points.push(measure(site, *dialect, names, connections, time).context(what)?);
         }
     }
-    let reference = dialects.iter().position(|dialect| *dialect == Dialect::Redis).map(|at| &points[at]);
+    let of = |wanted| dialects.iter().position(|dialect| *dialect == wanted).map_or(&[][..], |at| &points[at]);
+    let references = [of(Dialect::Redis), of(Dialect::Floor)];
     for (dialect, points) in dialects.iter().zip(&points) {
-        table.row(&row(connections, *dialect, points, reference.map_or(&[], Vec::as_slice)));
+        table.row(&row(connections, *dialect, points, references));
     }
     Ok(())
 }
@@ -61,13 +62,16 @@ pub(crate) fn table() -> Table {
         "pairs/s : redis",
         "CPU : redis",
         "p99 : redis",
+        "pairs/s : floor",
+        "CPU : floor",
+        "p99 : floor",
         "retries/pair",
         "generator CPU",
     ])
 }
 
 fn measure(site: &Site, dialect: Dialect, names: Names, connections: u64, time: Duration) -> Result<Point> {
-    let server = Server::start(site, dialect)?;
+    let server = Server::start(site, dialect, names)?;
     let mut load = Load::connect(dialect, server.address(dialect), names, connections)?;
     load.run(WARM_UP)?;
     load.forget();
@@ -95,10 +99,10 @@ fn measure(site: &Site, dialect: Dialect, names: Names, connections: u64, time: 
     })
 }
 
-fn row(connections: u64, dialect: Dialect, points: &[Point], reference: &[Point]) -> Vec<String> {
+fn row(connections: u64, dialect: Dialect, points: &[Point], [redis, floor]: [&[Point]; 2]) -> Vec<String> {
     let of = |value: fn(&Point) -> f64| median(points.iter().map(value));
-    let against = |value: fn(&Point) -> f64| {
-        let ratios = points.iter().zip(reference).map(|(point, redis)| value(point) / value(redis));
+    let against = |reference: &[Point], value: fn(&Point) -> f64| {
+        let ratios = points.iter().zip(reference).map(|(point, other)| value(point) / value(other));
         ratio(median(ratios))
     };
     vec![
@@ -108,9 +112,12 @@ fn row(connections: u64, dialect: Dialect, points: &[Point], reference: &[Point]
         figure(of(|point| point.server_us)),
         figure(of(|point| point.p50_us)),
         figure(of(|point| point.p99_us)),
-        against(|point| point.pairs_per_s),
-        against(|point| point.server_us),
-        against(|point| point.p99_us),
+        against(redis, |point| point.pairs_per_s),
+        against(redis, |point| point.server_us),
+        against(redis, |point| point.p99_us),
+        against(floor, |point| point.pairs_per_s),
+        against(floor, |point| point.server_us),
+        against(floor, |point| point.p99_us),
         figure(of(|point| point.retries_per_pair)),
         format!("{:.0} %", of(|point| point.generator_share) * 100.0),
     ]

@@ -183,7 +183,7 @@ impl Held {
 }
 
 /// Locks or unlocks a whole file with fcntl_locking(2), as any program can.
-fn lock(file: &File, kind: i32) -> Result<()> {
+pub(crate) fn lock(file: &File, kind: i32) -> Result<()> {
     let whence = i16::try_from(SEEK_SET)?;
     let range = flock { l_type: i16::try_from(kind)?, l_whence: whence, l_start: 0, l_len: 0, l_pid: 0 };
     fcntl(file, FcntlArg::F_OFD_SETLK(&range)).context("lock a file")?;
