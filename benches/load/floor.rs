@@ -146,7 +146,7 @@ impl Floor {
         };
         let line = &buffer[..count];
         let (verb, name) =
-            parse(line).with_context(|| format!("not a request of the benchmark: {:?}", line.escape_ascii()))?;
+            parse(line).with_context(|| format!("not a request of the benchmark: {}", line.escape_ascii()))?;
         let mut reply = REPLY;
         reply[REPLY_NAME_AT..REPLY_NAME_AT + NAME_BYTES].copy_from_slice(&name);
         match verb {
