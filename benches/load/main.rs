@@ -132,11 +132,7 @@ fn run(scenario: Scenario, arguments: &Arguments, site: &Site, dialects: &[Diale
         Scenario::Contended => {
             throughput("Contended: all connections on one name", Names::Contended, arguments, site, &without_floor)
         }
-        Scenario::Memory => {
-            let table = memory::compare(site, &without_floor, arguments.sessions, rounds.min(3))?;
-            println!("### Memory: idle sessions that each hold a lock\n\n{table}");
-            Ok(())
-        }
+        Scenario::Memory => memory::compare(site, &without_floor, arguments.sessions, rounds.min(3)),
         Scenario::Wait if dialects.contains(&Dialect::V1Tcp) => {
             println!("### Wait: names that another process holds\n\n{}", wait::compare(site)?);
             Ok(())

@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::dialect::{Dialect, Verb, numbered_name};
 use crate::drive::{Names, connect};
@@ -16,14 +16,23 @@ const IDLE: Duration = Duration::from_secs(5);
 /// How many threads open sessions at once.
 const OPENERS: u8 = 8;
 
+/// What an idle session with a lock may cost, in KiB.
+const TCP_KIB_MAX: f64 = 3.0;
+const WEBSOCKET_KIB_MAX: f64 = 4.0;
+
+/// With fewer sessions, what the daemon has once counts for too much.
+const BOUND_FROM_SESSIONS: u64 = 1000;
+
 struct Point {
     bytes_per_session: f64,
     idle_cpu_ms: f64,
 }
 
-/// Opens `sessions` sessions of each dialect, each holding a lock, and returns a table of their
-/// cost.
-pub(crate) fn compare(site: &Site, dialects: &[Dialect], sessions: u64, rounds: usize) -> Result<Table> {
+/// Opens `sessions` sessions of each dialect, each holding a lock, and prints a table of their cost.
+///
+/// # Errors
+/// If a session of the daemon costs more than it may.
+pub(crate) fn compare(site: &Site, dialects: &[Dialect], sessions: u64, rounds: usize) -> Result<()> {
     let mut points: Vec<Vec<Point>> = dialects.iter().map(|_| Vec::new()).collect();
     for round in 1..=rounds {
         for (dialect, points) in dialects.iter().zip(&mut points) {
@@ -34,19 +43,27 @@ pub(crate) fn compare(site: &Site, dialects: &[Dialect], sessions: u64, rounds: 
     }
     let reference = dialects.iter().position(|dialect| *dialect == Dialect::Redis).map(|at| &points[at]);
     let mut table = Table::new(&["sessions", "dialect", "KiB/session", "KiB : redis", "CPU ms in 5 idle s"]);
+    let mut above = Vec::new();
     for (dialect, points) in dialects.iter().zip(&points) {
         let of_redis = reference.map_or(&[][..], Vec::as_slice);
         let ratios =
             points.iter().zip(of_redis).map(|(point, redis)| point.bytes_per_session / redis.bytes_per_session);
+        let kib = median(points.iter().map(|point| point.bytes_per_session)) / 1024.0;
+        let kib_max = if dialect.is_websocket() { WEBSOCKET_KIB_MAX } else { TCP_KIB_MAX };
+        if dialect.is_daemon() && kib > kib_max {
+            above.push(format!("{}: {} KiB, above {kib_max}", dialect.label(), figure(kib)));
+        }
         table.row(&[
             sessions.to_string(),
             dialect.label().to_owned(),
-            figure(median(points.iter().map(|point| point.bytes_per_session)) / 1024.0),
+            figure(kib),
             ratio(median(ratios)),
             figure(median(points.iter().map(|point| point.idle_cpu_ms))),
         ]);
     }
-    Ok(table)
+    println!("### Memory: idle sessions that each hold a lock\n\n{table}");
+    ensure!(above.is_empty() || sessions < BOUND_FROM_SESSIONS, "a session costs too much: {}", above.join("; "));
+    Ok(())
 }
 
 fn measure(site: &Site, dialect: Dialect, sessions: u64) -> Result<Point> {

@@ -134,12 +134,14 @@ async fn establish(
 }
 
 async fn shake_hands(stream: Stream, admission: &Admission) -> io::Result<Option<(Stream, Vec<u8>)>> {
+    // A copy of what was read, which is little or nothing: hyper's buffer has 8 KiB, and would last
+    // until the session's first message.
     Ok(match stream {
         Stream::Tcp(stream) => {
-            upgrade(stream, admission).await?.map(|(stream, first)| (Stream::Tcp(stream), first.into()))
+            upgrade(stream, admission).await?.map(|(stream, first)| (Stream::Tcp(stream), first.to_vec()))
         }
         Stream::Unix(stream) => {
-            upgrade(stream, admission).await?.map(|(stream, first)| (Stream::Unix(stream), first.into()))
+            upgrade(stream, admission).await?.map(|(stream, first)| (Stream::Unix(stream), first.to_vec()))
         }
     })
 }
