@@ -28,7 +28,8 @@ struct Point {
     idle_cpu_ms: f64,
 }
 
-/// Opens `sessions` sessions of each dialect, each holding a lock, and prints a table of their cost.
+/// Opens `sessions` sessions of each dialect, each holding a lock, and prints a table of their
+/// cost.
 ///
 /// # Errors
 /// If a session of the daemon costs more than it may.
