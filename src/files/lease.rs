@@ -67,10 +67,12 @@ impl Lease {
 
     /// A read through a locked descriptor, sent at `sent_ms`, has been answered.
     pub fn heard(&self, sent_ms: u64) {
-        let last_ms = self.heard_ms.fetch_max(sent_ms, Ordering::SeqCst);
-        if sent_ms.saturating_sub(last_ms) > self.silence_ms {
+        // The break comes first: a thread that sees the end of a silence must also see that earlier
+        // proofs mean nothing.
+        if self.silent_ms(sent_ms) > self.silence_ms {
             self.broken();
         }
+        self.heard_ms.fetch_max(sent_ms, Ordering::SeqCst);
     }
 
     /// A lock turned out to be gone: whatever was locked before is in doubt.
@@ -99,7 +101,7 @@ impl Lease {
     /// Whether a lock that was proven in that epoch is certainly still held now.
     #[must_use]
     pub fn is_unbroken_since(&self, epoch: u64, now_ms: u64) -> bool {
-        // In this order: a break between the two is seen.
+        // In this order: a break between the two is seen, and so is one that a silence has caused.
         self.valid_ms(now_ms) > 0 && self.epoch() == epoch
     }
 }
@@ -121,6 +123,21 @@ mod tests {
         lease.heard(1181);
         assert!(!lease.is_unbroken_since(epoch, 1182), "101 ms lie between the two reads");
         assert!(lease.is_unbroken_since(lease.epoch(), 1182));
+    }
+
+    /// A thread that looks while the first read after a silence is noted sees the silence or the
+    /// break.
+    #[test]
+    fn no_moment_hides_a_break() {
+        for _ in 0..2000 {
+            let lease = Lease::new(1000, 100);
+            std::thread::scope(|scope| {
+                let noted = scope.spawn(|| lease.heard(1200));
+                while !noted.is_finished() {
+                    assert!(!lease.is_unbroken_since(0, 1200), "a lock of before the silence counts as held");
+                }
+            });
+        }
     }
 
     /// A slow answer proves only what was true when its read was sent, and a late one does not turn

@@ -121,12 +121,11 @@ impl Network {
         self.lease.as_ref().is_none_or(|lease| lease.is_unbroken_since(epoch, now_ms()))
     }
 
-    /// A read that was sent at `sent_ms` has been answered. Returns the epoch in which it proves
-    /// something.
-    pub(super) fn heard(&self, sent_ms: u64) -> u64 {
-        let Some(lease) = &self.lease else { return 0 };
-        lease.heard(sent_ms);
-        lease.epoch()
+    /// A read that was sent at `sent_ms` has been answered.
+    pub(super) fn heard(&self, sent_ms: u64) {
+        if let Some(lease) = &self.lease {
+            lease.heard(sent_ms);
+        }
     }
 
     /// A lock turned out to be gone.

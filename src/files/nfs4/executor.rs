@@ -53,7 +53,8 @@ pub(in crate::files) struct Nfs4Executor<'a> {
     /// When the last call was sent that the server could only answer because it knows our locks. A
     /// deletion has to be over soon after.
     proven_ms: u64,
-    /// The epoch in which the gate was locked: a deletion relies on the gate as well.
+    /// The lease's epoch when the gate was about to be locked: a deletion relies on the gate as
+    /// well.
     gated_in: u64,
     /// Whether the operation takes slots, so that more than [0, 2^61) may be locked.
     takes: bool,
@@ -97,6 +98,7 @@ impl<'a> Nfs4Executor<'a> {
                 self.gated_in = self.network.epoch();
                 self.network.gate(self.files.directory(), self.name, mode)
             }
+            Call::Gated => self.unbroken_since(self.gated_in),
             Call::Open { again } => self.open(again),
             Call::OpenOld => {
                 self.refresh();
@@ -112,7 +114,10 @@ impl<'a> Nfs4Executor<'a> {
             Call::Anchor => self.set(Some(Mode::Shared), (ANCHOR, 1)),
             Call::Alive => self.alive(),
             Call::Lock(mode) => self.lock(mode),
-            Call::Recent => self.recent(),
+            Call::Recent => {
+                let epoch = self.file().epoch;
+                self.unbroken_since(epoch)
+            }
             Call::Prove => self.proving(Self::prove),
             Call::Check => self.check(),
             Call::Held(mode) => self.held(mode),
@@ -249,8 +254,8 @@ impl<'a> Nfs4Executor<'a> {
         }
     }
 
-    fn recent(&mut self) -> CallResult {
-        let epoch = self.file().epoch;
+    /// Whether what was locked in that epoch has certainly been locked ever since.
+    fn unbroken_since(&self, epoch: u64) -> CallResult {
         if self.network.is_unbroken_since(epoch) { CallResult::Yes } else { CallResult::No }
     }
 
@@ -260,10 +265,13 @@ impl<'a> Nfs4Executor<'a> {
         if !network.proves() {
             return CallResult::Yes;
         }
-        let sent_ms = now_ms();
+        // If the lease breaks between here and the answer, the read proves nothing, even if it was
+        // answered before.
+        let (epoch, sent_ms) = (network.epoch(), now_ms());
         match pread(&file.descriptor, &mut [0; 8], 0) {
             Ok(_) => {
-                file.epoch = network.heard(sent_ms);
+                network.heard(sent_ms);
+                file.epoch = epoch;
                 CallResult::Yes
             }
             Err(Errno::EIO | Errno::ESTALE | Errno::EBADF) => {

@@ -60,15 +60,15 @@ impl Locks {
     }
 }
 
-/// The outcome with the fence that it brought, or why there is none.
+/// The outcome with its fence, or the reason why there is none.
 pub(super) fn with_fence(end: Outcome, result: CallResult) -> Outcome {
-    let brought = match result {
+    let fence = match result {
         CallResult::Fence(number) => Ok(number),
         CallResult::Failed(fault) => Err(fault),
         result => unreachable!("{result:?} is no fence"),
     };
     match end {
-        Outcome::Taken { slots, .. } => Outcome::Taken { slots, fence: Some(brought) },
-        _ => Outcome::Fenced(brought),
+        Outcome::Taken { slots, .. } => Outcome::Taken { slots, fence: Some(fence) },
+        _ => Outcome::Fenced(fence),
     }
 }

@@ -235,7 +235,7 @@ impl Steps {
         if self.is_locked() { self.let_go(After::Keep) } else { Next::End(self.end.clone()) }
     }
 
-    /// Unlocks the file, if it is locked, and goes on to what comes `after` that.
+    /// Unlocks the file, if it is locked, and continues with what comes `after` that.
     fn let_go(&mut self, after: After) -> Next {
         self.after = after;
         if self.is_locked() { self.ask(Call::Unlock) } else { self.gone(Call::Open) }
@@ -347,7 +347,7 @@ impl Steps {
         match (self.asked, result) {
             (Call::Open | Call::Yield, CallResult::Yes) => self.ask(Call::LockTurn),
             (Call::Open, CallResult::Failed(fault)) => Next::End(Outcome::Failed(fault)),
-            // This comes first: the lock that the file had is of no use.
+            // This comes first, because the lock that the file had is useless.
             (Call::Unlock, CallResult::Yes) if self.end == (Outcome::Unlocked { file_gone: false }) => {
                 self.ask(Call::LockTurn)
             }

@@ -14,12 +14,14 @@
 //! lease can have run out in the meantime ([`Call::Recent`]); if so, a read past the caches proves
 //! the lock ([`Call::Prove`]).
 //!
-//! Why a deletion can be believed: its request dies with the process that makes it (`mortal`),
-//! unless the file is open on this host, since the kernel then renames the file instead, by a
-//! request that outlives the process. So the file is closed before the deletion, and the **gate**
-//! keeps it closed. The gate is a file that is never deleted, with a byte for each name. A process
-//! that opens the name's file locks the byte shared until it has anchored the file; a process that
-//! deletes the file locks it exclusively.
+//! Why a deletion can be believed: its request dies with the process that makes it (the daemon's
+//! unlink helper), unless the file is open on this host, since the kernel then renames the file
+//! instead, by a request that outlives the process. So the file is closed before the deletion, and
+//! the **gate** keeps it closed. The gate is a file that is never deleted, with a byte for each
+//! name. A process that opens the name's file locks the byte shared until it has anchored the file;
+//! a process that deletes the file locks it exclusively. The gate also keeps two hosts from deleting
+//! files of one name at once: the slower one would delete the file that was created meanwhile. So a
+//! deletion continues only if the gate has certainly been locked all along ([`Call::Gated`]).
 //!
 //! An operation goes through these phases; it can end in any of them but the deletions:
 //!
@@ -52,7 +54,7 @@ const LOOKS_MAX: u8 = 1;
 /// How often a deletion waits a moment for others that are about to close the file as well.
 const PAUSES_MAX: u8 = if cfg!(test) { 1 } else { 10 };
 
-/// How often a lock is proven anew because the proof took too long to prove anything.
+/// How often a lock is proven again because the proof took too long to prove anything.
 const PROOFS_MAX: u8 = 3;
 
 /// Why sessions that hold slots through the file lose them.
@@ -63,6 +65,8 @@ const DROPPED: &str = "the server has dropped it";
 pub enum Call {
     /// Lock the name's byte of the gate, or unlock it.
     Gate(Option<Mode>),
+    /// Has the gate certainly been locked ever since this operation locked it?
+    Gated,
     /// Open the name's file for reading and writing; create it if there is none. Again: past the
     /// caches.
     Open {
@@ -312,12 +316,12 @@ impl Steps {
         self.let_go(Then::End)
     }
 
-    /// This file is of no use: close it, and go on with the one that the name means now.
+    /// This file is useless: closes it, and continues with the one that the name means now.
     fn start_over(&mut self) -> Next {
         self.let_go(Then::StartOver)
     }
 
-    /// Closes the file, unlocks the gate, and goes on to what comes then.
+    /// Closes the file, unlocks the gate, and continues with what comes then.
     fn let_go(&mut self, then: Then) -> Next {
         self.enter(Phase::Leaving(then));
         self.gone(then)
@@ -451,7 +455,7 @@ impl Steps {
         let FileOp::Take { of, take, joins, fence } = self.op else { unreachable!("only a take takes these steps") };
         match (self.asked, result) {
             (Call::Yield, _) => self.ask(Call::LockTurn),
-            // This comes first: the lock that the file had is of no use.
+            // This comes first, because the lock that the file had is useless.
             (Call::Unlock, CallResult::Yes) if self.end == (Outcome::Unlocked { file_gone: false }) => self.opened(),
             (Call::LockTurn, CallResult::Yes) => {
                 self.end = Outcome::Locked;
@@ -529,7 +533,9 @@ impl Steps {
                 self.ask(Call::Pause)
             }
             (Call::Pause, _) => self.ask(Call::LockToDelete),
-            (Call::Prove, CallResult::Yes) => self.ask(Call::Alive),
+            // The proof shows whether the lease has run out since the gate was locked.
+            (Call::Prove, CallResult::Yes) => self.ask(Call::Gated),
+            (Call::Gated, CallResult::Yes) => self.ask(Call::Alive),
             // It was left by a process that was killed while it deleted the file.
             (Call::Alive, CallResult::No) => {
                 self.enter(Phase::DeletingDead);
@@ -545,7 +551,7 @@ impl Steps {
         }
     }
 
-    /// The file stays: somebody else uses it, or the server did not result in time.
+    /// The file stays: somebody else uses it, or the server did not answer in time.
     fn left(&mut self) -> Next {
         if self.op != FileOp::Retire {
             self.end = Outcome::Disturbed;

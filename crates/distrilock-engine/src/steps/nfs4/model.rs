@@ -9,8 +9,8 @@
 //! - **N3** Whatever a killed process left behind, the next host that tries alone gets the lock.
 //!
 //! The model takes for granted that a deletion has no effect once the lease has run out, because
-//! its process is killed before that (`mortal`; measured, docs/safety.md), and that a lease does
-//! not run out while it is relied on.
+//! its process is killed before that (measured, docs/safety.md), and that a lease does not run out
+//! while it is relied on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -55,8 +55,8 @@ struct Host {
     holds: Option<Mode>,
     /// Whether another host has held the name at some time since the try began.
     rival: bool,
-    /// Whether the lease has run out since the gate was locked, or a lock was proven: it is too
-    /// late to delete.
+    /// Whether the lease has run out since the file's lock was last proven: it is too late to
+    /// delete.
     late: bool,
 }
 
@@ -147,7 +147,7 @@ impl World {
         self.server.gate.remove(&n);
     }
 
-    /// Numbers the inodes anew: they only have to differ.
+    /// Renumbers the inodes: their numbers only have to differ.
     fn renumber(&mut self) {
         let mut known: Vec<Inode> = Vec::new();
         let files = self.hosts.iter().filter_map(|host| host.file.as_ref().map(|file| file.inode));
@@ -191,6 +191,8 @@ impl World {
         let killed = CallResult::Failed(Fault::system(Operation::Remove, "", ETIMEDOUT));
         let too_late = call == Call::Unlink && (cut_short || self.hosts[n].late);
         let result = if too_late { killed } else { self.make(n, call) };
+        let proves = matches!(call, Call::LockToDelete | Call::Prove | Call::MarkDead);
+        self.hosts[n].late &= !(proves && result == CallResult::Yes);
         let next = steps.returned(result);
         match next {
             Next::Call(_) => self.hosts[n].under_way = Some((steps, next)),
@@ -236,9 +238,9 @@ impl World {
                     return CallResult::No;
                 }
                 self.server.gate.insert(n, mode);
-                self.hosts[n].late = false;
                 return CallResult::Yes;
             }
+            Call::Gated => return yes(self.server.gate.contains_key(&n)),
             Call::Unlink => {
                 self.server.named = None;
                 return CallResult::Yes;
@@ -266,6 +268,7 @@ impl World {
             | Call::UnlockSlots(..)
             | Call::Fence(_)
             | Call::Gate(_)
+            | Call::Gated
             | Call::Unlink
             | Call::Open { .. }
             | Call::OpenOld
