@@ -184,17 +184,17 @@ pub fn leave(presence: &Path) {
     let _ = fs::remove_file(presence);
 }
 
-/// Returns the daemons that run, except for this one if its own file is given. Removes the files of
+/// Returns the daemons that run, except for the one whose file is `own`. Removes the files of
 /// daemons that do not run any more. `flags` are the mount's
 /// [`open_flags`](super::mount::Mount::open_flags).
 #[must_use]
-pub fn others(directory: &Path, flags: OFlag, own: Option<&Presence>) -> Vec<DaemonInfo> {
+pub fn others(directory: &Path, flags: OFlag, own: Option<&Path>) -> Vec<DaemonInfo> {
     let Ok(now) = daemon_folder::server_time(directory) else { return Vec::new() };
+    let own = own.and_then(Path::file_name);
     let mut found = Vec::new();
     for _ in 0..LOOKS_MAX {
         let mut changed = false;
         found.clear();
-        let own = own.and_then(|own| own.path.file_name());
         for name in presences(directory).into_iter().filter(|name| own.is_none_or(|own| own != name.as_str())) {
             match look_at(directory, &name, flags, now) {
                 Some(DaemonState::Runs(info)) => found.push(info),

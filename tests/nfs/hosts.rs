@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use distrilock::timing::Timing;
 
-use crate::machine::{COMMAND, Machine};
+use crate::machine::{COMMAND, Machine, Suite};
 use crate::report::Report;
 use crate::support::{PATIENCE, V1, eventually};
 
@@ -71,12 +71,13 @@ pub(crate) fn sh(line: &str) -> String {
 
 /// The NFS server.
 pub(crate) struct Server {
+    pub(crate) suite: Suite,
     pub(crate) version: Version,
     hosts: AtomicU32,
 }
 
 impl Server {
-    pub(crate) fn start(Machine { version, .. }: Machine) -> Self {
+    pub(crate) fn start(Machine { suite, version }: Machine) -> Self {
         sh("modprobe nfsd; modprobe nfsv4; modprobe nfsv3; modprobe veth; modprobe sch_netem
             mkdir -p /export /run/rpc_pipefs /var/lib/nfs/nfsdcld /var/lib/nfs/v4recovery /run/lab
             chmod 1777 /export /run/lab
@@ -87,7 +88,7 @@ impl Server {
             nfsdcld
             exportfs -ra
             rpc.mountd");
-        let server = Self { version, hosts: AtomicU32::new(0) };
+        let server = Self { suite, version, hosts: AtomicU32::new(0) };
         server.up();
         server
     }

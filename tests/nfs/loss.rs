@@ -1,6 +1,7 @@
-//! Daemons and hosts that disappear, and a server that does not answer.
+//! Daemons and hosts that disappear, and a server that does not answer, or only slowly.
 
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -156,6 +157,44 @@ fn answers(node: &Node, end: Instant) -> Duration {
         thread::sleep(Duration::from_millis(100));
     }
     slowest
+}
+
+/// On a slow link, a look at the daemons of the directory takes several times as long as the server
+/// may be silent. The daemon listens to the server meanwhile.
+pub(crate) fn crowd(server: &Server, report: &Report) {
+    const DAEMONS: u64 = 20;
+    const DELAY_MS: u32 = 500;
+    const LOOK_MAX: Duration = Duration::from_secs(600);
+    let [host] = server.hosts("crowd", ["cr"]);
+    let node = host.daemon(report, &[]);
+    node.session().ping();
+    let folder = Path::new("/export/crowd/.distrilock");
+    let entries = fs::read_dir(folder).expect("the daemon has created it").filter_map(Result::ok);
+    let own = entries.map(|entry| entry.path()).find(|path| path.to_string_lossy().contains("/node-"));
+    let text = fs::read(own.expect("the daemon has announced itself")).expect("it is readable");
+    let mut info: Value = serde_json::from_slice(&text).expect("it is JSON");
+    for n in 0..DAEMONS {
+        for member in ["node", "client", "instance", "mount"] {
+            info[member] = json!(format!("far{n}"));
+        }
+        fs::write(folder.join(format!("node-far{n}")), info.to_string()).expect("our own folder");
+    }
+    let opens = || -> u64 {
+        let calls = host.calls();
+        calls.iter().filter(|(name, _)| name.starts_with("OPEN")).map(|(_, count)| count).sum()
+    };
+    let (before, start) = (opens(), Instant::now());
+    host.slow(DELAY_MS);
+    while opens() < before + DAEMONS && start.elapsed() < LOOK_MAX {
+        thread::sleep(Duration::from_millis(100));
+    }
+    let looked = opens() - before;
+    report.check("the daemon looks at the others", looked >= DAEMONS, format!("{looked} in {:?}", start.elapsed()));
+    let said = node.said();
+    let silent: Vec<&str> = said.lines().filter(|line| line.contains("does not answer")).collect();
+    let lost = silent.iter().any(|line| line.contains("count as lost"));
+    report.check("and listens to the server meanwhile", !lost, silent.join(" / "));
+    host.heal();
 }
 
 /// The host's own mount works again.

@@ -8,6 +8,7 @@
 //! is the lab itself. This is why the test has no harness.
 
 mod booted;
+mod command;
 mod contention;
 mod delegations;
 mod hosts;
@@ -66,20 +67,25 @@ const NEW_V42: Machine = on(Suite::Trixie, Version::V42);
 
 const OLD: &[Machine] = &[V40, V41, V42];
 const WITH_SESSIONS: &[Machine] = &[V41, V42];
-/// The newer kernel gives delegations; what else it does differently is not played yet.
+/// Scenarios about what exclusion rests on run on the newer kernel as well.
+const BOTH: &[Machine] = &[V40, V41, V42, NEW_V42];
+const BOTH_WITH_SESSIONS: &[Machine] = &[V41, V42, NEW_V42];
+/// Delegations are granted only by the newer kernel.
 const NEW: &[Machine] = &[NEW_V41, NEW_V42];
 
 const SCENARIOS: &[Scenario] = &[
     Scenario { name: "witness", together: false, machines: OLD, run: witness::catches_overlaps },
-    Scenario { name: "contention", together: false, machines: OLD, run: contention::many_sessions },
-    Scenario { name: "cost", together: false, machines: OLD, run: contention::cost },
+    Scenario { name: "contention", together: false, machines: BOTH, run: contention::many_sessions },
+    Scenario { name: "cost", together: false, machines: BOTH, run: contention::cost },
     Scenario { name: "waiting", together: false, machines: OLD, run: contention::waiting },
     Scenario { name: "relock", together: false, machines: OLD, run: relock::tight },
+    Scenario { name: "command", together: false, machines: BOTH_WITH_SESSIONS, run: command::short_lease },
     Scenario { name: "unlink", together: true, machines: WITH_SESSIONS, run: unlink::in_flight },
-    Scenario { name: "partition", together: true, machines: OLD, run: partition::longer_than_the_lease },
+    Scenario { name: "partition", together: true, machines: BOTH, run: partition::longer_than_the_lease },
     Scenario { name: "delegations", together: true, machines: NEW, run: delegations::none },
     Scenario { name: "gone", together: true, machines: OLD, run: loss::gone },
     Scenario { name: "hung", together: true, machines: OLD, run: loss::hung_server },
+    Scenario { name: "crowd", together: true, machines: BOTH_WITH_SESSIONS, run: loss::crowd },
     Scenario { name: "mounts", together: true, machines: OLD, run: mounts::refused },
     Scenario { name: "readme", together: true, machines: &[V42], run: readme::several_hosts },
     Scenario { name: "owners", together: true, machines: OLD, run: mounts::owners },

@@ -1,5 +1,6 @@
 //! [`Storage`]: the lock directory, and what is known of the file system under it.
 
+mod clash_watch;
 pub(super) mod threads;
 pub(crate) mod watch;
 

@@ -13,10 +13,11 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::clash_watch::{self, LookNow};
 use crate::clock::now_ms;
 use crate::files::mount::Mount;
 use crate::files::network::Network;
-use crate::files::presence::{DaemonInfo, Presence, PresenceLock, leave, others};
+use crate::files::presence::{DaemonInfo, Presence, PresenceLock, leave};
 use crate::limits::{PROBES_PER_SECOND_MAX, STORAGE_CHECK_MS};
 use crate::lock_table::{LockTable, Source};
 use crate::settings::OnSilence;
@@ -42,11 +43,13 @@ pub(crate) struct Watch {
     /// Whether the host introduces itself to the server by its name alone: on NFS 4.0 its address
     /// is part of that.
     by_name: bool,
+    /// Makes the clash watch look at once, if there is one.
+    clashes: Option<LookNow>,
     /// The held lock that was proven last.
     proven: Option<LockName>,
 }
 
-/// The watch looks for other daemons once in so many rounds of listening to the server.
+/// The clash watch looks for other daemons once in this many rounds of listening to the server.
 const ROUNDS_BETWEEN_LOOKS: u32 = 10;
 
 impl Watch {
@@ -58,13 +61,18 @@ impl Watch {
         // A server that has just started delays this by its grace period: time counts from now.
         node.listen(network)?;
         let place = Arc::new(Mutex::new(node.path().to_owned()));
-        Ok(Self { table, node, place, identity, timing, by_name, proven: None })
+        Ok(Self { table, node, place, identity, timing, by_name, clashes: None, proven: None })
     }
 
     /// Listens for as long as the daemon lives, in a thread of its own. Returns where the daemon's
     /// own file is.
-    pub(crate) fn start(self) -> std::io::Result<Arc<Mutex<PathBuf>>> {
+    pub(crate) fn start(mut self) -> std::io::Result<Arc<Mutex<PathBuf>>> {
         let place = Arc::clone(&self.place);
+        if self.by_name {
+            let interval = self.timing.probe_every * ROUNDS_BETWEEN_LOOKS;
+            let (table, identity) = (Arc::clone(&self.table), self.identity.clone());
+            self.clashes = Some(clash_watch::start(table, identity, Arc::clone(&place), interval)?);
+        }
         std::thread::Builder::new().name("storage-watch".into()).spawn(move || self.run())?;
         Ok(place)
     }
@@ -72,10 +80,7 @@ impl Watch {
     fn run(mut self) {
         let table = Arc::clone(&self.table);
         let network = table.storage.files.network().expect("only a network file system is watched");
-        for round in 0_u32.. {
-            if round % ROUNDS_BETWEEN_LOOKS == 0 {
-                self.report_clashes(network);
-            }
+        loop {
             match self.node.listen(network) {
                 Ok(PresenceLock::Known) => {}
                 Ok(PresenceLock::Forgotten) => self.enter_again(network),
@@ -85,19 +90,7 @@ impl Watch {
         }
     }
 
-    /// Reports daemons whose hosts and this one wipe each other's locks.
-    fn report_clashes(&self, network: &Network) {
-        if !self.by_name {
-            return;
-        }
-        for other in others(self.table.storage.files.directory(), network.open_flags(), Some(&self.node)) {
-            if self.identity.clashes_with(&other) {
-                self.table.log.clash(&other.node, other.pid, &other.client);
-            }
-        }
-    }
-
-    /// The server has forgotten this host: the watch starts anew, and every lock is probed at once.
+    /// The server has forgotten this host: the watch starts again, and every lock is probed at once.
     fn enter_again(&mut self, network: &Network) {
         tracing::error!(
             MESSAGE_ID = ids::LEASE_LOST,
@@ -115,7 +108,9 @@ impl Watch {
         for name in self.table.shards.held(None, usize::MAX) {
             self.table.submit(&name, Input::Probe(name.clone()), Source::Daemon);
         }
-        self.report_clashes(network);
+        if let Some(clashes) = &self.clashes {
+            clashes.look();
+        }
     }
 
     /// Proves held locks in turn, evenly spread over the time until the next round.
@@ -144,7 +139,7 @@ impl Watch {
     }
 }
 
-/// After how many milliseconds it is looked again what is mounted, if that could not be found out.
+/// After how many milliseconds the daemon looks again at what is mounted, if it could not find out.
 const LOOK_AGAIN_MS: u16 = 1000;
 
 /// How long the server has been silent.
@@ -159,7 +154,7 @@ enum Silence {
 }
 
 /// Whether sessions may be handed over: not while the file server is silent. Between two processes
-/// nobody would tell sessions that their locks are lost, and the next process might have to wait
+/// nothing would tell sessions that their locks are lost, and the next process might have to wait
 /// for the server.
 pub(crate) fn may_hand_over(table: &LockTable, timing: Option<Timing>) -> bool {
     let silence = table.storage.contact().map(|contact| Duration::from_millis(contact.silent_ms(now_ms())));
@@ -253,8 +248,8 @@ fn refuse_stalled(table: &Arc<LockTable>) {
 }
 
 /// Sends a message when something else is mounted under the lock directory than at start. Without
-/// /proc it never does. The table of mounts is opened now, and stays open: no later want of
-/// descriptors can hide a mount, or look like one.
+/// /proc it never does. The table of mounts is opened now and stays open: a later shortage of
+/// descriptors can neither hide a mount nor look like one.
 pub(crate) fn remounted(
     table: Arc<LockTable>,
     directory: PathBuf,
@@ -281,7 +276,7 @@ fn await_remount(table: &LockTable, directory: &Path, mount: &Mount, mut mounts:
         let mut changes = [PollFd::new(mounts.as_fd(), PollFlags::POLLPRI)];
         let until = if unknown { PollTimeout::from(LOOK_AGAIN_MS) } else { PollTimeout::NONE };
         if poll(&mut changes, until).is_err() {
-            // For want of memory, or interrupted: the table may have changed.
+            // Interrupted, or out of memory: the table may have changed.
             std::thread::sleep(Duration::from_millis(LOOK_AGAIN_MS.into()));
         }
         match mount.changed(directory, &mut mounts) {
