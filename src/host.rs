@@ -9,7 +9,7 @@ pub fn host_name() -> String {
 }
 
 /// All names of this host that can be found without asking a server: its name, the first part of
-/// it, and what /etc/hosts lists beside it (hosts(5)).
+/// it, and what /etc/hosts lists next to it (hosts(5)).
 #[must_use]
 pub fn own_names() -> Vec<String> {
     gethostname().map_or_else(

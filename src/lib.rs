@@ -30,7 +30,7 @@
 //! - [`limits`], [`clock`], [`host`], [`shortage`], [`slice`](mod@slice), [`readiness`] and
 //!   [`sync`] are small and used by several of the others.
 //!
-//! Beside the daemon:
+//! Next to the daemon:
 //!
 //! - [`command`] is the program `distrilock`, which runs commands under a lock and shows who holds
 //!   what and who waits. It knows daemons only through the client library.

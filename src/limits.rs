@@ -192,8 +192,8 @@ pub const LINES_PER_MINUTE_MAX: u32 = 10;
 pub const LOSSES_PER_MINUTE_MAX: u32 = 100;
 
 /// How many released files are closed and deleted, at most, so that one file operation can be
-/// tried again that has failed for want of a descriptor or of space: each takes some ten
-/// microseconds, and where that many do not help, more are unlikely to.
+/// tried again that has failed for lack of a descriptor or of space: each takes some ten
+/// microseconds, and if that many do not help, more are unlikely to.
 pub const SHEDS_PER_CALL_MAX: u32 = 16;
 
 /// A lock that was held for this long on a local file system, in milliseconds, is looked at when it

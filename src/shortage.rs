@@ -6,7 +6,7 @@ use std::io;
 use nix::errno::Errno;
 
 /// Whether the system has no resources just now, or a signal came in between: trying again later
-/// may succeed. Such an error is never taken for a fact about a file, a mount or a peer.
+/// may succeed. Such an error is never mistaken for a fact about a file, a mount or a peer.
 #[must_use]
 pub fn is_shortage(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| {

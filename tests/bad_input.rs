@@ -64,7 +64,7 @@ fn pour(mut stream: &TcpStream, bytes: &[u8]) {
     let _ = stream.write_all(bytes);
 }
 
-/// The request is refused with this error, and the session goes on.
+/// The request is refused with this error, and the session continues.
 #[track_caller]
 fn refused(client: &mut V1, request: &str, error: &str) {
     client.send_line(request);
@@ -331,7 +331,7 @@ fn deep_json() {
 }
 
 /// Members with a wrong type, out of range, twice, missing or unknown are refused, and the session
-/// goes on.
+/// continues.
 #[test]
 fn wrong_types() {
     let daemon = Daemon::start();
@@ -415,7 +415,7 @@ fn the_id_of_a_waiting_request() {
 }
 
 /// The limits of a session: one request too many is refused with the limit's name, and the session
-/// goes on.
+/// continues.
 #[test]
 fn limits_of_a_session() {
     let setup = Daemon::setup().flag("--locks-per-session", "3").flag("--waits-per-session", "2");
@@ -961,7 +961,7 @@ fn a_release_after_the_file_was_deleted() {
     let reason = format!("remove {}: no such file or directory", daemon.file("gone").display());
     assert_eq!((&reply["Result"], &reply["Reason"]), (&json!(4), &json!(reason)));
     let reply = version_0_1(&mut client, 3, "gone");
-    assert_eq!(reply["Reason"], "lock not found", "it was released all the same");
+    assert_eq!(reply["Reason"], "lock not found", "it was released nevertheless");
     comes_free(&daemon, "gone");
 }
 

@@ -125,7 +125,7 @@ fn ctrl_c_ends_the_script_around_us() {
     assert_eq!(keyboard.screen().matches("not reached").count(), 1, "only as it was typed");
 }
 
-/// Ctrl-Z stops the job, the shell goes on, and the lock stays held; fg gives CMD the terminal
+/// Ctrl-Z stops the job, the shell continues, and the lock stays held; fg gives CMD the terminal
 /// back.
 #[test]
 fn ctrl_z_and_fg() {
@@ -290,8 +290,8 @@ fn a_stopped_launcher() {
     assert_eq!(running.end().code(), 74);
 }
 
-/// Whoever reads the terminal to its end (expect, script, a CI runner) sees it when CMD has ended,
-/// although a process in the background still keeps the lock.
+/// A program that reads the terminal to its end (expect, script, a CI runner) sees the end when CMD
+/// has ended, even though a process in the background still keeps the lock.
 #[test]
 fn the_terminal_ends() {
     let daemon = Daemon::start();

@@ -183,9 +183,9 @@ fn the_other_wait_times_out() {
     still_waits(&mut a);
 }
 
-/// A session that holds nothing is part of a cycle as well, by its place in a queue: a reader
-/// stands behind it, and holds what the reader before it waits for. It is no part as long as it may
-/// be granted something else.
+/// A session that holds nothing can be part of a cycle, too, by its place in a queue: a reader is
+/// behind it, and holds what the reader before it waits for. It is not part of the cycle as long as
+/// it may be granted something else.
 #[test]
 fn a_place_in_a_queue() {
     let daemon = Daemon::start();

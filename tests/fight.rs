@@ -1,4 +1,4 @@
-//! Two daemons on one directory fight over names, and a witness outside of them watches. A client
+//! Two daemons on one directory fight over names, and a witness outside them watches. A client
 //! that is granted a lock enters its name with the witness, stays for 0 to 100 microseconds,
 //! leaves, and only then releases. Two clients in one name at once are an overlap; if the name has
 //! slots, so are more clients than slots, or two in one slot; and so is a fence that is not higher

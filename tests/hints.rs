@@ -59,10 +59,10 @@ fn word_comes_with_the_release() {
     clients[0].acquire("word");
     for round in 0..20 {
         let (holder, waiter) = (round % 2, (round + 1) % 2);
-        let promised = said(daemons[waiter], "promised word of word");
+        let promised = said(daemons[waiter], "promised a wake-up for word");
         let heard = said(daemons[waiter], "word that word is free");
         wait_for(&mut clients[waiter], "word", "exclusive");
-        eventually("word is promised", || said(daemons[waiter], "promised word of word") > promised);
+        eventually("a wake-up is promised", || said(daemons[waiter], "promised a wake-up for word") > promised);
         clients[holder].release("word");
         granted(&mut clients[waiter], "word");
         eventually("word came", || said(daemons[waiter], "word that word is free") > heard);
@@ -78,7 +78,7 @@ fn word_comes_when_readers_may_join() {
     clients[0].acquire("readers");
     wait_for(&mut clients[1], "readers", "shared");
     wait_for(&mut clients[2], "readers", "shared");
-    eventually("word is promised", || said(&two, "promised word of readers") > 0);
+    eventually("a wake-up is promised", || said(&two, "promised a wake-up for readers") > 0);
     clients[0].release("readers");
     granted(&mut clients[1], "readers");
     granted(&mut clients[2], "readers");
@@ -95,7 +95,7 @@ fn the_holding_daemon_is_killed() {
     for lock in ["killed", "another"] {
         holder.acquire(lock);
         wait_for(&mut waiter, lock, "exclusive");
-        eventually("word is promised", || said(&two, &format!("promised word of {lock}")) > 0);
+        eventually("a wake-up is promised", || said(&two, &format!("promised a wake-up for {lock}")) > 0);
     }
     assert_eq!(sockets(two.directory()).len(), 2);
     one.kill();
@@ -110,9 +110,9 @@ fn the_holding_daemon_is_killed() {
     waiter.release("killed");
     let mut holder = V1::connect(&next.tcp());
     holder.acquire("killed");
-    let promised = said(&two, "promised word of killed");
+    let promised = said(&two, "promised a wake-up for killed");
     wait_for(&mut waiter, "killed", "exclusive");
-    eventually("word is promised", || said(&two, "promised word of killed") > promised);
+    eventually("a wake-up is promised", || said(&two, "promised a wake-up for killed") > promised);
     holder.release("killed");
     granted(&mut waiter, "killed");
 }
@@ -134,10 +134,10 @@ fn the_holding_daemon_stops() {
         waiter.send(&json!({"id": lock, "op": "acquire", "lock": lock, "wait_ms": null}));
     }
     waiter.ping();
-    eventually("word of each is promised", || {
+    eventually("a wake-up for each is promised", || {
         let lines = two.log();
         let promised: HashSet<&str> =
-            lines.iter().filter_map(|line| line.split_once("promised word of ")).map(|(_, lock)| lock).collect();
+            lines.iter().filter_map(|line| line.split_once("promised a wake-up for ")).map(|(_, lock)| lock).collect();
         promised.len() == LOCKS
     });
     assert!(one.terminate().success());
@@ -173,7 +173,7 @@ fn a_program_closes_its_files() {
 }
 
 /// The holder's socket is removed by hand, or a file is in the place of the sockets' folder: the
-/// lock changes hands all the same.
+/// lock still changes hands.
 #[test]
 fn without_word() {
     let one = Daemon::start();
@@ -269,7 +269,7 @@ fn forged_words() {
 }
 
 /// A peer that never reads asks a daemon for more than it can promise: the daemon forgets it and
-/// goes on.
+/// continues.
 #[test]
 fn more_questions_than_promises() {
     let (one, two) = two();
@@ -278,7 +278,7 @@ fn more_questions_than_promises() {
     holder.acquire("asked");
     let mut waiter = V1::connect(&two.tcp());
     wait_for(&mut waiter, "asked", "exclusive");
-    eventually("word is promised", || said(&two, "promised word of asked") > 0);
+    eventually("a wake-up is promised", || said(&two, "promised a wake-up for asked") > 0);
     let mut askers: Vec<_> = own.iter().map(|socket| UnixStream::connect(socket).expect("it listens")).collect();
     for asker in &mut askers {
         for number in 0..5000 {

@@ -237,7 +237,7 @@ fn foreign_things_in_the_daemons_folder() {
     let (mut holder, mut waiter) = (V1::connect(&one.tcp()), V1::connect(&two.tcp()));
     holder.acquire("over");
     waiter.send(&json!({"id": 1, "op": "acquire", "lock": "over", "wait_ms": null}));
-    eventually("word is promised", || said(&two, "promised word of over") > 0);
+    eventually("a wake-up is promised", || said(&two, "promised a wake-up for over") > 0);
     holder.release("over");
     let reply = waiter.receive();
     assert_eq!(reply["ok"], true, "{reply}");

@@ -2,8 +2,8 @@
 
 use distrilock_protocol::{Codec, Incoming, Violation};
 
-/// The result of a stream: its messages, whether and how it broke the protocol, and the answers of
-/// its framing.
+/// The result of reading a stream: its messages, the violation of the protocol if there is one, and
+/// the replies of the framing itself.
 #[derive(Debug, PartialEq, Eq)]
 struct Taken {
     messages: Vec<String>,
@@ -12,8 +12,8 @@ struct Taken {
     out: Vec<u8>,
 }
 
-/// Reads the stream whole and cut, and compares. `cuts` are the distances between the cuts,
-/// repeated over and over.
+/// Reads the stream once in one piece and once in pieces, and compares the results. `cuts` are the
+/// sizes of the pieces, used over and over.
 ///
 /// # Panics
 /// If the results differ.
@@ -36,7 +36,7 @@ fn take(mut codec: Codec, cuts: &[usize], stream: &[u8]) -> Taken {
                     assert!(bytes > 0 && start + bytes <= end, "a message of {bytes} bytes");
                     start += bytes;
                     taken.messages.push(format!("{message:?}"));
-                    // Nothing is read after a goodbye.
+                    // Nothing is read after the client has closed the connection.
                     if matches!(message, Incoming::Closed) {
                         taken.dialect = codec.dialect().word();
                         return taken;

@@ -1,5 +1,6 @@
-//! A TCP connection. Its first bytes tell the dialect: most seeds are gob streams, the others are
-//! lines of JSON. The first two bytes choose how the rest is cut.
+//! The bytes of a TCP connection. The first bytes of a connection determine its dialect: most seeds
+//! are gob streams, the others are lines of JSON. The first two bytes of the input determine how
+//! the rest is cut into reads.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! One JSON text, as a request of version 1 and of version 0.1. A request that is read can be
-//! written and read again.
+//! One JSON text, decoded as a request of version 1 and of version 0.1. A decoded request can be
+//! encoded and decoded again.
 
 #![no_main]
 
@@ -7,7 +7,7 @@ use distrilock_protocol::limits::ID_BYTES_MAX;
 use distrilock_protocol::{v0, v1};
 use libfuzzer_sys::fuzz_target;
 
-/// A refusal quotes the request, but is not as long as one.
+/// A refusal may quote the request, but stays much shorter than the longest request.
 const MESSAGE_BYTES_MAX: usize = 2000;
 
 fuzz_target!(|text: &[u8]| {

@@ -1,6 +1,6 @@
-//! The engine: whatever sessions, files and timers do, its answers keep the rules. The first byte
-//! chooses the linger; each three further bytes are one step of the run, which the engine's own
-//! tests make as well.
+//! The engine: whatever sessions, files and timers do, its answers obey the rules. The first byte
+//! determines the linger, and every three bytes after it are one step of a run. The engine's own
+//! tests make the same runs.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! A WebSocket connection after its handshake: frames, and the messages of every dialect in them.
-//! The first two bytes choose how the rest is cut.
+//! The bytes of a WebSocket connection after its handshake: frames with messages in every dialect.
+//! The first two bytes of the input determine how the rest is cut into reads.
 
 #![no_main]
 

@@ -33,8 +33,8 @@ pub(super) fn make_inheritable(descriptor: impl AsFd) -> Result<(), Errno> {
     fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty())).map(drop)
 }
 
-/// Takes over a descriptor that came as a number from the process before. It is opened anew; the
-/// copy that we inherited would stay open in the programs that this process starts.
+/// Takes over a descriptor whose number the previous process passed. It is opened again; the copy
+/// that we inherited would stay open in the programs that this process starts.
 pub(super) fn take_inherited(descriptor: RawFd, options: &OpenOptions) -> io::Result<File> {
     let file = options.open(format!("/proc/self/fd/{descriptor}"))?;
     close(descriptor)?;

@@ -95,8 +95,7 @@ impl FenceRecord {
             .zip(0..)
             .filter_map(|(text, line)| Some(RecordedFence { number: number_of(text)?, line }));
         let highest = lines.max_by_key(|seen| seen.number);
-        // Somebody else's file must not be overwritten, nor taken for a record that has seen
-        // nothing.
+        // Somebody else's file must neither be overwritten nor mistaken for an empty record.
         if highest.is_none() && count >= LINE_BYTES {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,

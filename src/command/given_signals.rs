@@ -14,7 +14,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// The signals that were ignored when this process started, as bits (`SigIgn` of
-/// proc_pid_status(5)); none if /proc does not tell.
+/// proc_pid_status(5)); none if /proc does not show them.
 static IGNORED: OnceLock<u64> = OnceLock::new();
 
 /// The signals that were blocked when [`begin`] was called.

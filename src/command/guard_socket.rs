@@ -28,7 +28,7 @@ pub(super) struct Verdict {
 }
 
 /// The address of a guard: an abstract name that contains its user and is otherwise unique. The
-/// user tells whom to believe: once the guard is gone, anybody could take the name.
+/// user shows whom to believe: once the guard is gone, anybody could take the name.
 #[derive(Debug)]
 pub(super) struct GuardAddress {
     name: String,

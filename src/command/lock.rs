@@ -58,7 +58,7 @@ async fn hold(options: &LockOptions, servers: &[Server]) -> Result<u8, CommandEr
         tokio::select! {
             biased;
             lost = lock.held.lost() => {
-                // The reader of our output may be gone; the status says it all the same.
+                // The reader of our output may be gone; the exit status still reports it.
                 let _ = print(&json!({"event": "lost", "reason": lost.to_string()}));
                 return Err(CommandError::Lost { server: lock.client.server().clone(), lost });
             }

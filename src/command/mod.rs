@@ -13,7 +13,8 @@
 //!   the errors; `status` the exit statuses.
 //! - `exec`, `signals` and `given_signals` deal with the kernel.
 //!
-//! Verbs stand on top and do not use each other; `error`, `values` and the like are at the bottom.
+//! Verbs are at the top and do not use each other; `error`, `values` and the like are at the
+//! bottom.
 
 mod acquire;
 mod bench;

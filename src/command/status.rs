@@ -10,8 +10,8 @@ pub(super) const BUSY: u8 = 1;
 /// The command line cannot be understood (EX_USAGE).
 pub(super) const USAGE: u8 = 64;
 
-/// The daemon refused the request as it stands (EX_DATAERR): a different number of slots, a
-/// deadlock.
+/// The daemon refused the request, and would refuse it again (EX_DATAERR): a different number of
+/// slots, a deadlock.
 pub(super) const REFUSED: u8 = 65;
 
 /// No daemon could be reached (EX_NOHOST).

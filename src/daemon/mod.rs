@@ -198,8 +198,9 @@ impl Daemon {
         let notifier = Arc::new(Notifier::from_env());
         notifier.forget(&kept.unknown_fds);
         let place = table.storage.files.directory_id()?;
-        // Whatever may fail for want of resources comes before the sessions of the previous process
-        // are taken from the store: if this process ends, the next one still finds them there.
+        // Everything that may fail for lack of resources comes before the sessions of the previous
+        // process are taken from the store: if this process ends, the next one still finds them
+        // there.
         let registered = listeners.register()?;
         table.start_storage()?;
         let remounted = watch::remounted(Arc::clone(&table), directory.path.clone(), directory.mount.clone())?;

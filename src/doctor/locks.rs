@@ -137,7 +137,7 @@ fn exclusion(path: &Path) -> io::Result<bool> {
 fn wake(path: &Path) -> io::Result<Option<Duration>> {
     let held = trial_lock::lock(path, false)?.ok_or_else(|| io::Error::other("another process has locked the file"))?;
     let mut helper = Helper::start("wait", path)?;
-    // By then the helper waits, or else it takes the lock at once. It answers only when it has the
+    // By then the helper waits, or it takes the lock at once. It answers only when it has the
     // lock.
     std::thread::sleep(Duration::from_millis(200));
     let since = Instant::now();

@@ -103,7 +103,7 @@ pub(super) fn with(flags: OFlag) -> OFlags {
     OFlags::from_bits_retain(flags.bits().cast_unsigned())
 }
 
-/// Opens a file in the folder for reading and writing, with these flags besides. Anyone who can
+/// Opens a file in the folder for reading and writing, with these additional flags. Anyone who can
 /// write the folder can put anything there: a symbolic link is not followed, and a FIFO, a
 /// directory, a device, or a second name of a file that lies elsewhere is refused.
 ///
@@ -171,8 +171,8 @@ mod tests {
         assert_eq!(fs::metadata(folder).unwrap().mode() & 0o7777, 0o755);
     }
 
-    /// Whatever else stands in the place of a file of the folder is refused at once, and nothing
-    /// outside of the folder is opened.
+    /// Anything other than a regular file of the folder is refused at once, and nothing outside the
+    /// folder is opened.
     #[test]
     fn only_files_of_the_folder_are_opened() {
         let directory = tempfile::tempdir().unwrap();

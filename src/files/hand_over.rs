@@ -12,7 +12,7 @@ use super::lock_file::OpenFile;
 use distrilock_engine::Mode;
 use distrilock_protocol::name::LockName;
 
-/// What the next process has to know of an open file besides its descriptor.
+/// What the next process has to know of an open file, apart from its descriptor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandedFile {
     #[serde(rename = "identity")]

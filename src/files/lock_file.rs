@@ -50,7 +50,7 @@ pub struct Performed {
     pub gone_while_held: bool,
 }
 
-/// Whether the lock that a file had when an operation began was in vain.
+/// Whether the lock that a file had when an operation began protected nothing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeldBefore {
     holds: bool,
@@ -75,14 +75,14 @@ impl HeldBefore {
 
     /// The end of the operation.
     pub(super) fn end(self, file: Option<OpenFile>, outcome: Outcome) -> Performed {
-        // Holders are told of a loss, and that is logged.
+        // A loss is reported to the holders and logged.
         let told = matches!(outcome, Outcome::Lost(_));
         Performed { file, outcome, gone_while_held: self.gone && !told }
     }
 }
 
 impl OpenFile {
-    /// Opens a lock file, with these flags besides those that every lock file is opened with.
+    /// Opens a lock file, with these flags in addition to those for every lock file.
     /// Without `O_RDWR`, anything but a regular file counts as absent.
     pub(super) fn open(path: CString, flags: OFlag, permissions: u32) -> (Option<Self>, CallResult) {
         // O_NOFOLLOW: no lock outside the directory; O_NONBLOCK: a FIFO or a device must not block

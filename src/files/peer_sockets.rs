@@ -197,7 +197,8 @@ mod tests {
         assert_eq!(victim.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
-    /// If something else is at the folder's place, or a link to somewhere else, the fault names it.
+    /// If something else is where the folder should be, or a link to somewhere else, the fault
+    /// names it.
     #[test]
     fn no_folder_to_meet_in() {
         let base = tempfile::tempdir().unwrap();

@@ -25,7 +25,7 @@ pub enum Transport {
     WebSocket,
 }
 
-/// The shortest pause when a connection cannot be accepted for want of descriptors or memory. Each
+/// The shortest pause when a connection cannot be accepted for lack of descriptors or memory. Each
 /// next one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 

@@ -29,7 +29,7 @@ pub struct Frozen {
     output: Vec<u8>,
 }
 
-/// The state of a connection, besides its descriptor and its bytes.
+/// The state of a connection, apart from its descriptor and its bytes.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct HandedConnection {
     session: HandedSession,

@@ -3,9 +3,9 @@
 //!
 //! No request waits for it. A session that may have closed a cycle only says so
 //! ([`Deadlocks::look`]). The detector then lets others join in, reads all queues, each shard in
-//! pieces, and runs the search of [`distrilock_engine::deadlock`]. A deadlock stands still: what
-//! looks like one is read a second time, and whoever has changed meanwhile is not stuck. Afterwards
-//! the detector rests for a multiple of the time that it took.
+//! pieces, and runs the search of [`distrilock_engine::deadlock`]. A deadlock does not change: what
+//! looks like one is read a second time, and a session that has changed meanwhile is not stuck.
+//! Afterwards the detector rests for a multiple of the time that it took.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -77,7 +77,7 @@ thread_local! {
 /// Where an input comes from.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
-    /// From a session, whose task goes on to read its mailbox: it is not woken for its own notices.
+    /// From a session, whose task reads its mailbox next: it is not woken for its own notices.
     Session(SessionId, &'a Mailbox),
     /// From the daemon itself: a timer, a hint, a watch.
     Daemon,
@@ -288,8 +288,8 @@ impl LockTable {
     }
 
     /// Lets the engine decide, and posts its notices while the shard's mutex is held: a session
-    /// gets them in the order in which the engine decided, whichever thread brought the input. The
-    /// other effects become due.
+    /// gets them in the order in which the engine decided, whichever thread submitted the input.
+    /// The other effects become due.
     fn decide(
         &self,
         shard: ShardIndex,

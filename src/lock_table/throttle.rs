@@ -23,7 +23,7 @@ struct State {
 }
 
 impl Throttle {
-    /// A throttle that lets so many messages a minute pass.
+    /// A throttle that lets this many messages a minute pass.
     pub(super) const fn new(budget: u32) -> Self {
         Self { budget, state: Mutex::new(State { began_ms: 0, passed: 0, held_back: 0 }) }
     }

@@ -46,8 +46,8 @@ pub struct Notifier {
     manager: Option<Manager>,
 }
 
-/// The service manager's socket, and all that messages to it will need, open from the start: none
-/// is lost for want of descriptors. The sockets are not connected, so the manager may restart.
+/// The service manager's socket, and everything that messages to it will need, open from the start:
+/// none is lost for lack of descriptors. The sockets are not connected, so the manager may restart.
 #[derive(Debug)]
 struct Manager {
     /// Never waits.

@@ -149,7 +149,7 @@ impl Store {
             loop {
                 match receive(end) {
                     Ok(Received { word, descriptors, whole: true }) => messages.push((word, descriptors)),
-                    // Goes on: descriptors that stay in the queue stay open and locked.
+                    // Continues: descriptors that stay in the queue stay open and locked.
                     Ok(_) => failed = Some(StoreError::Descriptors),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => {

@@ -531,8 +531,8 @@ async fn more_than_a_lock() -> Outcome {
     Ok(())
 }
 
-/// Every word of the protocol has a variant, an unknown one is an error too, and unknown events do
-/// no harm.
+/// Every word of the protocol has a variant, an unknown one is also an error, and unknown events
+/// are harmless.
 #[tokio::test]
 async fn refusals_are_typed() -> Outcome {
     const WORDS: [&str; 11] = [
@@ -615,7 +615,7 @@ async fn the_daemon_doubts() -> Outcome {
     step();
     assert_eq!(due("the loss", held.lost()).await, LostError::Unproven);
     assert!(!other.is_lost() && client.ended().is_none());
-    // It is released all the same.
+    // It is released nevertheless.
     drop((held, other, client));
     let rest = end_of(script).await;
     assert!(rest.iter().all(|request| request["op"] != "acquire"), "{rest:?}");

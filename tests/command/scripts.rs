@@ -127,7 +127,7 @@ fn a_short_lease() {
     let folder = tempfile::tempdir().unwrap();
     let enough = folder.path().join("enough");
     let script = format!("until [ -e {} ]; do sleep 0.05; done", enough.display());
-    // So many take longer than one heartbeat proves the lock.
+    // This many take longer than the time for which one heartbeat proves the lock.
     let (server, daemon) = short_lease(move |heartbeats| {
         if heartbeats == 8 {
             std::fs::write(&enough, "").unwrap();

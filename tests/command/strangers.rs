@@ -79,7 +79,7 @@ fn survivors_are_reported() {
         let mut running = Running::start(programs.shell(&["unshare", "--mount"], &script, &daemon));
         let run = running.end();
         assert_eq!(number_of(run.status), 124, "{}", run.err);
-        assert!(run.err.contains("goes on"), "{}", run.err);
+        assert!(run.err.contains("keeps running"), "{}", run.err);
         let survivor = run.err.split("process ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
         kill(Pid::from_raw(survivor.parse().unwrap()), Signal::SIGKILL).unwrap();
         assert!(V1::connect(&daemon.tcp()).gets("x"));
@@ -99,7 +99,7 @@ fn hidden_processes_are_killed() {
                   --kill-after 0.2 --term-signal CONT x -c 'setsid \"$F/unreadable\" 1001 & setsid sh -c \"\\\"$F/unreadable\\\" 1002 & exit\"'";
     let mut running = Running::start(programs.shell(&["unshare", "--mount"], script, &daemon));
     let run = running.end();
-    assert_eq!(number_of(run.status), 0, "it goes on in the background: {}", run.err);
+    assert_eq!(number_of(run.status), 0, "it continues in the background: {}", run.err);
     eventually("the lock is free", || V1::connect(&daemon.tcp()).gets("x"));
     let left = Command::new("pgrep").arg("-f").arg(&sleep).output().unwrap();
     assert!(left.stdout.is_empty(), "{}", String::from_utf8_lossy(&left.stdout));
@@ -134,7 +134,7 @@ fn no_proc() {
     assert!(run.err.contains("mount -t proc"), "{}", run.err);
 }
 
-/// /proc goes while CMD runs: everything is ended all the same.
+/// /proc disappears while CMD runs: everything is ended nevertheless.
 #[test]
 fn proc_goes() {
     let daemon = Daemon::start();
@@ -147,8 +147,8 @@ fn proc_goes() {
     running.tree.assert_gone();
 }
 
-/// As process 1 of a container, we inherit the orphans of whoever comes in from outside, and reap
-/// them.
+/// As process 1 of a container, we inherit the orphans of processes that enter from outside, and
+/// reap them.
 #[test]
 fn process_1_reaps() {
     let daemon = Daemon::start();

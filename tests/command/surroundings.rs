@@ -20,7 +20,7 @@ fn through(program: &[&str], server: &str, arguments: &[&str]) -> Command {
 }
 
 /// The caller ignores SIGCHLD, so that the kernel reports no child's end (wait(2)). CMD's end is
-/// noticed all the same, with its status, and CMD has SIGCHLD ignored as it would without us.
+/// noticed nevertheless, with its status, and CMD has SIGCHLD ignored as it would without us.
 #[test]
 fn sigchld_is_ignored() {
     let daemon = Daemon::start();
@@ -149,7 +149,7 @@ fn descriptors_run_out() {
     assert_eq!((enough.code(), enough.out.as_str()), (0, "ran\n"), "{}", enough.err);
 }
 
-/// The guard of background processes lets go of what the caller waits for or wants to use again:
+/// The guard of background processes closes what the caller waits for or wants to use again:
 /// descriptors that those processes have closed, the working directory, the session.
 #[test]
 fn the_background_lets_go() {
@@ -165,7 +165,7 @@ fn the_background_lets_go() {
     let mut running = Running::start(shell);
     let run = running.end();
     assert_eq!(run.code(), 4, "{}", run.err);
-    // At once, since the user goes on.
+    // At once, since the user continues.
     let guard = running.tree.guard();
     assert!(!V1::connect(&server).gets("x"));
     let sleep = running.tree.waits_for("sleep 1001");
@@ -239,7 +239,7 @@ fn a_signal_for_every_process() {
             kill(all[*number], Signal::SIGTERM).unwrap();
         }
         running.says(&format!("count {count}"));
-        // Nothing tells that a further one does not come but its time: several times that for which
+        // Only time can show that no further one comes: several times that for which
         // a signal waits.
         thread::sleep(Duration::from_millis(500));
         fs::remove_file(&file).unwrap();

@@ -47,7 +47,7 @@ fn status(report: &Report) {
         said = guest::property(SERVICE, "StatusText");
         said.contains("2 sessions") && said.contains("2 locks")
     };
-    eventually("STATUS= tells sessions and locks", &mut shown);
+    eventually("STATUS= shows sessions and locks", &mut shown);
     let (_, text) = attempt(&format!("systemctl status --no-pager {SERVICE}"));
     report.check("systemctl status shows it", text.contains(&format!("Status: \"{said}\"")), &said);
 }
@@ -124,7 +124,7 @@ pub(crate) fn network(report: &Report) {
     sh(&format!("mkdir -p $(dirname {drop_in}) && cp {example} {drop_in}"));
     // The line that the example says to run.
     let text = sh(&format!("cat {example}"));
-    let line = text.lines().find_map(|line| line.strip_prefix("# systemctl ")).expect("it tells what to run");
+    let line = text.lines().find_map(|line| line.strip_prefix("# systemctl ")).expect("it says what to run");
     sh(&format!("systemctl {line}"));
     let mut session = V1::connect(&outside);
     session.acquire("open");

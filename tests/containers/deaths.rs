@@ -40,7 +40,7 @@ fn all_is_new(report: &Report, sessions: &mut [Session], dead: i32) {
     for number in 0..sessions.len() {
         let lock = format!("lock{number}");
         let reply = session.request(json!({"op": "acquire", "lock": lock, "wait_ms": 10_000}));
-        report.check(&format!("{lock} is granted anew"), reply["ok"] == true, &reply);
+        report.check(&format!("{lock} is granted again"), reply["ok"] == true, &reply);
     }
 }
 
@@ -139,7 +139,7 @@ pub(crate) fn garbled(report: &Report) {
         report.check("the journal says so", told, format!("{what}: {}", said.join("; ")));
         sh(&format!("systemctl restart {SERVICE}"));
         let reply = V1::connect(guest::TCP).request(json!({"op": "ping"}));
-        report.check("it goes on", reply["ok"] == true, &reply);
+        report.check("it continues", reply["ok"] == true, &reply);
         sh(&format!("systemctl stop {SERVICE}"));
     }
 }

@@ -110,7 +110,7 @@ fn upgrades(report: &Report) {
     let _ = client.stream().shutdown(std::net::Shutdown::Write);
     let said = String::from_utf8_lossy(&client.closed()).into_owned();
     let fits = said.is_empty() || said.starts_with("HTTP/1.1 101");
-    report.check("half an upgrade goes on or is closed", fits, said.lines().next().unwrap_or("closed"));
+    report.check("half an upgrade continues or is closed", fits, said.lines().next().unwrap_or("closed"));
 }
 
 /// Writes requests until the connection takes no more or many have been written; returns their

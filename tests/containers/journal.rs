@@ -98,7 +98,7 @@ pub(crate) fn stopped(report: &Report) {
     session.acquire("meanwhile");
     session.release("meanwhile");
     kill(journald, Signal::SIGCONT).expect("it is there");
-    report.check("sessions go on beside a stopped journald", true, format!("{SESSIONS} sessions"));
+    report.check("sessions continue while journald is stopped", true, format!("{SESSIONS} sessions"));
     // Each session is logged when it begins and when it ends.
     let count = || events(&format!("_SYSTEMD_UNIT={} PRIORITY=7", SERVICE)).len();
     let dropped = || -> usize {

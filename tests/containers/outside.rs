@@ -1,6 +1,6 @@
-//! Outside of the daemon: a witness to whom clients report which lock they have, and a prober that
-//! checks the lock files as another process does. A lock that a client holds must never be seen
-//! free, and nobody may be granted a lock that its holder has not begun to release.
+//! Outside the daemon: a witness to which clients report the locks that they have, and a prober
+//! that checks the lock files as another process does. A lock that a client holds must never be
+//! seen free, and nobody may be granted a lock that its holder has not begun to release.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;

@@ -24,7 +24,7 @@ chmod +x packaging/deb /usr/local/bin/sudo"#;
 /// The lines of the section's `sh` blocks, run in order by one shell.
 pub(crate) fn install_section(report: &Report) {
     let text = fs::read_to_string("/lab/README.md").expect("the host has copied it");
-    let section = text.split(HEADING).nth(1).expect("the README tells how to install the package");
+    let section = text.split(HEADING).nth(1).expect("the README says how to install the package");
     let section = section.split("\n## ").next().expect("a split has a first part");
     let blocks: Vec<&str> = section.split("```sh\n").skip(1).filter_map(|part| part.split("```").next()).collect();
     let script = blocks.concat();

@@ -60,7 +60,7 @@ fn disturbed(report: &Report, load: &Load, name: &str, line: &str, replaces: boo
 /// Waits until more has been granted and seen. Dead sessions do nothing; then this does not wait.
 fn progresses(load: &Load) {
     let [grants, looks, requests] = load.progress();
-    eventually("the load goes on", || {
+    eventually("the load continues", || {
         let [more_grants, more_looks, more_requests] = load.progress();
         let goes_on = more_grants > grants + GRANTS_BETWEEN && more_looks > looks && more_requests > requests;
         goes_on || !load.faults().is_empty()

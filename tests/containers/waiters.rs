@@ -1,4 +1,4 @@
-//! The state that the daemon keeps for a session besides its connection, before and after a
+//! The state that the daemon keeps for a session in addition to its connection, before and after a
 //! restart: its place in the queue, its remaining time, slots, fences, parts of several names, its
 //! introduction, and who waits for whom.
 
@@ -112,7 +112,7 @@ pub(crate) fn belongings(report: &Report) {
     restart();
     let (after, older) = picture(&mut watcher);
     report.check(
-        "list tells the same",
+        "list says the same",
         before == after,
         if before == after { String::new() } else { format!("{before} -> {after}") },
     );

@@ -73,8 +73,8 @@ fn run(host: &Host, node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
 struct Pace {
     /// The longest time from a beat to the answer of its heartbeat.
     latest: Duration,
-    /// The shortest time for which an answer made locks certain. The daemon makes it shorter when it
-    /// hears the file server late.
+    /// The shortest time for which an answer made locks certain. The daemon makes it shorter when
+    /// it hears the file server late.
     valid_min: Duration,
 }
 

@@ -267,7 +267,7 @@ impl Builder {
         let handle = Arc::new(Handle { shared: Arc::clone(&shared), connection });
         let mut driver = Box::pin(drive(Arc::clone(&shared), link, alarm));
         let hello = shared.with(|session, now| session.ask(now, &RequestObject::hello(&self.introduction)));
-        // The answer is polled first: the driver that brings it may end with it.
+        // The answer is polled first: the driver may end right after delivering it.
         let answer = tokio::select! {
             biased;
             answer = hello => answer,

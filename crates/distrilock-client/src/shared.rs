@@ -73,8 +73,8 @@ impl Release for Shared {
 ///
 /// The descriptor duplicates the driver's. When the session has ended by this client's own clock,
 /// the driver closes its own descriptor, but the program may still be stopping its work. The daemon
-/// must not see the connection end, and grant the locks to others, before the program has let go of
-/// them.
+/// must not see the connection end, and grant the locks to others, before the program has stopped
+/// relying on them.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) shared: Arc<Shared>,

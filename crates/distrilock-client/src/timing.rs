@@ -82,7 +82,7 @@ impl Default for Timing {
 
 impl Timing {
     /// How long the program may take to stop. Before the daemon's times are known, this is the
-    /// longest time it may come to.
+    /// longest time that it may turn out to be.
     pub(crate) fn stop_within(&self) -> Duration {
         match self.stop {
             StopTime::Exactly(time) | StopTime::Between(_, time) => time,

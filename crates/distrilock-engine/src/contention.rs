@@ -1,6 +1,6 @@
 //! Names whose waiting sessions wait for another process. They are tried again at a bounded rate;
-//! rarely, while another daemon has promised word of its release; and at once when word comes. Word
-//! is never believed: it only causes a try.
+//! rarely, while another daemon has promised a wake-up on its release; and at once when a wake-up
+//! arrives. A wake-up is never believed: it only causes a try.
 
 use std::collections::BTreeSet;
 
@@ -47,7 +47,7 @@ pub(crate) struct ContendedNames {
     retry_armed: bool,
     /// How many names the last sweep was for.
     swept: usize,
-    /// Names whose holder, a daemon, promised word of its release.
+    /// Names whose holder, a daemon, has promised a wake-up on release.
     promised: BTreeSet<LockName>,
     recheck_armed: bool,
 }
@@ -56,7 +56,7 @@ impl ContendedNames {
     /// A name is contended, as the last try has shown: another process holds it, or is `disturbed`
     /// by one that deletes its file.
     pub(crate) fn add<F>(&mut self, cx: &mut Context<'_, F>, disturbed: bool, pace: Pace) {
-        // A process that deletes a file sends no word of it.
+        // A process that deletes a file sends no wake-up.
         if disturbed {
             self.promised.remove(cx.name);
         }
@@ -84,8 +84,8 @@ impl ContendedNames {
         }
     }
 
-    /// A daemon holds a name and promises word of its release. No effect on a name that is not
-    /// polled.
+    /// A daemon holds a name and promises a wake-up on release. This has no effect on a name that
+    /// is not polled.
     pub(crate) fn promise<F>(&mut self, cx: &mut Context<'_, F>) {
         if !self.polled.remove(cx.name) {
             return;

@@ -1,17 +1,17 @@
 //! Deadlocks: sessions that keep each other waiting for good.
 //!
 //! [`deadlocks`] looks at all queues of a daemon at once and finds the requests whose refusal lets
-//! everybody else go on. Its time is linear in the holders and waiters that it is given, however
+//! everybody else continue. Its time is linear in the holders and waiters that it is given, however
 //! they are entangled, so one sweep in the background replaces a search for every wait.
 //!
 //! A session is **stuck** only if that is certain: none of its waits can end even if every session
-//! that is not stuck releases what it holds. A session with two waits goes on when one of them
+//! that is not stuck releases what it holds. A session with two waits continues when one of them
 //! ends. A wait for slots ends when sessions that are not stuck have enough of them, here or in
 //! other daemons. So no request is refused that could have been granted, unless a session would
 //! have released or cancelled something while it waits.
 //!
-//! Queues are read one after the other while sessions go on, so a snapshot may show a state that
-//! never was. A deadlock stands still, which tells it apart: [`changed`] compares two snapshots,
+//! Queues are read one after the other while sessions continue, so a snapshot may show a state that
+//! never existed. But a deadlock does not change: [`changed`] compares two snapshots,
 //! and a session that differs between them is not stuck. Whether sessions are stuck depends on
 //! nothing but what these sessions hold and wait for. The second snapshot therefore needs [`only`]
 //! the sessions that the first one shows as [`stuck`]: between the two, there was a moment at which
@@ -97,7 +97,7 @@ pub struct Edge {
     pub name: LockName,
     /// The session that keeps it waiting.
     pub because_of: SessionId,
-    /// Whether that one holds the name; otherwise it stands ahead in the queue.
+    /// Whether that session holds the name; otherwise it is ahead in the queue.
     pub holds: bool,
 }
 
@@ -155,7 +155,7 @@ pub fn deadlocks(queues: &[Queue], moving: &BTreeSet<SessionId>, count_max: usiz
     while found.len() < count_max
         && let Some(deadlock) = search.cycle()
     {
-        // Its session gets an answer, and goes on.
+        // Its session gets an answer and continues.
         search.settle([deadlock.victim.session]);
         found.push(deadlock);
     }
@@ -229,8 +229,8 @@ impl<'a> Search<'a> {
         Self { queues, stuck, holds, kept, front: vec![0; queues.len()] }
     }
 
-    /// Takes out the sessions that go on, given that `moving` do. Each queue is looked at again
-    /// only when less of it is kept than before, or its first stuck waiter goes on.
+    /// Takes out the sessions that can continue, given that `moving` can. A queue is looked at
+    /// again only when less of it is kept than before, or its first stuck waiter can continue.
     fn settle(&mut self, moving: impl IntoIterator<Item = SessionId>) {
         let mut again: Vec<usize> = (0..self.queues.len()).collect();
         for session in moving {
@@ -286,8 +286,8 @@ impl<'a> Search<'a> {
         Some(Deadlock { victim, cycle: cycle.into_iter().map(|(_, edge)| edge).collect() })
     }
 
-    /// One of the stuck sessions that keep a stuck waiter waiting: a holder in its way, or whoever
-    /// stands ahead of it.
+    /// One of the stuck sessions that keep a stuck waiter waiting: a holder in its way, or a
+    /// session ahead of it.
     fn edge(&self, (at, place): Place) -> Edge {
         let (queue, waiter) = (&self.queues[at], &self.queues[at].waiters[place]);
         let stuck = |session: SessionId| self.stuck.contains_key(&session);
@@ -362,7 +362,7 @@ mod tests {
         assert_eq!(found(&["a: 1 < 2", "b: 2 < 1", "c: 3 < 4", "d: 4 < 3"]).len(), 2, "each of two is broken");
     }
 
-    /// A reader stands behind a writer that waits for another reader, which waits for the first
+    /// A reader is queued behind a writer that waits for another reader, which waits for the first
     /// one.
     #[test]
     fn cycles_through_a_queue() {
@@ -378,7 +378,7 @@ mod tests {
         assert_eq!(found(&["b: 3 < 1 2", "f: f1 f2 < f3"]), ["3f1 1b3"]);
     }
 
-    /// A session with two waits goes on if one of them ends.
+    /// A session with two waits continues if one of them ends.
     #[test]
     fn one_wait_of_two_ends() {
         assert!(found(&["a: 1 < 2", "b: 2 < 1", "c: 9 < 1"]).is_empty());
@@ -396,7 +396,7 @@ mod tests {
         assert!(deadlocks(&after, &moving, 9).is_empty());
         after[1].waiters[0].request = RequestId(0);
         after[0].holders[0].since_ms += 1;
-        assert_eq!(changed(&before, &after), BTreeSet::from([SessionId(1)]), "it has let go in between");
+        assert_eq!(changed(&before, &after), BTreeSet::from([SessionId(1)]), "it has released it in between");
     }
 
     /// The plain definition: a session stays stuck as long as each of its waits has a stuck session
@@ -493,7 +493,7 @@ mod tests {
                     prop_assert_eq!((holds, ahead), (edge.holds, !edge.holds));
                 }
             }
-            // Whoever is refused goes on; its other waits may go, too.
+            // A session that is refused continues, and may also give up its other waits.
             for Deadlock { victim, .. } in &found {
                 for queue in &mut queues {
                     queue.waiters.retain(|waiter| waiter.session != victim.session);

@@ -167,7 +167,7 @@ impl<F> Record<F> {
                 self.freed.extend(slots);
                 self.refuse_head(cx, Answer::Storage(fault.clone()));
             }
-            // The waiter they were for has gone, or another one stands in front now.
+            // The waiter they were for has left, or another one is first now.
             (Some(true), None) | (None, _) => self.freed.extend(slots),
         }
     }
@@ -186,7 +186,7 @@ impl<F> Record<F> {
     }
 }
 
-/// Probes, which may bring a fence, and peeks.
+/// Probes, which may obtain a fence, and peeks.
 impl<F> Record<F> {
     /// A probe of a held lock is complete.
     fn probed(&mut self, cx: &mut Context<'_, F>, op: FileOp, mode: Mode, outcome: &Outcome, queries: Vec<Query>) {
@@ -215,15 +215,15 @@ impl<F> Record<F> {
         }
     }
 
-    /// Answers those who asked for a probe. Returns the fence that it brought, if none of them has
-    /// it now.
+    /// Answers those who asked for a probe. Returns the fence that the probe obtained, unless one
+    /// of them has it now.
     fn answer_probe(
         &mut self,
         cx: &mut Context<'_, F>,
         outcome: &Outcome,
         queries: Vec<Query>,
     ) -> Option<Result<u64, Fault>> {
-        let mut brought = match outcome {
+        let mut obtained = match outcome {
             Outcome::Fenced(fence) => Some(fence.clone()),
             _ => None,
         };
@@ -237,15 +237,15 @@ impl<F> Record<F> {
                 (_, Question::Already { fence }) => {
                     let holder = self.holders.of_mut(session);
                     let holder = holder.expect("a release answers the questions of its session");
-                    match &brought {
+                    match &obtained {
                         _ if !fence || holder.fence.is_some() => Answer::granted(holder, true),
                         Some(Ok(number)) => {
                             holder.fence = Some(*number);
-                            brought = None;
+                            obtained = None;
                             Answer::granted(holder, true)
                         }
                         Some(Err(fault)) => Answer::Storage(fault.clone()),
-                        // Another session has the fence: the next probe brings one more.
+                        // Another session has the fence: the next probe obtains another one.
                         None => {
                             self.queries.push(query);
                             continue;
@@ -255,7 +255,7 @@ impl<F> Record<F> {
             };
             cx.answer(query.asker, answer);
         }
-        brought
+        obtained
     }
 
     /// A peek at a file that this daemon does not lock is complete.

@@ -262,7 +262,7 @@ impl<F> Engine<F> {
         }
     }
 
-    /// A daemon holds the name and promises word of its release.
+    /// A daemon holds the name and promises a wake-up on release.
     fn promised(&mut self, cx: &mut Context<'_, F>) {
         if !self.records.get(cx.name).is_some_and(|record| record.contention.is_disturbed()) {
             self.contended.promise(cx);

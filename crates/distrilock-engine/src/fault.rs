@@ -94,7 +94,7 @@ impl fmt::Display for Operation {
     }
 }
 
-/// The number of "input/output error", which stands in for an error without a number (errno(3)).
+/// The number of "input/output error" (errno(3)), used for an error without a number.
 const EIO: i32 = 5;
 
 // Numbers for which std has no stable kind, as Linux on x86, Arm, RISC-V, POWER and z has them
@@ -150,8 +150,8 @@ impl Fault {
         }
     }
 
-    /// The reason as it stands within a line. Clients of version 0.1 read it, so our own causes
-    /// keep the words of the errors that once stood for them: EBUSY, EBADMSG, ETIMEDOUT, EUCLEAN,
+    /// The reason, for use within a line. Clients of version 0.1 read it, so our own causes keep
+    /// the texts of the errors that once represented them: EBUSY, EBADMSG, ETIMEDOUT, EUCLEAN,
     /// ESTALE.
     #[must_use]
     pub fn reason(&self) -> String {
@@ -214,15 +214,15 @@ impl Fault {
 }
 
 const SILENT: &str =
-    "the file server does not answer: check the network and the server; the daemon goes on by itself once it answers";
+    "the file server does not answer: check the network and the server; the daemon continues by itself once it answers";
 
 /// The system's sentence for an error number, in lower case.
 fn system_reason(errno: i32) -> String {
     let text = io::Error::from_raw_os_error(errno).to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    let first = letters.next().map(|first| first.to_ascii_lowercase());
-    first.into_iter().chain(letters).collect()
+    let mut characters = text.chars();
+    let first = characters.next().map(|first| first.to_ascii_lowercase());
+    first.into_iter().chain(characters).collect()
 }
 
 fn system_remedy(errno: i32) -> &'static str {
@@ -240,9 +240,9 @@ fn system_remedy(errno: i32) -> &'static str {
         }
         (ErrorKind::FileTooLarge, _) => "raise the limit of file sizes (LimitFSIZE= of the service, or ulimit -f)",
         (_, EMFILE | ENFILE) => "raise the limit of open files (LimitNOFILE= of the service)",
-        (ErrorKind::IsADirectory, _) => "remove the directory that stands where the lock file should be",
+        (ErrorKind::IsADirectory, _) => "remove the directory that is where the lock file should be",
         (_, ELOOP) => "remove the symbolic link: the daemon does not follow lock files out of the directory",
-        (ErrorKind::InvalidInput, _) => "remove what stands where the lock file should be: it is not a regular file",
+        (ErrorKind::InvalidInput, _) => "remove what is where the lock file should be: it is not a regular file",
         (_, ENOLCK) => "the file system has no locks left, or does not support them",
         (ErrorKind::TimedOut, _) => SILENT,
         _ => "check the file system under the lock directory, and the kernel's log",

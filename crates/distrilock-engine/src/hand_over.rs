@@ -43,7 +43,7 @@ pub struct HandedWaiter {
 }
 
 impl<F> Handed<F> {
-    /// The same with something else in the place of the file.
+    /// The same with something else instead of the file.
     pub fn map_file<G>(self, map: impl FnOnce(F) -> G) -> Handed<G> {
         let Self { name, file, locked, holders, waiters } = self;
         Handed { name, file: file.map(map), locked, holders, waiters }
@@ -63,7 +63,7 @@ impl<F, E> Handed<Result<F, E>> {
     /// The name with its file, or why there is none.
     ///
     /// # Errors
-    /// The error that stands in the place of the file.
+    /// The error that is there instead of the file.
     pub fn transpose(self) -> Result<Handed<F>, E> {
         let Self { name, file, locked, holders, waiters } = self;
         Ok(Handed { name, file: file.transpose()?, locked, holders, waiters })

@@ -23,8 +23,8 @@ pub const RETRY_MS_MAX: u64 = 10_000;
 /// See [`RETRY_MS_MIN`].
 pub const RETRY_US_PER_NAME: u64 = 3600;
 
-/// The time between two tries for a name whose holder, another daemon, promised word of its
-/// release, in milliseconds: that daemon may hang, or its word may get lost.
+/// The time in milliseconds between two tries for a name whose holder, another daemon, has promised
+/// a wake-up on release: that daemon may hang, or the wake-up may get lost.
 pub const RECHECK_MS: u64 = 2000;
 
 /// The shortest time between two tries on a network file system. A daemon asks the server at most
@@ -49,8 +49,8 @@ pub const MARK_MAX: u64 = u64::MAX - FENCES_AHEAD;
 pub(crate) const LINGER_TICKS: u8 = if cfg!(test) { 1 } else { 4 };
 
 /// How often a try is repeated, every [`RETRY_MS_MIN`], when nobody holds the lock but a process is
-/// deleting its file. After that the request is refused as a failure of the storage: it would be a
-/// lie to say that the name is held.
+/// deleting its file. After that the request is refused as a failure of the storage: to say that
+/// the name is held would be false.
 pub(crate) const DISTURBED_MAX: u8 = if cfg!(test) { 1 } else { 50 };
 
 /// Requests that wait for one name. Some events concern all of them at once, for example that the

@@ -10,9 +10,9 @@ use distrilock_protocol::ids::SessionId;
 
 use crate::limits::SHORT_LINE_MAX;
 
-/// What stands in a [`Line`].
+/// An entry of a [`Line`].
 pub(crate) trait Entry {
-    /// What its entries are looked for by, besides their session.
+    /// What entries are looked up by, in addition to their session.
     type Class: Copy + Ord;
 
     fn session(&self) -> SessionId;
@@ -277,7 +277,7 @@ impl<T: Entry> Long<T> {
     fn remove(&mut self, ticket: u64) -> Option<T> {
         let entry = self.entries.remove(&ticket)?;
         self.sessions.remove(&(entry.session(), ticket));
-        let class = self.classes.get_mut(&entry.class()).expect("each entry stands in its class");
+        let class = self.classes.get_mut(&entry.class()).expect("each entry is in its class");
         class.remove(&ticket);
         if class.is_empty() {
             self.classes.remove(&entry.class());

@@ -76,7 +76,7 @@ impl Kernel {
         process
     }
 
-    /// Numbers the inodes anew, in the order of the open files: their numbers mean nothing.
+    /// Renumbers the inodes, in the order of the open files: their numbers mean nothing.
     fn renumber(&mut self) {
         let used: BTreeSet<u8> = self.open.values().chain(&self.named).copied().collect();
         self.fences.retain(|inode, _| used.contains(inode));
@@ -584,8 +584,8 @@ impl World {
 /// A scope with more states than this takes too long to explore.
 const STATES_MAX: usize = 6_000_000;
 
-/// Stands for a state, since there are too many states to keep. No two of some millions will have
-/// the same 128 bits.
+/// Represents a state, since there are too many states to keep. Among some millions, no two will
+/// have the same 128 bits.
 fn digest<S: Hash>(state: &S) -> u128 {
     let half = |salt: u8| {
         let mut hasher = DefaultHasher::new();

@@ -23,7 +23,7 @@ use crate::message::{Answer, Asker, FileOp};
 use crate::state::{Contention, Linger, Turn};
 use crate::waiters::{Waiter, Waiters};
 
-/// One name: its file, who holds it, who waits, who asks. Each fact stands here once.
+/// One name: its file, who holds it, who waits, who asks. Each fact is stored once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Record<F> {
     pub(crate) file: File<F>,
@@ -302,7 +302,7 @@ impl<F> Record<F> {
         self.waiters.extract(count, |_| true, these, |waiter| cx.answer(waiter.asker(), answer.clone()));
     }
 
-    /// Refuses requests that were tried in vain, since the system fails. Of a crowd that waits,
+    /// Refuses requests whose tries failed because of the system. Of a crowd that waits,
     /// only the first ones are refused: the others get another try, and each step stays short.
     pub(crate) fn refuse_tried(&mut self, cx: &mut Context<'_, F>, fault: &Fault) {
         let answer = Answer::Storage(fault.clone());

@@ -1,5 +1,6 @@
-//! The states of a name beside those of its file: whose turn it is ([`Turn`]), whether its next try
-//! has to wait ([`Contention`]), and whether its file is kept for the next acquire ([`Linger`]).
+//! The states of a name, apart from those of its file: whose turn it is ([`Turn`]), whether its
+//! next try has to wait ([`Contention`]), and whether its file is kept for the next acquire
+//! ([`Linger`]).
 
 use crate::limits::{DISTURBED_MAX, LINGER_TICKS};
 
@@ -136,7 +137,7 @@ impl Contention {
     }
 }
 
-/// Whether the name stands in the engine's queue of lingering files; and the file's age, in ticks
+/// Whether the name is in the engine's queue of lingering files; and the file's age, in ticks
 /// of the linger timer since it was last used.
 ///
 /// ```text

@@ -159,9 +159,9 @@ impl Codec {
         }
     }
 
-    /// Tells the version of a JSON object from its members: `op` makes it version 1. The original's
-    /// WebSocket clients get no answer to anything that is not JSON, and their empty object is a
-    /// request.
+    /// Determines the version of a JSON object from its members: `op` makes it version 1. The
+    /// original's WebSocket clients get no answer to anything that is not JSON, and their empty
+    /// object is a request.
     fn text(&mut self, text: &[u8], websocket: bool) -> Incoming {
         if text.trim_ascii().is_empty() {
             return Incoming::Nothing;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub enum Mode {
     /// Together with other shared holders.
     Shared,
-    /// As a lock with this many slots: each holder has slots of its own.
+    /// As a lock with this many slots. Each holder has its own slots.
     Slots(u16),
     /// Alone.
     Exclusive,
@@ -49,7 +49,7 @@ impl Extent {
         }
     }
 
-    /// How many slots that is: 0 unless the lock has slots.
+    /// The number of slots; 0 if the lock has none.
     #[must_use]
     pub fn slots(self) -> u16 {
         match self {
@@ -58,7 +58,7 @@ impl Extent {
         }
     }
 
-    /// The extent with this mode and, if it has slots, this many of them.
+    /// The extent for this mode; `take` is the number of slots and is ignored in other modes.
     #[must_use]
     pub fn new(mode: Mode, take: u16) -> Self {
         match mode {
@@ -69,7 +69,7 @@ impl Extent {
     }
 }
 
-/// One slot of a lock that has slots, and otherwise all of it.
+/// One slot if the lock has slots; otherwise all of the lock.
 impl From<Mode> for Extent {
     fn from(mode: Mode) -> Self {
         Self::new(mode, 1)
@@ -100,7 +100,7 @@ impl From<Mode> for Want {
     }
 }
 
-/// A [`Want`] as one process of the daemon writes it for the next.
+/// A [`Want`] in the form in which one process of the daemon hands it to the next.
 #[derive(Serialize, Deserialize)]
 struct Written {
     mode: Mode,
@@ -125,9 +125,9 @@ impl From<Written> for Want {
 mod tests {
     use super::*;
 
-    /// The next process of the daemon, which may be of another version, reads what this one writes.
+    /// The next process of the daemon, which may be another version, can read what this one writes.
     #[test]
-    fn the_text_between_processes() {
+    fn the_text_handed_over() {
         for (extent, text) in [
             (Extent::Exclusive, r#"{"mode":"Exclusive","take":0,"fence":true}"#),
             (Extent::Shared, r#"{"mode":"Shared","take":0,"fence":true}"#),

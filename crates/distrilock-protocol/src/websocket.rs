@@ -29,7 +29,7 @@ pub struct Partial {
     payload: Vec<u8>,
 }
 
-/// What a frame brought.
+/// The content of a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
     /// The end of a text message.

@@ -47,7 +47,7 @@ pub(in crate::command) struct AcquireOptions {
     #[arg(long)]
     pub(in crate::command) fence: bool,
 
-    /// A note that others see beside the name of this session
+    /// A note that others see next to the name of this session
     #[arg(long, value_name = "TEXT", value_parser = note)]
     pub(in crate::command) note: Option<String>,
 

@@ -38,7 +38,7 @@ struct VerifySocket {
 }
 
 impl GuardedLock {
-    /// Starts to answer. If that fails, CMD runs all the same, but cannot ask.
+    /// Starts to answer. If that fails, CMD still runs, but cannot ask.
     pub(super) fn new(lock: AcquiredLock) -> Self {
         let lock = Arc::new(lock);
         let verify_socket = listen().ok().map(|(address, listener)| VerifySocket {

@@ -165,7 +165,7 @@ impl Job {
         by_key
     }
 
-    /// Lets go of the terminal, so that it can end while processes of CMD go on.
+    /// Closes the terminal, so that it can end while processes of CMD keep running.
     pub(super) fn forget_terminal(&mut self) {
         self.terminal = None;
     }

@@ -45,7 +45,7 @@ pub(super) fn main(arguments: &[OsString]) -> Result<ExitCode, CommandError> {
     let report =
         launcher.wait_for_report().map_err(CommandError::system("attend to the process that holds the lock"))?;
     if report.guard == GuardAfterwards::Ends {
-        // Nothing of ours is left when the user goes on.
+        // None of our processes is left when the user continues.
         launcher.wait_for_guard();
     }
     Ok(match report.ending {

@@ -95,7 +95,7 @@ impl LauncherLink {
                 ready = self.passed_on.readable(), if !self.passed_on_ended.get() => {
                     let mut number = [0];
                     match self.passed_on.get_ref().read(&mut number) {
-                        // The launcher has ended; LAUNCHER_DIED tells.
+                        // The launcher has ended; LAUNCHER_DIED reports it.
                         Ok(0) => self.passed_on_ended.set(true),
                         Ok(_) => {
                             let signal = Signal::try_from(i32::from(number[0]))?;

@@ -60,7 +60,7 @@ impl PassingOn {
                 None
             }
             // The next one before the first has waited long enough. An echo of the first may still
-            // come; it is taken for one of the second.
+            // come; it is treated as one of the second.
             Some(waiting) => {
                 let before = std::mem::replace(waiting, Waiting { signal, source, echoed: false, until });
                 Some(if before.echoed { Pass::IfMissed(signal) } else { Pass::On(signal) })

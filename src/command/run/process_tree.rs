@@ -140,6 +140,6 @@ impl KillAll {
 /// Tells the user about processes that could not be killed.
 pub(super) fn report_survivors(survivors: &[Pid]) {
     for pid in survivors {
-        output::message(&format!("process {pid} goes on: only the user that it runs as may end it"));
+        output::message(&format!("process {pid} keeps running: only the user that it runs as may end it"));
     }
 }

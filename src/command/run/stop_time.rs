@@ -18,8 +18,8 @@ pub(super) fn tell(builder: Builder, options: &RunOptions) -> Builder {
     }
 }
 
-/// The time from the first signal to SIGKILL. `stop_within` is what the client has come to with the
-/// daemon, if there is a lock.
+/// The time from the first signal to SIGKILL. `stop_within` is what the client has agreed on with
+/// the daemon, if there is a lock.
 pub(super) fn kill_after(options: &RunOptions, stop_within: Option<Duration>) -> Duration {
     let fitted = || stop_within.map_or(KILL_AFTER, |time| time.saturating_sub(STOP_MARGIN));
     options.kill_after.unwrap_or_else(fitted)

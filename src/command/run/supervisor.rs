@@ -261,8 +261,8 @@ impl<'a> Supervisor<'a> {
         let on_lost = self.options.on_lost.unwrap_or(OnLost::Kill);
         let then = match on_lost {
             OnLost::Kill => "ending CMD and everything it started",
-            OnLost::Signal(_) => "sending CMD a signal, after which it goes on",
-            OnLost::Warn => "CMD goes on",
+            OnLost::Signal(_) => "sending CMD a signal; it keeps running",
+            OnLost::Warn => "CMD keeps running",
         };
         let server = self.lock.as_ref().map(|lock| lock.server().to_string()).unwrap_or_default();
         output::message(&output::escaped(&format!("{server}: {lost}; {then}")));
@@ -367,7 +367,7 @@ impl<'a> Supervisor<'a> {
             match event {
                 JobEvent::NoChildren => kept_for = kept_for.without_processes(),
                 JobEvent::Signal(signal, _) if kept_for.processes() => self.job.signal(signal),
-                // With no processes left, whoever ends the guard means the lock.
+                // With no processes left, a signal to the guard is meant to end the lock.
                 JobEvent::Signal(Signal::SIGCONT, _) => {}
                 JobEvent::Signal(..) => kept_for = kept_for.without_period(),
                 JobEvent::CmdEnded(_) | JobEvent::LauncherDied | JobEvent::Nothing => {}
@@ -393,7 +393,7 @@ impl<'a> Supervisor<'a> {
         kill_all().await
     }
 
-    /// Lets go of what the user waits for or wants to use again: the streams, which a shell or a
+    /// Closes what the user waits for or wants to use again: the streams, which a shell or a
     /// cron daemon reads until their end, and the terminal. The other descriptors and the working
     /// directory are given up as soon as CMD has them.
     fn detach_from_user(&mut self) -> io::Result<()> {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use distrilock_engine::{Claim, Extent, Handed, HandedWaiter, Mode, RequestId, SessionId};
 use distrilock_protocol::name::LockName;
 
-/// A [`Handed`] name. `F` is what is told of its open file.
+/// A [`Handed`] name. `F` describes its open file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct HandedLock<F> {
     name: LockName,

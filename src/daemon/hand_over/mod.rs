@@ -234,7 +234,7 @@ pub(super) fn take_over(table: &Arc<LockTable>, threads: &Arc<SessionThreads>, t
     // Every mailbox is there, so that notices find it.
     locks.into_iter().for_each(|lock| table.take_over(lock));
     frozen.into_iter().for_each(|frozen| resume(table, threads, frozen));
-    // The previous process may not have come to look.
+    // The previous process may not have had time to look.
     table.deadlocks.look();
     // The lease may have run out in between: each lock is probed now, not in its turn.
     if table.storage.contact().map(Lease::epoch) != epoch {

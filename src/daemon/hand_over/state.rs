@@ -11,7 +11,7 @@ use crate::front::HandedConnection;
 /// be ignored.
 pub(super) const VERSION: u32 = 1;
 
-/// What goes to the next process, besides descriptors and bytes. The bytes of the connections
+/// What goes to the next process, apart from descriptors and bytes. The bytes of the connections
 /// follow it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct State {

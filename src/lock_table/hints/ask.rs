@@ -176,7 +176,7 @@ fn hear(table: &Arc<LockTable>, message: PeerMessage) {
             table.submit(&name, Input::Hint(name.clone()), Source::Daemon);
         }
         PeerMessage::Held(name) => {
-            tracing::trace!(LOCK = %name, "promised word of {name}");
+            tracing::trace!(LOCK = %name, "promised a wake-up for {name}");
             table.hints.questions.answered(&name);
             table.submit(&name, Input::Promised(name.clone()), Source::Daemon);
         }

@@ -42,7 +42,7 @@ pub(crate) struct Hints {
     questions: Questions,
     promises: Promises,
     close_watch: CloseWatch,
-    /// How fast hints are handled, whoever gives them.
+    /// How fast hints are handled, whoever sends them.
     rate: RateLimit,
 }
 

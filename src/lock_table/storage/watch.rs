@@ -90,7 +90,8 @@ impl Watch {
         }
     }
 
-    /// The server has forgotten this host: the watch starts again, and every lock is probed at once.
+    /// The server has forgotten this host: the watch starts again, and every lock is probed at
+    /// once.
     fn enter_again(&mut self, network: &Network) {
         tracing::error!(
             MESSAGE_ID = ids::LEASE_LOST,

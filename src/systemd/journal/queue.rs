@@ -31,7 +31,7 @@ const IDENTIFIER: &str = "distrilockd";
 /// How much the queue holds: some thousands of events, so that a journald that restarts loses none.
 const QUEUE_BYTES_MAX: usize = 1 << 20;
 
-/// What an event costs besides its values, with its place in the queue.
+/// What an event costs in addition to its values, including its place in the queue.
 const EVENT_BYTES: usize = 256;
 
 /// How long [`Flush`] waits for journald.
@@ -91,7 +91,7 @@ struct State {
 
 enum Entry {
     Event(Copied),
-    /// Here so many events found the queue full.
+    /// Here, this many events found the queue full.
     Dropped(u64),
 }
 

@@ -57,10 +57,10 @@ fn line(level: Level, words: &Words, prefix: bool, bold: bool) -> String {
     line
 }
 
-/// Writes a line if that does not block, and else drops it; a stderr that is closed is no error.
+/// Writes a line if that does not block, and otherwise drops it; a closed stderr is not an error.
 ///
-/// stderr shares its flags with whoever else has it open, so that it is not made non-blocking; one
-/// thread at a time asks whether there is room, and takes it.
+/// stderr shares its flags with all other processes that have it open, so it is not made
+/// non-blocking; one thread at a time asks whether there is room, and uses it.
 fn write_line(stderr: BorrowedFd<'_>, line: &str) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one = locked(&ONE_AT_A_TIME);

@@ -133,7 +133,7 @@ impl ClientSession {
 
     /// Takes a grant. From here on it counts as held, even before it is delivered. If the storage
     /// has a deadline, that of a grant after a long wait counts from when the request was sent,
-    /// long ago. One more heartbeat brings a fresh one.
+    /// long ago. One more heartbeat renews it.
     fn granted(
         &mut self,
         now: BootTime,

@@ -30,8 +30,8 @@ fn word_causes_a_try() {
     assert_eq!(n.done(Outcome::Locked), [granted(1, Exclusive)]);
 }
 
-/// Word of a name that nobody waits for, that a session holds, or that is unknown changes nothing
-/// at all.
+/// A wake-up for a name that nobody waits for, that a session holds, or that is unknown changes
+/// nothing.
 #[test]
 fn word_that_nobody_waits_for() {
     let mut n = Scenario::new();

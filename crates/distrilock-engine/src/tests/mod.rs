@@ -398,7 +398,7 @@ fn a_hand_on_is_refused() {
     assert_eq!(n.done(Outcome::Locked), [granted(2, Exclusive)]);
 }
 
-/// Another process holds the name: a request that does not wait is refused, one that waits goes on
+/// Another process holds the name: a request that does not wait is refused, one that waits keeps
 /// waiting, and a second one that does not wait gets a try of its own, since the last refusal is
 /// older than it.
 #[test]
@@ -429,7 +429,7 @@ fn a_try_fails() {
 
 /// Nobody holds the name, but a process that is deleting its file is in the way, and stays there:
 /// after some tries, a request that does not wait is refused as `storage`, never as held; one that
-/// waits goes on waiting.
+/// waits keeps waiting.
 #[test]
 fn a_deletion_that_does_not_end() {
     let mut n = Scenario::new();

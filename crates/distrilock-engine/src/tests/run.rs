@@ -357,7 +357,7 @@ impl Run {
                 }
                 Effect::Answer { name, session, request, answer } => self.answered(&name, session, request, answer),
                 Effect::Lost { name, session, .. } => {
-                    // A session that has asked to release it is told of both, or only of the
+                    // A session that has asked to release it learns of both, or only of the
                     // release.
                     self.outside(&name).holders.remove(&session);
                 }

@@ -2,12 +2,12 @@
 //!
 //! A stream is a sequence of messages, each prefixed by its length, and each a type definition or a
 //! value. A sender chooses its own type ids and may send fields that we do not know, so definitions
-//! are read generically, and tell how to skip the values of unknown fields. Replies have one fixed
+//! are read generically; they show how to skip the values of unknown fields. Replies have one fixed
 //! form.
 //!
-//! The bytes are not trusted. An announced length is only ever compared with the bytes that are
-//! there, every step of a loop consumes a byte, and nesting ends at a fixed depth: time and memory
-//! depend on the number of bytes received, not on their content.
+//! The bytes are not trusted. An announced length is only ever compared with the number of bytes
+//! received, every step of a loop consumes a byte, and nesting has a fixed limit. So time and
+//! memory depend on the number of bytes received, not on their content.
 
 mod primitive;
 mod stream;
@@ -27,7 +27,7 @@ pub const DEFINITIONS_MAX: usize = 64;
 pub const FIELDS_MAX: usize = 128;
 /// Levels of nesting in the value of a skipped field, so that skipping cannot exhaust the stack.
 pub const DEPTH_MAX: usize = 32;
-/// Bytes kept of a value that goes on in the next message (see [`Decoder::message`]).
+/// Bytes kept of a value that continues in the next message (see [`Decoder::message`]).
 pub const SUSPENDED_BYTES_MAX: usize = 65_536;
 
 /// The definitions of the reply's two types, which precede the first reply of a stream. Type 65 is
@@ -49,10 +49,10 @@ pub enum GobError {
     /// A message length starts with a byte that no unsigned integer starts with.
     #[error("a message length cannot start with the byte {0:#04x}")]
     Length(u8),
-    /// A message has no content. Go's decoder takes this for the end of the stream.
+    /// A message has no content. Go's decoder treats this as the end of the stream.
     #[error("a message of 0 bytes")]
     Empty,
-    /// A message is over the maximum.
+    /// A message exceeds the maximum.
     #[error("a message of {length} bytes is over the maximum of {maximum}")]
     TooLong {
         /// The bytes announced.

@@ -17,7 +17,8 @@ pub enum Decoded {
     Definition,
     /// A request.
     Request(Request),
-    /// A value that the original refuses without a reply. The stream goes on with the next message.
+    /// A value that the original refuses without a reply. The stream continues with the next
+    /// message.
     Unanswered,
 }
 
@@ -26,7 +27,7 @@ pub enum Decoded {
 pub struct Decoder {
     /// In the order of their ids.
     pub(super) types: Vec<(i32, Type)>,
-    /// The start of a value that goes on in the next message, or empty.
+    /// The start of a value that continues in the next message, or empty.
     pub(super) suspended: Vec<u8>,
 }
 
@@ -112,7 +113,7 @@ impl Decoder {
 enum Stop {
     /// It is not a request, or its bytes do not match its type.
     Refused,
-    /// The next message brings the rest, which is joined to the first `at` bytes.
+    /// The next message contains the rest, which is joined to the first `at` bytes.
     Suspended {
         at: usize,
     },
@@ -131,7 +132,7 @@ impl From<GobError> for Stop {
     }
 }
 
-/// A value that is being read. It needs the whole decoder, since an interface can bring
+/// A value that is being read. It needs the whole decoder, since an interface can contain
 /// definitions.
 struct Value<'a> {
     decoder: &'a mut Decoder,

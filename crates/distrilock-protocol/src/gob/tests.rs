@@ -19,7 +19,7 @@ fn request(command: u8, name: &[u8]) -> Request {
     Request { major: 0, minor: 1, command, name: name.into() }
 }
 
-/// What a whole stream decodes to, definitions left out; the stream must end with a message.
+/// Decodes a whole stream, which must end with a whole message. Definitions are left out.
 fn decode_all(stream: &[u8]) -> Result<Vec<Decoded>, GobError> {
     let (mut decoder, mut rest, mut all) = (Decoder::default(), stream, Vec::new());
     while let Some(Frame { header, body }) = split(rest, BODY_BYTES_MAX)? {
@@ -33,7 +33,7 @@ fn decode_all(stream: &[u8]) -> Result<Vec<Decoded>, GobError> {
     Ok(all)
 }
 
-/// Writes what the sender of a gob stream of any types would.
+/// Writes a gob stream with any types.
 #[derive(Default, Clone)]
 struct Stream(Vec<u8>);
 
@@ -61,7 +61,7 @@ impl Stream {
         self.uint(body.0.len() as u64).raw(&body.0)
     }
 
-    /// The `CommonType` that every definition starts with, named like `id`.
+    /// The `CommonType` that every definition starts with. It contains the type's `id`.
     fn common(self, kind: u64, id: i64) -> Self {
         self.int(-id).uint(kind).uint(1).uint(1).text("T").uint(1).int(id).uint(0)
     }
@@ -95,7 +95,7 @@ impl Stream {
         self.message(&body.uint(0).uint(0))
     }
 
-    /// `kind` 5 encodes itself by GobEncode, 6 by MarshalBinary, 7 by MarshalText.
+    /// A type that encodes itself: with GobEncode (`kind` 5), MarshalBinary (6) or MarshalText (7).
     fn opaque(self, id: i64, kind: u64) -> Self {
         self.message(&Self::default().common(kind, id).uint(0).uint(0))
     }
@@ -113,7 +113,8 @@ fn w() -> Stream {
     Stream::default()
 }
 
-/// The definitions of the request and of the reply are the bytes of the captures.
+/// The definitions of the request and of the reply are byte for byte those captured from the
+/// original.
 #[test]
 fn definitions_are_the_originals() {
     let expected = hex("54 ff 81 03 01 01 0b 4c 6f 63 6b 52 65 71 75 65 73 74 01 ff 82 00 01 04 01 0c
@@ -131,7 +132,8 @@ fn definitions_are_the_originals() {
     assert_eq!(decode_all(&REQUEST_DEFINITION), Ok(vec![]));
 }
 
-/// Integers have the forms that were seen: one byte below 0x80, else a count and big-endian bytes.
+/// An integer below 0x80 is a single byte. A larger one is a count of bytes and then the bytes,
+/// big-endian.
 #[test]
 fn integers_are_spelled_as_in_go() {
     for (number, bytes) in [
@@ -160,7 +162,7 @@ fn integers_are_spelled_as_in_go() {
     }
 }
 
-/// Every captured request is read, and written, as those bytes.
+/// Every captured request is decoded correctly and encoded to the same bytes.
 #[test]
 fn captured_requests() {
     let name = |name: &str| name.as_bytes().to_vec().into_boxed_slice();
@@ -193,7 +195,7 @@ fn captured_requests() {
     assert!(w().text(&long).0.starts_with(&[0xff, 0xfb]));
 }
 
-/// Every captured reply is written, and read, as those bytes.
+/// Every captured reply is encoded to the same bytes and decoded correctly.
 #[test]
 fn captured_replies() {
     use Outcome::{BadRequest, Failed, Success};
@@ -249,8 +251,8 @@ fn name_of(name: &str) -> &[u8] {
     name.as_bytes()
 }
 
-/// The sizes that were measured: a first request of 97 bytes for a name of two letters, and of 12
-/// afterwards; messages of 100 and 183 bytes on WebSocket.
+/// The sizes measured with the original: with a name of two letters, the first request takes 97
+/// bytes and later ones take 12. Messages on WebSocket take 100 and 183 bytes.
 #[test]
 fn captured_sizes() {
     let mut encoded = Vec::new();
@@ -265,7 +267,7 @@ fn captured_sizes() {
     assert_eq!(REPLY_DEFINITIONS.len() + encoded.len(), 183);
 }
 
-/// A stream may be cut at every byte: what is there of a message is left alone until it is whole.
+/// A stream may be cut at any byte. A message is read only once all of it has arrived.
 #[test]
 fn a_stream_cut_anywhere() {
     let mut stream = REQUEST_DEFINITION.to_vec();
@@ -286,7 +288,8 @@ fn a_stream_cut_anywhere() {
     }
 }
 
-/// Lengths that no message can have are refused as soon as they are known, with both numbers.
+/// A length that no message can have is refused as soon as it is known. The error contains the
+/// length and the maximum.
 #[test]
 fn impossible_lengths() {
     assert_eq!(split(&[], 10), Ok(None));
@@ -307,7 +310,7 @@ fn impossible_lengths() {
     assert_eq!(split(&[0xff, 1, 7, 7], 10), Ok(Some(Frame { header: 2, body: 1 })));
 }
 
-/// Fields may come in any order, may be missing, and the type's name and id are the sender's own.
+/// Fields may come in any order or be missing, and the sender chooses the type's name and id.
 #[test]
 fn any_order_any_id() {
     let served = |stream: Stream, expected: &Decoded| {
@@ -320,8 +323,8 @@ fn any_order_any_id() {
         let stream = w().slice(90, 6).structure(id, &fields).value(id, &value);
         served(stream, &expected);
     }
-    // A zero may be sent, a non-minimal integer, and the end of the struct may be left to the
-    // message; bytes after the struct are dropped.
+    // Zeros and integers that are longer than necessary are accepted. The end of the message also
+    // ends the struct, and bytes after the struct are ignored.
     let value = w().uint(1).text("a").uint(1).raw(&hex("fe0002"));
     served(w().structure(65, &fields).value(65, &value), &expected);
     let value = value.uint(0).text("more");
@@ -329,11 +332,12 @@ fn any_order_any_id() {
     let value = w().uint(2).uint(0).uint(0);
     let expected = Decoded::Request(Request::default());
     served(w().structure(65, &fields).value(65, &value), &expected);
-    // A struct without fields shares none of them, but Go takes it for an empty request.
+    // A struct without fields has none in common with a request, but Go accepts it as an empty one.
     served(w().structure(65, &[]).value(65, &w().uint(0)), &expected);
 }
 
-/// Additional fields of every kind of type are skipped, before, between and after the known ones.
+/// Additional fields of every kind of type are skipped, whether they come before, between or after
+/// the known ones.
 #[test]
 fn additional_fields_of_any_type() {
     let mut fields = vec![];
@@ -382,8 +386,9 @@ fn additional_fields_of_any_type() {
     assert_eq!(decode_message(&stream.0, BODY_BYTES_MAX), Some(request(2, b"lock1")));
 }
 
-/// An interface brings a type that was not sent before: Go ends the message after its definition,
-/// in the middle of the value, and goes on in the next one; an inner one is defined in place.
+/// The value of an interface may have a type that was not sent before. Go then ends the message
+/// after the type's definition, in the middle of the value, and continues the value in the next
+/// message. An inner type is defined in place.
 #[test]
 fn a_value_that_goes_on_in_the_next_message() {
     let start = w().int(65).uint(1).uint(1).uint(1).text("main.P").raw(&definition_of(70).0);
@@ -403,7 +408,7 @@ fn definition_of(id: i64) -> Stream {
     Stream::structure_body(id, &[("Inner", 8), ("Number", 2)])
 }
 
-/// A value that goes on and on is not kept without limit.
+/// A value that continues over many messages is kept only up to a limit.
 #[test]
 fn a_suspended_value_is_bounded() {
     let name = "x".repeat(SUSPENDED_BYTES_MAX);
@@ -414,7 +419,8 @@ fn a_suspended_value_is_bounded() {
     assert!(matches!(decoder.message(&start.0), Err(GobError::TooLong { .. })));
 }
 
-/// What the original refuses without a reply is refused, and the next request is read all the same.
+/// Requests that the original refuses without a reply are refused, and the next request is still
+/// read.
 #[test]
 fn refused_requests() {
     let all = [("VersionMajor", 3), ("VersionMinor", 3), ("Command", 3), ("LockName", 6)];
@@ -452,13 +458,15 @@ fn refused_requests() {
         assert_eq!(stream.decoded(), expected, "{what}");
         assert_eq!(decode_message(&stream.0, BODY_BYTES_MAX), None, "{what}");
     }
-    // A reply that is sent as a request: its own type shares no field, though the inner one does.
+    // A reply sent as a request: its type has no field in common with a request, even though an
+    // inner type has.
     let mut stream = REPLY_DEFINITIONS.to_vec();
     stream.extend(hex("12 ff82 01 0201 0102 01056c6f636b31 00 0102 00"));
     assert_eq!(decode_all(&stream), Ok(vec![Decoded::Unanswered]));
 }
 
-/// The package documentation's example of a stream, a Point, is read and refused as no request.
+/// The example in gob's package documentation, a Point, is read, and refused because it is not a
+/// request.
 #[test]
 fn the_documented_point() {
     let stream = hex("1f ff81 03 01 01 05 506f696e74 01 ff82 00 01 02 01 01 58 01 04 00 01 01 59 01 04
@@ -466,7 +474,7 @@ fn the_documented_point() {
     assert_eq!(decode_all(&stream), Ok(vec![Decoded::Unanswered]));
 }
 
-/// A value without its definition in the same WebSocket message gets no reply; a second value in a
+/// A WebSocket message with a value but not its definition gets no reply. A second value in a
 /// message is ignored.
 #[test]
 fn websocket_messages_stand_alone() {
@@ -480,7 +488,7 @@ fn websocket_messages_stand_alone() {
     assert_eq!(decode_message(&message, 50), None);
 }
 
-/// Definitions that are corrupt or beyond the limits end the stream.
+/// Definitions that are corrupt or exceed the limits end the stream.
 #[test]
 fn malformed_definitions() {
     let decode = |body: &[u8]| Decoder::default().message(body);
@@ -495,7 +503,7 @@ fn malformed_definitions() {
     assert_eq!(decode(&[body, &[0]].concat()), Err(GobError::Definition));
     let huge = Decoder::default().message(&w().int(i64::MIN).raw(&body[2..]).0);
     assert_eq!(huge, Err(GobError::TypeId));
-    // As in Go, the end of the message ends its structs, so that some shorter ones are whole.
+    // As in Go, the end of the message also ends its structs, so some truncated messages are valid.
     let whole: Vec<usize> = (2..body.len()).filter(|cut| decode(&body[..*cut]).is_ok()).collect();
     assert_eq!(whole, [3, 4, 17, 20, 21, 79, 81, 82, 83]);
     let fields = vec![("F", 3); FIELDS_MAX];
@@ -511,7 +519,7 @@ fn malformed_definitions() {
     assert_eq!(decode_all(&define(most, 200).0), Err(GobError::TooManyDefinitions));
 }
 
-/// Types that contain themselves end where the bytes do, or at the greatest depth.
+/// Reading a type that contains itself stops at the end of the bytes or at the maximum depth.
 #[test]
 fn recursive_types() {
     let stream = |extra: Stream, content: Stream| {
@@ -525,14 +533,14 @@ fn recursive_types() {
         let down = w().raw(&vec![1; depth]).uint(0);
         let is_served = depth <= DEPTH_MAX;
         let slice = stream(w().slice(70, 70), down.clone());
-        assert_eq!(slice == served, is_served, "a slice of itself, {depth} deep");
+        assert_eq!(slice == served, is_served, "a slice of itself, depth {depth}");
         let up = down.clone().raw(&vec![0; depth]);
         let list = stream(w().structure(70, &[("Next", 70)]), up);
-        assert_eq!(list == served, is_served, "a struct with itself, {depth} deep");
+        assert_eq!(list == served, is_served, "a struct with itself, depth {depth}");
         let array = stream(w().array(70, 70, 1), down.clone());
         assert_eq!(array, [Decoded::Unanswered], "an array of itself never ends");
         let map = stream(w().map(70, 3, 70), w().raw(&vec![1; depth * 2]).uint(0));
-        assert_eq!(map == served, is_served, "a map of itself, {depth} deep");
+        assert_eq!(map == served, is_served, "a map of itself, depth {depth}");
         let content = w().text("T").int(71).uint(1).uint(0).uint(1);
         let boxes = (0..depth.min(5000)).fold(w().uint(1), |all, _| all.raw(&content.0).uint(1));
         let nested = stream(w().slice(70, 8).slice(71, 8), boxes);
@@ -540,8 +548,8 @@ fn recursive_types() {
     }
 }
 
-/// Announced numbers of elements cost no more than the bytes that are there, even of types whose
-/// values may be empty.
+/// A huge announced number of elements costs no more than the bytes that follow, even if elements
+/// of the type may be empty.
 #[test]
 fn announced_counts_cost_nothing() {
     let started = Instant::now();
@@ -582,7 +590,7 @@ fn any_reply() -> impl Strategy<Value = OwnedReply> {
     })
 }
 
-/// A valid stream that has definitions of every kind, an interface that is suspended, and requests.
+/// A valid stream with definitions of every kind, a suspended interface, and requests.
 fn rich_stream() -> Vec<u8> {
     let fields = [("VersionMinor", 3), ("Extra", 8), ("Map", 73), ("LockName", 6), ("Command", 3)];
     let start = w().int(66).uint(1).uint(1).uint(1).text("main.P").raw(&definition_of(70).0);
@@ -593,7 +601,7 @@ fn rich_stream() -> Vec<u8> {
     stream.raw(&hex("0e ff82 0201 0102 01056c6f636b31 00")).0
 }
 
-/// The stream that the next property mutates is a valid one.
+/// The stream that `mutated_streams` starts from is valid.
 #[test]
 fn the_rich_stream_is_valid() {
     let all = decode_all(&rich_stream());
@@ -601,7 +609,7 @@ fn the_rich_stream_is_valid() {
     assert_eq!(all, Ok(expected.to_vec()));
 }
 
-/// Reads as a session would, and checks what a decoder may keep.
+/// Reads as a session does, and checks the limits on what a decoder keeps.
 fn read_anything(stream: &[u8]) {
     let (mut decoder, mut rest) = (Decoder::default(), stream);
     while let Ok(Some(Frame { header, body })) = split(rest, BODY_BYTES_MAX) {
@@ -617,7 +625,7 @@ fn read_anything(stream: &[u8]) {
 }
 
 proptest! {
-    /// Every request is read as it was written.
+    /// Every request is the same after encoding and decoding.
     #[test]
     fn requests_round_trip(requests in vec(any_request(), 1..4)) {
         let mut stream = REQUEST_DEFINITION.to_vec();
@@ -629,7 +637,7 @@ proptest! {
         prop_assert_eq!(decoded, Ok(requests.into_iter().map(Decoded::Request).collect()));
     }
 
-    /// Every reply is read as it was written.
+    /// Every reply is the same after encoding and decoding.
     #[test]
     fn replies_round_trip(expected in any_reply()) {
         let OwnedReply { command, name, outcome, reason, is_locked } = &expected;
@@ -647,14 +655,14 @@ proptest! {
         read_anything(&bytes);
     }
 
-    /// Random bytes as one message, after definitions of every kind, never panic.
+    /// Random bytes as one message after definitions of every kind never panic.
     #[test]
     fn random_values(id in 64..75_i64, bytes in vec(prop_oneof![0..4_u8, any::<u8>()], 0..500)) {
         let stream = w().raw(&rich_stream()).value(id, &Stream(bytes));
         read_anything(&stream.0);
     }
 
-    /// A valid stream with some bytes replaced, removed or added never panics.
+    /// A valid stream with some bytes replaced, removed or inserted never panics.
     #[test]
     fn mutated_streams(
         mutations in vec((any::<prop::sample::Index>(), any::<u8>(), 0..3_u8), 1..8),

@@ -21,7 +21,7 @@ fn encoded_name(name: &[u8]) -> String {
     text.strip_prefix(start).unwrap().strip_suffix("\"}\n").unwrap().to_owned()
 }
 
-/// Every captured reply is spelled byte for byte.
+/// Every captured reply is encoded byte for byte.
 #[test]
 fn captured_replies() {
     use Outcome::{BadRequest, Failed, Success};
@@ -105,7 +105,7 @@ fn captured_replies() {
     assert!(encoded(&reply).contains(r#""Result":4,"Reason":"open /dir/\u003ca\u003e.lck: is"#));
 }
 
-/// The original client's request is read, and written, as captured.
+/// The captured request of the original client is decoded correctly and encoded to the same bytes.
 #[test]
 fn captured_request() {
     let text = b"{\"VersionMajor\":0,\"VersionMinor\":1,\"Command\":4,\"LockName\":\"wlock\"}\n";
@@ -115,7 +115,7 @@ fn captured_request() {
     assert_eq!(out, text);
 }
 
-/// Strings are escaped as Go 1.19 does it.
+/// Strings are escaped as in Go 1.19.
 #[test]
 fn escapes() {
     assert_eq!(encoded_name(b"<>&"), r"\u003c\u003e\u0026");
@@ -126,8 +126,8 @@ fn escapes() {
     assert_eq!(encoded_name(b"a\xff\xe2\x82b\xc3"), r"a\ufffd\ufffd\ufffdb\ufffd");
 }
 
-/// What the original accepts is accepted: any letter case, members missing, unknown, null or twice,
-/// blanks before and anything after.
+/// Everything that the original accepts is accepted: members in any letter case, missing, unknown,
+/// null or repeated, whitespace before the object, and anything after it.
 #[test]
 fn tolerant_requests() {
     let empty = Request::default();
@@ -158,7 +158,8 @@ fn tolerant_requests() {
     assert_eq!(decode_json(b"{\"a\xff\":\"\xff\"}"), Some(empty));
 }
 
-/// What the original does not answer is no request: bad syntax, wrong types, numbers out of range.
+/// Texts that the original does not answer are not requests: invalid syntax, wrong types, and
+/// numbers out of range.
 #[test]
 fn unanswered_texts() {
     for text in [
@@ -207,7 +208,8 @@ fn unanswered_texts() {
     }
 }
 
-/// Deep nesting in what is ignored is read without recursion, and refused where a value is due.
+/// Deep nesting is read without recursion in a member that is ignored, and is refused as the value
+/// of a known one.
 #[test]
 fn deep_nesting() {
     let deep = "[".repeat(60_000) + &"]".repeat(60_000);
@@ -219,7 +221,7 @@ fn deep_nesting() {
 }
 
 proptest! {
-    /// Every request whose name is text is read as it was written.
+    /// Every request whose name is text is the same after encoding and decoding.
     #[test]
     fn requests_round_trip(major: u8, minor: u8, command: u8, name: String) {
         let request = Request { major, minor, command, name: name.as_bytes().into() };
@@ -228,7 +230,7 @@ proptest! {
         prop_assert_eq!(decode_json(&text), Some(request));
     }
 
-    /// A reply is one line of JSON that says what it was made of, whatever the bytes of the name.
+    /// A reply is one line of JSON with the right members, whatever bytes the name contains.
     #[test]
     fn replies_are_json(command: u8, name in vec(any::<u8>(), 0..100), reason: String, is_locked: bool) {
         let reply = Reply { command, name: &name, outcome: Outcome::Failed, reason: &reason, is_locked };

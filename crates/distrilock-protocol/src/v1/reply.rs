@@ -66,7 +66,7 @@ impl<'a> Refusal<'a> {
     }
 }
 
-/// Stands for the word of a refusal that has none.
+/// The word of a refusal that has none.
 fn no_word() -> ErrorWord {
     ErrorWord::from("refused")
 }
@@ -116,8 +116,8 @@ pub enum Event<'a> {
     Unknown,
 }
 
-/// What tells the messages of a daemon apart: an event has `event`; a reply has `ok`, and the `id`
-/// of its request.
+/// The members that distinguish the messages of a daemon: an event has `event`; a reply has `ok`,
+/// and the `id` of its request.
 #[derive(Debug, Deserialize)]
 pub struct Head {
     /// There if it is an event.

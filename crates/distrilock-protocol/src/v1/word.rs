@@ -109,7 +109,7 @@ words! {
     ModeWord {
         /// By one session alone.
         Exclusive = "exclusive",
-        /// Beside other sessions that share it.
+        /// Together with other sessions that share it.
         Shared = "shared",
         /// With one or more of its slots.
         Slots = "slots",

@@ -19,9 +19,10 @@
 //! instead, by a request that outlives the process. So the file is closed before the deletion, and
 //! the **gate** keeps it closed. The gate is a file that is never deleted, with a byte for each
 //! name. A process that opens the name's file locks the byte shared until it has anchored the file;
-//! a process that deletes the file locks it exclusively. The gate also keeps two hosts from deleting
-//! files of one name at once: the slower one would delete the file that was created meanwhile. So a
-//! deletion continues only if the gate has certainly been locked all along ([`Call::Gated`]).
+//! a process that deletes the file locks it exclusively. The gate also keeps two hosts from
+//! deleting files of one name at once: the slower one would delete the file that was created
+//! meanwhile. So a deletion continues only if the gate has certainly been locked all along
+//! ([`Call::Gated`]).
 //!
 //! An operation goes through these phases; it can end in any of them but the deletions:
 //!

@@ -32,7 +32,7 @@ pub struct Peeked {
 pub struct Listing {
     /// The locks, in the order of their names.
     pub locks: Vec<Listed>,
-    /// Whether the list goes on.
+    /// Whether there are more locks after these.
     #[serde(default)]
     pub more: bool,
 }

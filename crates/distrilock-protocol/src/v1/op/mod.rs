@@ -3,7 +3,7 @@
 //!
 //! An op has a variant of [`Op`], its word in `OPS`, an arm in `RequestObject::op` that reads it,
 //! and one in [`RequestObject::from`] that writes it. Members that no other op has go into
-//! [`RequestObject`] and `left_over`. If the reply says more than yes, the type of its body stands
+//! [`RequestObject`] and `left_over`. If the reply contains more than `ok`, the type of its body is
 //! here or in the file of the op.
 
 pub mod acquire;
