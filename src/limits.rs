@@ -47,6 +47,10 @@ pub const UNANSWERED_ALWAYS: usize = if cfg!(test) { 1 } else { 64 };
 /// Default of `--sessions`: each costs a descriptor, and a few KiB.
 pub const SESSIONS_MAX: usize = 65_536;
 
+/// Stamps in a lock directory, each a small file that stays. A new one is counted in, which takes
+/// about a millisecond with this many.
+pub const STAMPS_MAX: usize = 4096;
+
 /// A reply to `list` of this size gets no further lock. Even if the last lock's holders and waiters
 /// have long names and notes, the reply stays far below the outbox.
 pub const LIST_BYTES_ENOUGH: usize = 32 * 1024;

@@ -7,6 +7,8 @@
 //!   (`open_gate`). On a network file system the first daemon that opens a lock file creates it.
 //! - [`PRESENCE_PREFIX`]`UUID`: who a daemon is, locked while the daemon runs (`presence`). Each
 //!   daemon on NFSv4 has one.
+//! - [`STAMPS`]`/NAME.run`: when a run began that asked to be remembered (`stamp`). The first
+//!   daemon that writes a stamp creates the folder.
 //! - [`CLOCK_PREFIX`]`UUID`: exists for a moment, to read the file server's clock
 //!   ([`server_time`]).
 //! - `PID-NUMBER`[`SOCKET_SUFFIX`]: where a daemon listens for the others of its host
@@ -38,6 +40,9 @@ pub(super) const FENCE_NOTE: &str = "fence-note";
 /// The file of the open gate.
 pub(super) const GATE: &str = "gate";
 
+/// The folder of the stamps.
+pub(super) const STAMPS: &str = "stamps";
+
 /// How the names of presence files begin.
 pub(super) const PRESENCE_PREFIX: &str = "node-";
 
@@ -67,7 +72,11 @@ pub(super) fn path(directory: &Path) -> PathBuf {
 /// # Errors
 /// If it cannot be created, or cannot get its mode.
 pub(super) fn create(directory: &Path) -> io::Result<PathBuf> {
-    let folder = path(directory);
+    create_like(directory, path(directory))
+}
+
+/// Creates a folder if there is none, with the mode of the lock directory.
+pub(super) fn create_like(directory: &Path, folder: PathBuf) -> io::Result<PathBuf> {
     let mode = fs::metadata(directory)?.mode() & (MODE_BITS | SET_GROUP_ID);
     // The kernel makes the folder inherit the set-group-ID bit; a unit with RestrictSUIDSGID= may
     // not ask for it.
@@ -98,6 +107,16 @@ pub(super) fn open(directory: &Path) -> io::Result<OwnedFd> {
     Ok(openat(CWD, path(directory), flags, Mode::empty())?)
 }
 
+/// Opens a folder in the folder, to use and to list what is in it. It must not be a symbolic link
+/// either.
+///
+/// # Errors
+/// Those of open(2); ENOTDIR if it is not a directory.
+pub(super) fn open_folder(directory: &Path, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(open(directory)?, name, flags, Mode::empty())?)
+}
+
 /// Flags of open(2) in the form of [`open_file`].
 pub(super) fn with(flags: OFlag) -> OFlags {
     OFlags::from_bits_retain(flags.bits().cast_unsigned())
@@ -110,8 +129,13 @@ pub(super) fn with(flags: OFlag) -> OFlags {
 /// # Errors
 /// Those of open(2); EINVAL for what is not a file of the folder alone.
 pub(super) fn open_file(directory: &Path, name: &str, flags: OFlags, mode: u32) -> io::Result<File> {
+    open_file_in(&open(directory)?, name, flags, mode)
+}
+
+/// The same in a folder that is open already.
+pub(super) fn open_file_in(folder: &OwnedFd, name: &str, flags: OFlags, mode: u32) -> io::Result<File> {
     let safe = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = File::from(openat(open(directory)?, name, safe | flags, Mode::from_raw_mode(mode))?);
+    let file = File::from(openat(folder, name, safe | flags, Mode::from_raw_mode(mode))?);
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.nlink() > 1 {
         return Err(Errno::INVAL.into());
@@ -134,13 +158,19 @@ pub(super) fn unique_name(prefix: &str) -> io::Result<String> {
 /// The time in seconds since 1970 on the clock that stamps files. A file server's clock may differ
 /// from this host's.
 pub(super) fn server_time(directory: &Path) -> io::Result<i64> {
+    server_time_ms(directory).map(|time_ms| time_ms.div_euclid(1000))
+}
+
+/// The same in milliseconds.
+pub(super) fn server_time_ms(directory: &Path) -> io::Result<i64> {
     create(directory)?;
     let (folder, name) = (open(directory)?, unique_name(CLOCK_PREFIX)?);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let stamped = File::from(openat(&folder, &name, flags, Mode::from_raw_mode(0o666))?).metadata();
     // Nobody else knows the name, so it does not matter when the deletion takes effect.
     let _ = fs::remove_file(path(directory).join(name));
-    Ok(stamped?.mtime())
+    let stamped = stamped?;
+    Ok(stamped.mtime().saturating_mul(1000).saturating_add(stamped.mtime_nsec() / 1_000_000))
 }
 
 #[cfg(test)]

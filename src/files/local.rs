@@ -71,6 +71,7 @@ impl<'a> LocalExecutor<'a> {
                 let mark = &self.files.mark;
                 self.open_file().take_fence(mode, mark)
             }
+            Call::Stamp(age_ms) => self.files.stamp(self.name, age_ms),
             Call::Check => self.check(),
             Call::Linked => self.linked(),
             Call::Held(mode) => self.held(mode),

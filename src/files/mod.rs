@@ -30,6 +30,7 @@ pub mod peer_sockets;
 pub mod presence;
 mod ranges;
 mod slots;
+mod stamp;
 pub mod trial_lock;
 
 pub use collect::Collected;

@@ -34,6 +34,8 @@ struct Many {
     /// The clients' ids, by their hashes, with such requests.
     ids: BTreeSet<(u64, RequestId)>,
     deadlines: BTreeSet<(Instant, RequestId)>,
+    /// The names of which the stamp is asked for.
+    stamps: BTreeSet<LockName>,
     hash: RandomState,
 }
 
@@ -63,6 +65,10 @@ impl Pending {
 
     fn waits(&self) -> bool {
         self.kind == Kind::Wait
+    }
+
+    fn is_about_stamp(&self) -> bool {
+        self.kind == Kind::Stamp
     }
 
     fn id(&self) -> Option<&Id> {
@@ -139,6 +145,14 @@ impl Asking {
         match &self.many {
             Some(many) => many.names.contains_key(lock),
             None => self.few.iter().any(|pending| pending.acquires_alone() && pending.name == *lock),
+        }
+    }
+
+    /// Whether the stamp of the lock is asked for.
+    pub(super) fn asks_for_stamp(&self, lock: &LockName) -> bool {
+        match &self.many {
+            Some(many) => many.stamps.contains(lock),
+            None => self.few.iter().any(|pending| pending.is_about_stamp() && pending.name == *lock),
         }
     }
 
@@ -326,6 +340,9 @@ impl Many {
         if pending.acquires_alone() {
             self.names.insert(pending.name.clone(), pending.request);
         }
+        if pending.is_about_stamp() {
+            self.stamps.insert(pending.name.clone());
+        }
         self.deadlines.extend(pending.deadline.map(|deadline| (deadline, pending.request)));
         self.ids.extend(pending.id().map(|id| (self.hash.hash_one(id), pending.request)));
         self.part_asked(&pending, Some(pending.request));
@@ -337,6 +354,9 @@ impl Many {
         self.count(&pending, |count| *count -= 1);
         if pending.acquires_alone() {
             self.names.remove(&pending.name);
+        }
+        if pending.is_about_stamp() {
+            self.stamps.remove(&pending.name);
         }
         if let Some(deadline) = pending.deadline {
             self.deadlines.remove(&(deadline, request));
@@ -424,6 +444,8 @@ impl Many {
         let deadlines: BTreeSet<(Instant, RequestId)> =
             self.pending.values().filter_map(|pending| Some((pending.deadline?, pending.request))).collect();
         assert_eq!(self.deadlines, deadlines, "the index of a session's deadlines");
+        let stamps = self.pending.values().filter(|pending| pending.is_about_stamp()).map(|pending| &pending.name);
+        assert!(self.stamps.iter().eq(stamps.collect::<BTreeSet<_>>()), "the index of stamps");
         for acquire in self.acquires.values() {
             let of_it = |pending: &&Pending| matches!(pending.to, ReplyTo::Part(number) if number == acquire.number);
             assert_eq!(

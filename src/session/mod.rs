@@ -103,6 +103,7 @@ enum Kind {
     Release,
     Verify,
     Peek,
+    Stamp,
 }
 
 /// Where the answer goes, and how it is written.

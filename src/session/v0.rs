@@ -72,9 +72,12 @@ impl Session {
     pub(super) fn reply_v0(&mut self, form: Form, command: u8, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
         let (outcome, reason) = match answer {
             Answer::Granted { already: true, .. } => (Outcome::Success, v0::NO_OP.into()),
-            Answer::Granted { .. } | Answer::Released { file_gone: false } | Answer::Real | Answer::RealWith { .. } => {
-                (Outcome::Success, "".into())
-            }
+            Answer::Granted { .. }
+            | Answer::Released { file_gone: false }
+            | Answer::Real
+            | Answer::RealWith { .. }
+            // Version 0.1 cannot ask for a stamp.
+            | Answer::Stamped(_) => (Outcome::Success, "".into()),
             Answer::Released { file_gone: true } => (Outcome::InternalError, self.removed(name)),
             Answer::BusyHere(_)
             | Answer::QueueFull

@@ -12,7 +12,7 @@ use distrilock_protocol::limits::LIST_LOCKS_MAX;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{
     Cancelled, ErrorWord, Grant, Id, Introduction, Listed, Listing, ModeWord, Op, Peeked, Pong, Refusal, Reply,
-    Request, SessionInfo, VERSION, Wait, Welcome,
+    Request, SessionInfo, Stamped, VERSION, Wait, Welcome,
 };
 
 impl Session {
@@ -28,9 +28,10 @@ impl Session {
             Op::AcquireAll { wants, wait } => self.acquire_all(id, wants, wait, out),
             Op::ReleaseAll(locks) => self.release_all(id, locks, out),
             // A request for several locks has gathered it: the session does not hold it yet.
-            Op::Release(lock) | Op::Verify(lock) if self.asking.gathers(&lock) => {
+            Op::Release(lock) | Op::Verify(lock) | Op::Stamp { lock, .. } if self.asking.gathers(&lock) => {
                 self.reply_v1(id.as_ref(), &lock, Answer::NotHeld { by_another: false }, out);
             }
+            Op::Stamp { lock, age_ms } => self.stamp(id, &lock, age_ms, out),
             Op::Release(lock) => self.ask(&lock, Kind::Release, ReplyTo::V1(id), out, Input::Release),
             Op::Verify(lock) => self.ask(&lock, Kind::Verify, ReplyTo::V1(id), out, Input::Verify),
             Op::Peek(lock) => self.ask(&lock, Kind::Peek, ReplyTo::V1(id), out, Input::Peek),
@@ -69,6 +70,15 @@ impl Session {
         if kind == Kind::Wait {
             self.asking.share_name(request, |name| self.table.shards.own_name(name));
         }
+    }
+
+    /// Stamps are read and written one by one, so that those of a session must not pile up.
+    fn stamp(&mut self, id: Option<Id>, lock: &LockName, age_ms: Option<u32>, out: &mut Vec<u8>) {
+        if self.asking.asks_for_stamp(lock) {
+            let message = format!("a request of this session already asks for the stamp of the lock {lock}");
+            return self.refuse(id.as_ref(), ErrorWord::BadRequest, &message, out);
+        }
+        self.ask(lock, Kind::Stamp, ReplyTo::V1(id), out, |asked| Input::Stamp { asked, age_ms });
     }
 
     fn cancel(&mut self, id: Option<&Id>, request: &Id, out: &mut Vec<u8>) {
@@ -151,6 +161,9 @@ impl Session {
                 let grant = Grant { fence, ..Grant::of(name) }.with_slots(&slots);
                 self.codec.send_v1(&Reply::yes(id, grant), out);
             }
+            Answer::Stamped(age_ms) => {
+                self.codec.send_v1(&Reply::yes(id, Stamped { lock: name.as_str().into(), age_ms }), out);
+            }
             Answer::Peeked(view) => self.look(id, name, &view, out),
             answer => {
                 let (error, message) = self.refusal(name, &answer);
@@ -166,6 +179,7 @@ impl Session {
             | Answer::Released { .. }
             | Answer::Real
             | Answer::RealWith { .. }
+            | Answer::Stamped(_)
             | Answer::Peeked(_) => {
                 unreachable!("{answer:?} is no refusal")
             }

@@ -55,7 +55,8 @@ fn check_holders<F>(name: &LockName, record: &Record<F>) {
     }
     if let Some(holder) = record.holders.front() {
         match &record.file {
-            File::Locked(_, mode) | File::InFlight { op: FileOp::Probe(mode) | FileOp::ProbeFence(mode), .. } => {
+            File::Locked(_, mode)
+            | File::InFlight { op: FileOp::Probe(mode) | FileOp::ProbeFence(mode) | FileOp::Stamp(mode, _), .. } => {
                 assert_eq!(*mode, holder.mode(), "I2: {name}");
             }
             File::InFlight { op: FileOp::Take { of, joins: true, .. } | FileOp::Give { of, .. }, .. } => {

@@ -24,7 +24,7 @@ impl<F> Record<F> {
             }
             FileOp::Take { of, joins, .. } => self.took(cx, file, of, joins, outcome),
             FileOp::Give { of, .. } => self.gave(cx, file, of, outcome),
-            FileOp::Probe(mode) | FileOp::ProbeFence(mode) => {
+            FileOp::Probe(mode) | FileOp::ProbeFence(mode) | FileOp::Stamp(mode, _) => {
                 self.file = File::locked(file, mode);
                 self.probed(cx, op, mode, outcome, queries);
             }
@@ -39,7 +39,8 @@ impl<F> Record<F> {
         if op != FileOp::Peek {
             self.linger.used();
         }
-        if !matches!(op, FileOp::Peek | FileOp::Probe(_) | FileOp::ProbeFence(_)) && *outcome != Outcome::Disturbed {
+        let only_looks = matches!(op, FileOp::Peek | FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Stamp(..));
+        if !only_looks && *outcome != Outcome::Disturbed {
             self.contention.undisturbed();
         }
     }
@@ -186,13 +187,14 @@ impl<F> Record<F> {
     }
 }
 
-/// Probes, which may obtain a fence, and peeks.
+/// Probes, which may obtain a fence or a stamp, and peeks.
 impl<F> Record<F> {
     /// A probe of a held lock is complete.
     fn probed(&mut self, cx: &mut Context<'_, F>, op: FileOp, mode: Mode, outcome: &Outcome, queries: Vec<Query>) {
         let fits = match outcome {
             Outcome::Real => matches!(op, FileOp::Probe(_)),
             Outcome::Fenced(_) => matches!(op, FileOp::ProbeFence(_)),
+            Outcome::Stamped(_) => matches!(op, FileOp::Stamp(..)),
             outcome => matches!(outcome, Outcome::Lost(_) | Outcome::Failed(_)),
         };
         assert!(fits, "{}: {outcome:?} is no outcome of {op:?}", cx.name);
@@ -233,6 +235,9 @@ impl<F> Record<F> {
                 (_, Question::Peek) => Answer::Peeked(self.view(false)),
                 (Outcome::Lost(reason), _) => Answer::Lost(reason),
                 (Outcome::Failed(fault), _) => Answer::Storage(fault.clone()),
+                (Outcome::Stamped(Ok(age_ms)), Question::Stamp(_)) => Answer::Stamped(*age_ms),
+                (Outcome::Stamped(Err(fault)), Question::Stamp(_)) => Answer::Storage(fault.clone()),
+                (outcome, Question::Stamp(_)) => panic!("{}: {outcome:?} answers no question about a stamp", cx.name),
                 (_, Question::Verify) => self.held_by(session).map_or(Answer::Real, Answer::real),
                 (_, Question::Already { fence }) => {
                     let holder = self.holders.of_mut(session);

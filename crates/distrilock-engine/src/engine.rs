@@ -70,7 +70,12 @@ impl<F> Engine<F> {
             }
             Input::Release(asked) => self.release(&mut self.about(&asked.name, effects), asked.asker(), false),
             Input::ReleaseAndLook(asked) => self.release(&mut self.about(&asked.name, effects), asked.asker(), true),
-            Input::Verify(asked) => self.verify(&mut self.about(&asked.name, effects), asked.asker()),
+            Input::Verify(asked) => {
+                self.question(&mut self.about(&asked.name, effects), asked.asker(), Question::Verify);
+            }
+            Input::Stamp { asked, age_ms } => {
+                self.question(&mut self.about(&asked.name, effects), asked.asker(), Question::Stamp(age_ms));
+            }
             Input::Peek(asked) => self.peek(&mut self.about(&asked.name, effects), asked.asker()),
             Input::Withdraw { asked, why } => {
                 self.withdraw(&mut self.about(&asked.name, effects), asked.asker(), why);
@@ -151,11 +156,12 @@ impl<F> Engine<F> {
         self.settle(cx);
     }
 
-    fn verify(&mut self, cx: &mut Context<'_, F>, asker: Asker) {
+    /// A question of a holder about its lock.
+    fn question(&mut self, cx: &mut Context<'_, F>, asker: Asker, question: Question) {
         let Some(record) = self.records.get_mut(cx.name) else {
             return cx.answer(asker, Answer::NotHeld { by_another: false });
         };
-        record.queries.push(Query { asker, question: Question::Verify });
+        record.queries.push(Query { asker, question });
         self.settle(cx);
     }
 

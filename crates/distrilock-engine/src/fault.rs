@@ -43,6 +43,10 @@ pub enum Cause {
     MarkReplaced,
     /// A call on a local file system does not come back.
     DiskSilent,
+    /// The stamp of the name contains something that no daemon writes.
+    ForeignStamp,
+    /// The lock directory has as many stamps as it may have.
+    StampsFull,
     /// The file server does not answer.
     ServerSilent,
     /// The file server answers, but each answer takes longer than a lease can be relied on.
@@ -64,6 +68,7 @@ pub enum Operation {
     Prove,
     Read,
     ReadFence,
+    ReadStamp,
     Remove,
     Stat,
     Truncate,
@@ -71,6 +76,7 @@ pub enum Operation {
     WaitForDeletion,
     WaitForFence,
     Write,
+    WriteStamp,
 }
 
 impl fmt::Display for Operation {
@@ -83,6 +89,7 @@ impl fmt::Display for Operation {
             Self::Prove => "prove",
             Self::Read => "read",
             Self::ReadFence => "read the fence of",
+            Self::ReadStamp => "read the stamp",
             Self::Remove => "remove",
             Self::Stat => "stat",
             Self::Truncate => "truncate",
@@ -90,6 +97,7 @@ impl fmt::Display for Operation {
             Self::WaitForDeletion => "wait for the deletion of",
             Self::WaitForFence => "wait for the fence of",
             Self::Write => "write",
+            Self::WriteStamp => "write the stamp",
         })
     }
 }
@@ -144,6 +152,8 @@ impl Fault {
             Cause::MarkBusy | Cause::DeadFile => Operation::Lock,
             Cause::ForeignContent | Cause::FenceAboveMark => Operation::ReadFence,
             Cause::ForeignMark | Cause::MarkAtEnd | Cause::MarkMissing | Cause::MarkReplaced => Operation::Read,
+            Cause::ForeignStamp => Operation::ReadStamp,
+            Cause::StampsFull => Operation::WriteStamp,
             Cause::DiskSilent | Cause::ServerSilent => Operation::WaitFor,
             Cause::ServerSlow => Operation::Prove,
             Cause::Replaced => Operation::Stat,
@@ -158,11 +168,12 @@ impl Fault {
         let words = match self.cause {
             Cause::System { errno, .. } => return system_reason(errno),
             Cause::StalledDeletion | Cause::FenceBusy | Cause::MarkBusy => "device or resource busy",
-            Cause::ForeignContent | Cause::ForeignMark => "bad message",
+            Cause::ForeignContent | Cause::ForeignMark | Cause::ForeignStamp => "bad message",
             Cause::FenceAboveMark => "it is above the mark of the lock directory (.distrilock/fence)",
             Cause::MarkAtEnd => "no number is left above it",
             Cause::MarkMissing => "it is missing or empty, although fences were granted here",
             Cause::MarkReplaced => "it was replaced or set back",
+            Cause::StampsFull => "there are as many stamps as a lock directory may have",
             Cause::DiskSilent | Cause::ServerSilent | Cause::ServerSlow => "connection timed out",
             Cause::DeadFile => "structure needs cleaning",
             Cause::Replaced => "stale file handle",
@@ -180,7 +191,8 @@ impl Fault {
             Cause::MarkBusy => {
                 "try again; if it stays so, find the process that keeps .distrilock/fence locked (lslocks)"
             }
-            Cause::ForeignContent => "its content is not what daemons write: move it away",
+            Cause::ForeignContent | Cause::ForeignStamp => "its content is not what daemons write: move it away",
+            Cause::StampsFull => "delete stamps in that folder that are no longer needed",
             Cause::ForeignMark => "its content is not what daemons write: restore it",
             Cause::FenceAboveMark => {
                 "if .distrilock/fence was lost, or replaced by an older copy, restore the newest one; if no daemon wrote the \

@@ -50,6 +50,13 @@ pub enum Input<F> {
     ReleaseAndLook(Asked),
     /// A session asks whether its lock is real.
     Verify(Asked),
+    /// A session asks for the stamp of a name that it holds, or writes it.
+    Stamp {
+        /// Who, and which name.
+        asked: Asked,
+        /// How old the stamp is to be, in milliseconds; `None`: only read it.
+        age_ms: Option<u32>,
+    },
     /// A session asks who holds a name.
     Peek(Asked),
     /// A waiting request ends without a grant; no effect if it does not wait (any more).
@@ -171,6 +178,9 @@ pub enum FileOp {
     Probe(Mode),
     /// A probe that also takes a fence, if the lock is real.
     ProbeFence(Mode),
+    /// A probe that also reads the stamp of the name, or gives it this age in milliseconds, if the
+    /// lock is real.
+    Stamp(Mode, Option<u32>),
     /// Unlock the file and keep it open.
     Unlock,
     /// The same, and find out whether somebody had deleted it.
@@ -202,6 +212,9 @@ pub enum Outcome {
     Disturbed,
     /// Try or probe with a fence: locked, or real; and the fence, or why there is none.
     Fenced(Result<u64, Fault>),
+    /// Stamp: the lock is real; and how old the stamp is in milliseconds, if there is one, or why
+    /// that is unknown.
+    Stamped(Result<Option<u64>, Fault>),
     /// Take: these slots are locked; and the fence, or why there is none.
     Taken {
         /// As many as were asked for.
@@ -349,6 +362,9 @@ pub enum Answer {
         /// The fence of its grant.
         fence: Option<u64>,
     },
+    /// The session's lock is real, and the stamp of its name is this old in milliseconds, if there
+    /// is one.
+    Stamped(Option<u64>),
     /// The session's lock was not real, and is not held any more.
     Lost(&'static str),
     /// Who holds the name.

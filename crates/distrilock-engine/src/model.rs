@@ -206,6 +206,7 @@ impl Kernel {
             }
             Call::Uses => return self.uses(is_open()),
             Call::Fence(mode) => return self.take_fence(is_open(), mode),
+            Call::Stamp(_) => unreachable!("stamps are not part of the model: they are no locks"),
             Call::Linked => return yes(self.named == self.open.get(&is_open()).copied()),
             Call::Check if self.named.is_none() => return CallResult::Gone,
             Call::Check => return yes(self.named == self.open.get(&is_open()).copied()),

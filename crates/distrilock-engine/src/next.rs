@@ -5,7 +5,7 @@ use distrilock_protocol::want::{Extent, Mode};
 
 use crate::context::Context;
 use crate::message::{Answer, FileOp};
-use crate::record::{File, Query, Question, Record};
+use crate::record::{File, ProbeTurn, Query, Question, Record};
 use crate::state::Turn;
 use crate::waiters::Waiter;
 
@@ -42,7 +42,9 @@ impl<F> Record<F> {
         for query in std::mem::take(&mut self.queries) {
             let answer = match query.question {
                 Question::Peek if held => Answer::Peeked(self.view(false)),
-                Question::Verify | Question::Already { .. } if self.held_by(query.asker.session).is_none() => {
+                Question::Verify | Question::Already { .. } | Question::Stamp(_)
+                    if self.held_by(query.asker.session).is_none() =>
+                {
                     Answer::NotHeld { by_another: held }
                 }
                 _ => {
@@ -92,10 +94,21 @@ impl<F> Record<F> {
     fn next_probe(&self, mode: Mode, joins: Option<bool>) -> Option<FileOp> {
         let without = |query: &Query| self.held_by(query.asker.session).is_some_and(|holder| holder.fence.is_none());
         let asks = |query: &Query| query.question == Question::Already { fence: true } && without(query);
+        // One after the other, in the order of their arrival.
+        let stamp = self.queries.iter().find_map(|query| match query.question {
+            Question::Stamp(age_ms) => Some(FileOp::Stamp(mode, age_ms)),
+            _ => None,
+        });
+        if stamp.is_some() && self.probe_turn == ProbeTurn::Stamp {
+            return stamp;
+        }
         if joins == Some(true) || self.queries.iter().any(asks) {
             return Some(FileOp::ProbeFence(mode));
         }
-        (joins.is_some() || !self.queries.is_empty()).then_some(FileOp::Probe(mode))
+        if joins.is_some() || self.queries.iter().any(|query| !query.is_about_stamp()) {
+            return Some(FileOp::Probe(mode));
+        }
+        stamp
     }
 
     /// Nobody holds the lock, but the file is still locked: pass it on or let it go.

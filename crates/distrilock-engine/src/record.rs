@@ -32,6 +32,7 @@ pub(crate) struct Record<F> {
     pub(crate) freed: Vec<u16>,
     pub(crate) waiters: Waiters,
     pub(crate) queries: Vec<Query>,
+    pub(crate) probe_turn: ProbeTurn,
     /// Releases that the next completed operation answers.
     pub(crate) releases: Vec<Release>,
     pub(crate) contention: Contention,
@@ -103,12 +104,29 @@ pub(crate) struct Query {
     pub(crate) question: Question,
 }
 
+impl Query {
+    pub(crate) fn is_about_stamp(&self) -> bool {
+        matches!(self.question, Question::Stamp(_))
+    }
+}
+
+/// What goes first, if both a question about a stamp and others wait for a probe. They take turns,
+/// so that none of them waits forever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum ProbeTurn {
+    #[default]
+    Others,
+    Stamp,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Question {
     /// Is the lock that I hold real?
     Verify,
     /// I acquire what I hold: is it real? And may I have a fence?
     Already { fence: bool },
+    /// How old is the stamp of the name that I hold? Or: give it this age in milliseconds.
+    Stamp(Option<u32>),
     /// Who holds it?
     Peek,
 }
@@ -129,6 +147,7 @@ impl<F> Default for Record<F> {
             freed: Vec::new(),
             waiters: Waiters::default(),
             queries: Vec::new(),
+            probe_turn: ProbeTurn::default(),
             releases: Vec::new(),
             contention: Contention::default(),
             turn: Turn::default(),
@@ -197,7 +216,9 @@ impl<F> Record<F> {
         self.retain_queries(|query| {
             let answer = match query.question {
                 Question::Already { fence } if !fence || held.fence.is_some() => Answer::granted(&held, true),
-                Question::Already { .. } | Question::Verify => Answer::NotHeld { by_another: false },
+                Question::Already { .. } | Question::Verify | Question::Stamp(_) => {
+                    Answer::NotHeld { by_another: false }
+                }
                 Question::Peek => return true,
             };
             if query.asker.session == releasing {
@@ -245,7 +266,17 @@ impl<F> Record<F> {
     pub(crate) fn begin(&mut self, cx: &mut Context<'_, F>, op: FileOp) {
         let mut queries = Vec::new();
         match op {
-            FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Peek => queries = std::mem::take(&mut self.queries),
+            FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Peek => {
+                let stamps;
+                (stamps, queries) = std::mem::take(&mut self.queries).into_iter().partition(Query::is_about_stamp);
+                self.queries = stamps;
+                self.probe_turn = if self.queries.is_empty() { ProbeTurn::Others } else { ProbeTurn::Stamp };
+            }
+            FileOp::Stamp(..) => {
+                let place = self.queries.iter().position(Query::is_about_stamp);
+                queries.push(self.queries.remove(place.expect("a question makes the engine look for a stamp")));
+                self.probe_turn = ProbeTurn::Others;
+            }
             FileOp::Try(_) | FileOp::Retry(_) | FileOp::TryFence(_) => self.waiters.all_are_tried(),
             // Slots are for the first waiter alone: if it leaves in the meantime, the outcome says
             // nothing to those behind it.

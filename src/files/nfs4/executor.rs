@@ -141,6 +141,7 @@ impl<'a> Nfs4Executor<'a> {
                 let mark = &self.files.mark;
                 self.file().take_fence(mode, mark)
             }
+            Call::Stamp(age_ms) => self.files.stamp(self.name, age_ms),
             Call::LockTurn
             | Call::UnlockTurn
             | Call::LockHeld

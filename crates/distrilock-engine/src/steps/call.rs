@@ -21,6 +21,8 @@ pub enum CallResult {
     Slots(Box<[u16]>),
     /// Fence: the number.
     Fence(u64),
+    /// Stamp: its age in milliseconds, if there is one.
+    Stamp(Option<u64>),
     /// The system refused.
     Failed(Fault),
 }
@@ -58,6 +60,15 @@ impl Locks {
     pub(super) fn locked(&mut self) {
         *self = (*self).max(Self::Some);
     }
+}
+
+/// The outcome of a probe of a real lock, with what is known of the stamp.
+pub(super) fn stamped(result: CallResult) -> Outcome {
+    Outcome::Stamped(match result {
+        CallResult::Stamp(age_ms) => Ok(age_ms),
+        CallResult::Failed(fault) => Err(fault),
+        result => unreachable!("{result:?} is no stamp"),
+    })
 }
 
 /// The outcome with its fence, or the reason why there is none.

@@ -487,6 +487,69 @@ fn verify_finds_a_lost_lock() {
     assert_eq!(n.done(UNLOCKED), [Effect::Arm(Timer::Linger, 2000)]);
 }
 
+/// A holder reads the stamp of its name and writes it, one operation after the other and apart from
+/// probes; each shows that the lock is real. A stamp that fails changes nothing else.
+#[test]
+fn a_holder_has_the_stamp() {
+    let mut n = Scenario::new();
+    n.held(1, Exclusive);
+    let stamp = |n: &mut Scenario, request, age_ms| {
+        let asked = Asked { request: RequestId(request), ..asked(1) };
+        n.input(Input::Stamp { asked, age_ms })
+    };
+    let says = |request, answer| {
+        let Asked { name, session, .. } = asked(1);
+        Effect::Answer { name, session, request: RequestId(request), answer }
+    };
+    assert_eq!(stamp(&mut n, 1, None), [file(FileOp::Stamp(Exclusive, None))]);
+    assert_eq!(stamp(&mut n, 2, Some(5)), []);
+    assert_eq!(n.input(Input::Verify(Asked { request: RequestId(3), ..asked(1) })), []);
+    assert_eq!(n.done(Outcome::Stamped(Ok(Some(70)))), [says(1, Answer::Stamped(Some(70))), probe(Exclusive)]);
+    assert_eq!(n.done(Outcome::Real), [says(3, Answer::Real), file(FileOp::Stamp(Exclusive, Some(5)))]);
+    assert_eq!(n.done(Outcome::Stamped(Ok(Some(5)))), [says(2, Answer::Stamped(Some(5)))]);
+    stamp(&mut n, 4, Some(0));
+    assert_eq!(n.done(Outcome::Stamped(Err(fault()))), [says(4, Answer::Storage(fault()))]);
+    stamp(&mut n, 5, None);
+    let effects = n.done(Outcome::Lost("gone"));
+    assert_eq!(effects, [says(5, Answer::Lost("gone")), lost(1, "gone"), file(FileOp::Unlock)]);
+}
+
+/// Questions about stamps and others take turns: neither kind waits for long, however many of the
+/// other kind come.
+#[test]
+fn stamps_and_probes_take_turns() {
+    let mut n = Scenario::new();
+    n.held(1, Shared);
+    n.input(Input::Verify(asked(1)));
+    for request in 10..20 {
+        let asked = Asked { request: RequestId(request), ..asked(1) };
+        assert_eq!(n.input(Input::Stamp { asked, age_ms: None }), []);
+    }
+    n.input(Input::Verify(asked(1)));
+    assert_eq!(n.done(Outcome::Real).last(), Some(&probe(Shared)));
+    for _ in 10..20 {
+        // A question of the other kind is always there.
+        n.input(Input::Verify(asked(1)));
+        assert_eq!(n.done(Outcome::Real).last(), Some(&file(FileOp::Stamp(Shared, None))));
+        assert_eq!(n.done(Outcome::Stamped(Ok(None))).last(), Some(&probe(Shared)));
+    }
+}
+
+/// A session that does not hold the name has nothing to do with its stamp, nor has one that
+/// releases it meanwhile.
+#[test]
+fn no_stamp_without_the_lock() {
+    let mut n = Scenario::new();
+    let stamp = |session| Input::Stamp { asked: asked(session), age_ms: Some(0) };
+    assert_eq!(n.input(stamp(1)), [says(1, Answer::NotHeld { by_another: false })]);
+    n.held(1, Exclusive);
+    assert_eq!(n.input(stamp(2)), [says(2, Answer::NotHeld { by_another: true })]);
+    assert_eq!(n.input(stamp(1)), [file(FileOp::Stamp(Exclusive, Some(0)))]);
+    assert_eq!(n.release(1), [says(1, Answer::NotHeld { by_another: false })]);
+    assert_eq!(n.done(Outcome::Stamped(Ok(Some(0)))), [file(FileOp::Unlock)]);
+    assert!(n.done(UNLOCKED).contains(&released(1)));
+}
+
 /// A session that holds nothing verifies its lock: it is told that it has none, and whether another
 /// session does.
 #[test]

@@ -33,7 +33,7 @@ pub use id::{Id, Text};
 pub use op::acquire::{Entry, Grant, Grants, LockObject, Wait};
 pub use op::hello::{Introduction, Welcome};
 pub use op::look::{Listed, Listing, Peeked, SessionInfo};
-pub use op::{Cancelled, Op, Pong, Request, RequestObject};
+pub use op::{Cancelled, Op, Pong, Request, RequestObject, Stamped};
 pub use reply::{Done, Event, Head, Refusal, Reply};
 pub use word::{ErrorWord, ModeWord};
 

@@ -21,7 +21,7 @@ mod tests;
 
 use distrilock_protocol::want::Mode;
 
-use super::call::{CallResult, Locks, with_fence};
+use super::call::{CallResult, Locks, stamped, with_fence};
 use crate::fault::{Cause, Fault};
 use crate::message::{FileOp, Outcome};
 
@@ -58,6 +58,8 @@ pub enum Call {
     Uses,
     /// Take a fence: the next number, safe on the disk, while the file is locked in this mode.
     Fence(Mode),
+    /// Read the stamp of the name, or give it this age in milliseconds.
+    Stamp(Option<u32>),
     /// Lock the file from byte 1 on, exclusively.
     LockToDelete,
     /// Does the name mean the open file?
@@ -121,7 +123,7 @@ impl Steps {
             FileOp::Peek if !open => Call::OpenToRead,
             FileOp::Unlock => Call::Unlock,
             FileOp::UnlockAndLook => Call::Linked,
-            FileOp::Peek | FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Retire => Call::Check,
+            FileOp::Peek | FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Stamp(..) | FileOp::Retire => Call::Check,
         };
         let next = steps.ask(first);
         (steps, next)
@@ -149,7 +151,11 @@ impl Steps {
                 self.fenced(result);
                 Next::End(self.end.clone())
             }
-            FileOp::Probe(_) | FileOp::ProbeFence(_) => Next::End(match result {
+            FileOp::Stamp(_, age_ms) if self.asked == Call::Check && result == CallResult::Yes => {
+                self.ask(Call::Stamp(age_ms))
+            }
+            FileOp::Stamp(..) if self.asked != Call::Check => Next::End(stamped(result)),
+            FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Stamp(..) => Next::End(match result {
                 CallResult::Yes => Outcome::Real,
                 CallResult::No => Outcome::Lost("its lock file was replaced by another one"),
                 CallResult::Gone => Outcome::Lost("its lock file was deleted"),

@@ -169,6 +169,8 @@ fn every_path_ends() {
         FileOp::Give { of: 4, first: 1, count: 2 },
         FileOp::Probe(shared),
         FileOp::ProbeFence(shared),
+        FileOp::Stamp(shared, None),
+        FileOp::Stamp(shared, Some(7)),
         FileOp::Unlock,
         FileOp::Retire,
         FileOp::Peek,
@@ -185,6 +187,7 @@ fn every_path_ends() {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let result = &results[usize::try_from(random >> 62).unwrap()];
             let possible = match call {
+                Call::Stamp(age_ms) if *result != results[3] => &CallResult::Stamp(age_ms.map(u64::from)),
                 Call::Fence(_) if *result != results[3] => &CallResult::Fence(7),
                 Call::LockSlots(..) if *result == CallResult::Yes => &CallResult::Slots([1, 3].into()),
                 Call::LockNumber(_) | Call::Uses if *result == CallResult::Gone => &CallResult::Uses(Mode::Slots(3)),
@@ -214,6 +217,9 @@ fn every_path_ends() {
             FileOp::Give { .. } => matches!(outcome, Outcome::Given | Outcome::Failed(_)),
             FileOp::ProbeFence(_) => {
                 matches!(outcome, Outcome::Fenced(_) | Outcome::Lost(_) | Outcome::Failed(_))
+            }
+            FileOp::Stamp(..) => {
+                matches!(outcome, Outcome::Stamped(_) | Outcome::Lost(_) | Outcome::Failed(_))
             }
             FileOp::Probe(_) => matches!(outcome, Outcome::Real | Outcome::Lost(_) | Outcome::Failed(_)),
             FileOp::Unlock | FileOp::UnlockAndLook | FileOp::Retire => {

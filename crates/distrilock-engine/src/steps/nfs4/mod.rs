@@ -40,7 +40,7 @@ mod model;
 
 use distrilock_protocol::want::Mode;
 
-use super::call::{CallResult, Locks, with_fence};
+use super::call::{CallResult, Locks, stamped, with_fence};
 use crate::fault::{Cause, Fault};
 use crate::message::{FileOp, Outcome};
 
@@ -112,6 +112,8 @@ pub enum Call {
     Uses,
     /// Take a fence: the next number, safe on the disk, while the file is locked in this mode.
     Fence(Mode),
+    /// Read the stamp of the name, or give it this age in milliseconds.
+    Stamp(Option<u32>),
     /// Lock the file from byte 1 on, exclusively; the anchor is part of it.
     LockToDelete,
     /// Does the name mean the open file, as the server answers a process that wants to create it?
@@ -248,7 +250,7 @@ impl Steps {
             FileOp::Unlock | FileOp::UnlockAndLook => steps.ask(Call::Unlock),
             FileOp::Retire if start.deletes => steps.ask(Call::Gate(Some(Mode::Exclusive))),
             FileOp::Retire => steps.let_go(Then::End),
-            FileOp::Probe(mode) | FileOp::ProbeFence(mode) => steps.ask(Call::Lock(mode)),
+            FileOp::Probe(mode) | FileOp::ProbeFence(mode) | FileOp::Stamp(mode, _) => steps.ask(Call::Lock(mode)),
             FileOp::Peek if start.open => steps.ask(Call::Recent),
             FileOp::Peek => steps.ask(Call::Gate(Some(Mode::Shared))),
         };
@@ -269,7 +271,7 @@ impl Steps {
                 CallResult::Failed(fault) => Outcome::Failed(fault),
                 _ => Outcome::Given,
             }),
-            (_, FileOp::Probe(_) | FileOp::ProbeFence(_)) => self.probe_step(result),
+            (_, FileOp::Probe(_) | FileOp::ProbeFence(_) | FileOp::Stamp(..)) => self.probe_step(result),
             (_, FileOp::Unlock | FileOp::UnlockAndLook) if result == CallResult::Yes => Next::End(self.end.clone()),
             // A lock that cannot be undone goes with its descriptor.
             (_, FileOp::Unlock | FileOp::UnlockAndLook) => self.let_go(Then::End),
@@ -574,9 +576,11 @@ impl Steps {
             (Call::Check, CallResult::Gone) => Outcome::Lost("its lock file was deleted"),
             (Call::Check, CallResult::Yes) => match self.op {
                 FileOp::ProbeFence(mode) => return self.ask(Call::Fence(mode)),
+                FileOp::Stamp(_, age_ms) => return self.ask(Call::Stamp(age_ms)),
                 _ => Outcome::Real,
             },
             (Call::Fence(_), result) => with_fence(Outcome::Real, result),
+            (Call::Stamp(_), result) => stamped(result),
             (_, CallResult::Failed(fault)) => Outcome::Failed(fault),
             (call, result) => unreachable!("{result:?} is no result of {call:?} in a probe"),
         })

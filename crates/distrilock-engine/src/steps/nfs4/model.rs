@@ -267,6 +267,7 @@ impl World {
             | Call::LockSlots(..)
             | Call::UnlockSlots(..)
             | Call::Fence(_)
+            | Call::Stamp(_)
             | Call::Gate(_)
             | Call::Gated
             | Call::Unlink

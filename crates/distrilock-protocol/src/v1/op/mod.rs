@@ -10,6 +10,8 @@ pub mod acquire;
 pub mod hello;
 pub mod look;
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 use self::acquire::{Entry, Wait};
@@ -57,6 +59,13 @@ pub enum Op {
     ReleaseAll(Vec<LockName>),
     /// Ask whether the session holds a lock and the lock is still real.
     Verify(LockName),
+    /// Ask how old the stamp of a lock that the session holds is, or write it.
+    Stamp {
+        /// Which lock.
+        lock: LockName,
+        /// How old it is to be, in milliseconds; `None`: only ask.
+        age_ms: Option<u32>,
+    },
     /// Ask who holds a lock.
     Peek(LockName),
     /// End the wait of another request.
@@ -70,13 +79,24 @@ pub enum Op {
 }
 
 /// The words of all ops.
-pub(super) const OPS: [&str; 9] = ["hello", "acquire", "release", "verify", "peek", "cancel", "list", "ping", "bye"];
+pub(super) const OPS: [&str; 10] =
+    ["hello", "acquire", "release", "verify", "stamp", "peek", "cancel", "list", "ping", "bye"];
 
 /// The body of the reply to `cancel`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cancelled {
     /// Whether the request was still waiting.
     pub cancelled: bool,
+}
+
+/// The body of the reply to `stamp`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamped<'a> {
+    /// Which lock.
+    pub lock: Cow<'a, str>,
+    /// How old the stamp is now, in milliseconds; absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
 }
 
 /// The body of the reply to `ping`.
@@ -116,6 +136,8 @@ pub struct RequestObject<'a> {
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub wait_ms: Option<Wait>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<Text<'a>>,
@@ -153,6 +175,7 @@ impl<'a> RequestObject<'a> {
             take: None,
             fence: None,
             wait_ms: None,
+            age_ms: None,
             version: None,
             name: None,
             note: None,
@@ -206,6 +229,7 @@ impl<'a> RequestObject<'a> {
             "release" if self.locks.is_some() => Op::ReleaseAll(self.names()?),
             "release" => Op::Release(self.lock()?),
             "verify" => Op::Verify(self.lock()?),
+            "stamp" => Op::Stamp { lock: self.lock()?, age_ms: self.age()? },
             "peek" => Op::Peek(self.lock()?),
             "cancel" => Op::Cancel(self.request.take().ok_or_else(|| missing("request"))?),
             "list" => Op::List(self.after.take().map(|Text(after)| name(&after)).transpose()?),
@@ -224,6 +248,12 @@ impl<'a> RequestObject<'a> {
         name(&lock)
     }
 
+    fn age(&mut self) -> Result<Option<u32>, Wrong> {
+        let Some(age_ms) = self.age_ms.take() else { return Ok(None) };
+        let too_old = |_| (ErrorWord::BadRequest, format!("\"age_ms\" is {age_ms}; it can be 0 to {}", u32::MAX));
+        u32::try_from(age_ms).map(Some).map_err(too_old)
+    }
+
     /// A member that the op does not have. It is refused, since ignoring it might change what the
     /// request means.
     fn left_over(&self) -> Option<&'static str> {
@@ -235,6 +265,7 @@ impl<'a> RequestObject<'a> {
             ("take", self.take.is_some()),
             ("fence", self.fence.is_some()),
             ("wait_ms", self.wait_ms.is_some()),
+            ("age_ms", self.age_ms.is_some()),
             ("version", self.version.is_some()),
             ("name", self.name.is_some()),
             ("note", self.note.is_some()),
@@ -262,6 +293,7 @@ impl<'a> From<&'a Op> for RequestObject<'a> {
                 Self { locks: Some(names.collect()), ..Self::new("release") }
             }
             Op::Verify(lock) => Self::of_lock("verify", lock),
+            Op::Stamp { lock, age_ms } => Self { age_ms: age_ms.map(u64::from), ..Self::of_lock("stamp", lock) },
             Op::Peek(lock) => Self::of_lock("peek", lock),
             Op::Cancel(request) => Self { request: Some(request.clone()), ..Self::new("cancel") },
             Op::List(after) => Self { after: after.as_ref().map(|after| after.as_str().into()), ..Self::new("list") },
