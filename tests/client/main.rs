@@ -294,6 +294,96 @@ async fn clients_are_introduced() -> Outcome {
     Ok(())
 }
 
+/// A server that answers the hello with another version, which means another protocol, is refused.
+#[tokio::test]
+async fn another_version() -> Outcome {
+    for version in [0, 2, 99] {
+        let (server, _script) = play(move |mut peer| {
+            let hello = peer.expect("hello");
+            peer.yes(&hello, &json!({"version": version, "session": "s", "node": "n", "directory": "local", "dead_after_ms": 45_000}));
+            peer.rest()
+        });
+        let Err(ConnectError::Unreachable(attempts)) = due("an answer", Client::connect(&[server])).await else {
+            panic!("version {version} is not refused")
+        };
+        assert!(matches!(attempts[0].failure, ServerError::Version { version: said } if said == version));
+        assert!(attempts[0].to_string().contains("upgrade"), "{}", attempts[0]);
+    }
+    Ok(())
+}
+
+/// A list that never ends does not fill the memory, and pages that go back or stand still are not
+/// part of the protocol.
+#[tokio::test]
+async fn endless_lists() -> Outcome {
+    let (server, script) = play(|mut peer| {
+        peer.welcome("local");
+        let mut pages = 0_u64;
+        while let Some(request) = peer.request() {
+            if request["op"] != "list" {
+                peer.yes(&request, &json!({}));
+                continue;
+            }
+            let note = "n".repeat(60_000);
+            let locks: Vec<_> = (0..8)
+                .map(|n| {
+                    json!({"lock": format!("{pages:09}-{n}"), "holders":
+                [{"session": "s", "note": note, "since_ms": 0}]})
+                })
+                .collect();
+            peer.yes(&request, &json!({"locks": locks, "more": true}));
+            pages += 1;
+        }
+        pages
+    });
+    let client = Client::connect(&[server]).await?;
+    let error = due("the end of the list", client.list()).await.unwrap_err();
+    assert!(matches!(error, RequestError::EndlessList { .. }), "{error}");
+    drop(client);
+    assert!(end_of(script).await > 100);
+
+    let lock = |name: &str| json!({"lock": name});
+    for page in [vec![lock("b"), lock("a")], vec![lock("a"), lock("a")], vec![]] {
+        let (server, _script) = play(move |mut peer| {
+            peer.welcome("local");
+            let request = peer.expect("list");
+            peer.yes(&request, &json!({"locks": page, "more": true}));
+            peer.rest()
+        });
+        let client = Client::connect(&[server]).await?;
+        let error = due("an answer", client.list()).await.unwrap_err();
+        assert!(matches!(error, RequestError::Disconnected(DisconnectedError::Garbage { .. })), "{error}");
+    }
+    Ok(())
+}
+
+/// Servers that never answer share the time that there is for all; one behind them that does
+/// answer gets its part.
+#[tokio::test]
+async fn the_time_for_all_servers() -> Outcome {
+    let silent = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
+    let mut servers: Vec<Server> =
+        silent.iter().map(|listener| server(&listener.local_addr().expect("it is bound").to_string())).collect();
+    let builder = || Client::builder().connect_within_in_all(Duration::from_secs(3));
+    let error = due("the end", builder().connect(&servers)).await.unwrap_err();
+    let ConnectError::Unreachable(attempts) = error else { panic!("{error}") };
+    assert_eq!(attempts.len(), 2);
+    assert!(
+        attempts
+            .iter()
+            .all(|one| matches!(one.failure, ServerError::TimedOut { after } if after <= Duration::from_secs(3)))
+    );
+    let daemon = Daemon::start();
+    servers.push(server(&daemon.tcp()));
+    let client = due(
+        "the third server",
+        Client::builder().connect_within_in_all(PATIENCE).connect_within(Duration::from_secs(1)).connect(&servers),
+    )
+    .await?;
+    assert_eq!(client.server(), &servers[2]);
+    Ok(())
+}
+
 /// A list has as many pages as it needs.
 #[tokio::test]
 async fn long_lists() -> Outcome {
@@ -509,7 +599,10 @@ async fn more_than_a_lock() -> Outcome {
         let request = peer.expect("acquire");
         let locks = json!(["b", {"lock":"a","mode":"shared"}, {"lock":"gpu2","slots":8,"take":1}]);
         assert_eq!(request, json!({"id":request["id"],"op":"acquire","locks":locks,"wait_ms":null}));
-        peer.yes(&request, &json!({"locks":[{"lock":"b","fence":7},{"lock":"a"},{"lock":"gpu2","slot":5}]}));
+        peer.yes(
+            &request,
+            &json!({"locks":[{"lock":"b","fence":7},{"lock":"a","mode":"shared"},{"lock":"gpu2","slot":5}]}),
+        );
         assert_eq!(peer.expect("verify")["lock"], "b");
         peer.rest()
     });

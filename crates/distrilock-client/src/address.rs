@@ -4,6 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
 /// Where the package's socket unit listens.
 const LOCAL_SOCKET: &str = "/run/distrilock/distrilock.sock";
 
@@ -60,8 +63,8 @@ pub struct ParseServerError {
 
 impl Server {
     /// The servers to use when none is named: those in `$DISTRILOCK_SERVER`, separated by commas;
-    /// otherwise the local socket `/run/distrilock/distrilock.sock` if it exists; otherwise TCP at
-    /// 127.0.0.1:40800.
+    /// otherwise the local socket `/run/distrilock/distrilock.sock` if this process can connect to
+    /// it; otherwise TCP at 127.0.0.1:40800.
     ///
     /// # Errors
     /// If the variable holds something that is not a server address.
@@ -75,7 +78,7 @@ impl Server {
     pub fn defaults() -> Result<Vec<Self>, ParseServerError> {
         match std::env::var(VARIABLE) {
             Ok(text) if !text.trim().is_empty() => Self::parse_list(&text),
-            _ if Path::new(LOCAL_SOCKET).exists() => Ok(vec![Self::Unix(LOCAL_SOCKET.into())]),
+            _ if is_usable(Path::new(LOCAL_SOCKET)) => Ok(vec![Self::Unix(LOCAL_SOCKET.into())]),
             _ => Ok(vec![Self::Tcp(LOCAL_PORT.into())]),
         }
     }
@@ -115,6 +118,26 @@ impl FromStr for Server {
     }
 }
 
+/// Whether a process listens on a Unix socket, and lets this one connect. A file that a daemon left
+/// behind, or one for a group that the user is not in, says nothing about a daemon's TCP port. But
+/// a daemon that listens and does not answer is the one to talk to: another one might use another
+/// lock directory.
+fn is_usable(path: &Path) -> bool {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let connected = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .and_then(|socket| connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &UnixAddr::new(path)?));
+    use Errno::{EACCES, ECONNREFUSED, ELOOP, ENOENT, ENOTDIR, EPERM, EPROTOTYPE};
+    !matches!(connected, Err(EACCES | ECONNREFUSED | ELOOP | ENOENT | ENOTDIR | EPERM | EPROTOTYPE))
+}
+
+/// Takes `HOST:PORT` apart, as it was checked. The brackets of an IPv6 address go; its zone stays,
+/// which getaddrinfo(3) understands only without them.
+pub(crate) fn host_and_port_of(text: &str) -> Option<(&str, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    Some((inner.unwrap_or(host), port.parse().ok()?))
+}
+
 /// Checks `HOST:PORT`; an IPv6 address needs brackets.
 fn host_and_port(text: &str) -> Result<String, &'static str> {
     let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
@@ -145,6 +168,30 @@ impl fmt::Display for Server {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A host is looked up without its brackets, and with its zone.
+    #[test]
+    fn hosts_and_ports() {
+        assert_eq!(host_and_port_of("db1:40800"), Some(("db1", 40800)));
+        assert_eq!(host_and_port_of("[fe80::1%eth0]:1"), Some(("fe80::1%eth0", 1)));
+    }
+
+    /// A socket is usable while a process listens on it, even one that does not accept; a file that
+    /// was left behind, no socket, and none at all are not.
+    #[test]
+    fn usable_sockets() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        assert!(!is_usable(&path));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        for _ in 0..2000 {
+            assert!(is_usable(&path), "however long its queue is");
+        }
+        drop(listener);
+        assert!(path.exists() && !is_usable(&path), "nobody listens any more");
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        assert!(!is_usable(&folder.path().join("file")));
+    }
 
     /// What is written can be read again, and errors name what is wrong.
     #[test]

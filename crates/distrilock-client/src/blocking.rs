@@ -385,6 +385,22 @@ impl Held {
         block_on(self.0.verify())
     }
 
+    /// As [`Held::last_run`](crate::Held::last_run): how long ago the last recorded run began.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn last_run(&self) -> Result<Option<Duration>, RequestError> {
+        block_on(self.0.last_run())
+    }
+
+    /// As [`Held::record_run`](crate::Held::record_run): records that a run began this long ago.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn record_run(&self, began_ago: Duration) -> Result<(), RequestError> {
+        block_on(self.0.record_run(began_ago))
+    }
+
     /// Releases the locks, and waits until the daemon has done so; see [`Held`] for an example.
     ///
     /// # Errors

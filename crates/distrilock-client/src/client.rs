@@ -14,6 +14,10 @@ use crate::wanted::Wanted;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{Done, Introduction, Listed, Listing, Op, Peeked, RequestObject, Text, Welcome};
 
+/// How large a list may become: hundreds of thousands of locks. A server that invents names without
+/// end must not fill this program's memory.
+const LIST_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// A connection to a daemon: one session. Cheap to clone; the clones share it. It is closed when
 /// the last clone and the last [`Held`](crate::Held) are dropped.
 ///
@@ -171,11 +175,14 @@ impl Client {
     async fn ask<T: DeserializeOwned>(&self, request: &RequestObject<'_>) -> Result<T, RequestError> {
         let reply = self.shared().with(|session, now| session.ask(now, request));
         let text = reply.await.map_err(|_| DisconnectedError::Dropped)??;
-        serde_json::from_slice(&text).map_err(|error| {
-            let why = DisconnectedError::Garbage { what: error.to_string() };
-            self.shared().with(|session, _| session.end(&why));
-            why.into()
-        })
+        serde_json::from_slice(&text).map_err(|error| self.garbage(error.to_string()))
+    }
+
+    /// Ends the connection: after one message that makes no sense, none can be relied on.
+    fn garbage(&self, what: String) -> RequestError {
+        let why = DisconnectedError::Garbage { what };
+        self.shared().with(|session, _| session.end(&why));
+        why.into()
     }
 
     /// Asks who holds a lock, through any daemon.
@@ -220,7 +227,7 @@ impl Client {
     /// Lists all locks that are held or waited for at this daemon, in the order of their names.
     ///
     /// # Errors
-    /// If the daemon refuses, or the connection has ended.
+    /// If the daemon refuses, the connection has ended, or the list takes more than 64 MiB.
     ///
     /// ```
     /// use distrilock_client::{Client, ModeWord};
@@ -237,15 +244,23 @@ impl Client {
     /// ```
     pub async fn list(&self) -> Result<Vec<Listed>, RequestError> {
         let mut locks: Vec<Listed> = Vec::new();
+        let mut bytes = 0;
         loop {
             let after = locks.last().map(|last| last.lock.as_str());
             let request = RequestObject { after: after.map(Text::from), ..RequestObject::new("list") };
             let page: Listing = self.ask(&request).await?;
             // With a page that makes no progress, this would never end.
-            let goes_on = page.locks.first().is_some_and(|first| after.is_none_or(|after| *first.lock > *after));
+            let names = after.into_iter().chain(page.locks.iter().map(|lock| lock.lock.as_str()));
+            if !names.is_sorted_by(|before, name| before < name) || page.more && page.locks.is_empty() {
+                return Err(self.garbage("a page of the list of locks that does not continue the page before".into()));
+            }
+            bytes += page.locks.iter().map(Listed::bytes).sum::<usize>();
             locks.extend(page.locks);
-            if !page.more || !goes_on {
+            if !page.more {
                 return Ok(locks);
+            }
+            if bytes > LIST_BYTES_MAX {
+                return Err(RequestError::EndlessList { locks: locks.len() });
             }
         }
     }

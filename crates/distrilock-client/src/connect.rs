@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::{Uid, User};
+use tokio::time::Instant;
 
 use crate::address::Server;
 use crate::boottime::Alarm;
@@ -17,7 +18,7 @@ use crate::timing::{DaemonTimes, HEARTBEAT_MIN, SILENCE_MIN, StopTime, Timing};
 use distrilock_protocol::limits::{
     FRAME_BYTES_MAX, HELLO_COMMAND_BYTES_MAX, HELLO_HOST_BYTES_MAX, HELLO_USER_BYTES_MAX,
 };
-use distrilock_protocol::v1::{Introduction, RequestObject, Welcome};
+use distrilock_protocol::v1::{Introduction, RequestObject, VERSION, Welcome};
 
 /// How long one server has to answer.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -66,13 +67,14 @@ pub fn introduction_of_this_process() -> Introduction {
 pub struct Builder {
     introduction: Introduction,
     connect_within: Duration,
+    connect_within_in_all: Option<Duration>,
     timing: Timing,
 }
 
 impl Default for Builder {
     fn default() -> Self {
         let (introduction, timing) = (Introduction::default(), Timing::default());
-        Self { introduction, connect_within: CONNECT_WITHIN, timing }
+        Self { introduction, connect_within: CONNECT_WITHIN, connect_within_in_all: None, timing }
     }
 }
 
@@ -166,6 +168,20 @@ impl Builder {
         self
     }
 
+    /// How long all servers together have to answer: no limit by default, but that of
+    /// [`connect_within`](Self::connect_within) for each. What is left is shared out among the
+    /// servers that are left, so that each of them gets its turn.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let builder = distrilock_client::Client::builder().connect_within_in_all(Duration::from_secs(3));
+    /// ```
+    pub fn connect_within_in_all(mut self, time: Duration) -> Self {
+        self.connect_within_in_all = Some(time);
+        self
+    }
+
     /// How often a heartbeat is sent while a lock is held or waited for: 5 s by default, at most a
     /// quarter of [`silence_max`](Self::silence_max), and at least 10 ms. On a file server with a
     /// short lease, heartbeats are more frequent.
@@ -245,10 +261,14 @@ impl Builder {
             return Err(ConnectError::TooLong { bytes });
         }
         let mut attempts = Vec::new();
-        for server in servers {
+        let began = Instant::now();
+        for (tried, server) in (0_u32..).zip(servers) {
             let alarm = Alarm::new()?;
-            let opened = tokio::time::timeout(self.connect_within, self.open_one(server, alarm)).await;
-            match opened.unwrap_or(Err(ServerError::TimedOut { after: self.connect_within })) {
+            let left = u32::try_from(servers.len()).unwrap_or(u32::MAX) - tried;
+            let share = self.connect_within_in_all.map(|in_all| in_all.saturating_sub(began.elapsed()) / left);
+            let within = share.map_or(self.connect_within, |share| share.min(self.connect_within));
+            let opened = tokio::time::timeout(within, self.open_one(server, alarm)).await;
+            match opened.unwrap_or(Err(ServerError::TimedOut { after: within })) {
                 Ok(opened) => return Ok(opened),
                 Err(failure) => attempts.push(AttemptError { server: server.clone(), failure }),
             }
@@ -284,6 +304,9 @@ impl Builder {
         })?;
         let welcome: Welcome = serde_json::from_slice(&text)
             .map_err(|error| ServerError::Stranger { what: format!("its reply to hello: {error}") })?;
+        if welcome.version != VERSION {
+            return Err(ServerError::Version { version: welcome.version });
+        }
         let dead_after = Duration::from_millis(welcome.dead_after_ms);
         let daemon = DaemonTimes {
             dead_after,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::address::Server;
 use crate::timing::TooSlow;
 use distrilock_protocol::name::{LockName, NameError};
-use distrilock_protocol::v1::{ErrorWord, Refusal};
+use distrilock_protocol::v1::{ErrorWord, Refusal, VERSION};
 
 /// Why no daemon could be reached.
 ///
@@ -88,6 +88,12 @@ pub enum ServerError {
     Stranger {
         /// What it sent.
         what: String,
+    },
+    /// The server speaks another version of the protocol.
+    #[error("it speaks version {version} of the protocol, and this program version {VERSION}; upgrade the older one")]
+    Version {
+        /// The version in its reply to hello.
+        version: u64,
     },
     /// The daemon refuses.
     #[error("the daemon refuses: {message} ({word})")]
@@ -260,6 +266,12 @@ pub enum RequestError {
     TooLong {
         /// Its length.
         bytes: usize,
+    },
+    /// The daemon's list of locks does not end.
+    #[error("the server's list of locks does not end: gave up after {locks}; is it a distrilock daemon?")]
+    EndlessList {
+        /// How many it has listed.
+        locks: usize,
     },
     /// The connection has ended.
     #[error("{0}; connect again")]

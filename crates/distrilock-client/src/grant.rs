@@ -4,8 +4,10 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::error::shown;
+use crate::wanted::{Asked, Wanted};
 use distrilock_protocol::name::LockName;
-use distrilock_protocol::v1::{self, Grants};
+use distrilock_protocol::v1::{self, Grants, ModeWord};
 
 /// A lock that is held, and what its grant says.
 ///
@@ -33,24 +35,27 @@ pub struct HeldLock {
     pub fence: Option<u64>,
 }
 
-/// Reads a grant of `names`, in this order.
+/// Reads the grant of what was asked for, and nothing less: a program that asked for a lock of its
+/// own must not go on with a shared one, nor without the fence that it is going to use.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn read(text: &[u8], names: &[LockName]) -> Result<Vec<HeldLock>, String> {
-    let grants = if let [_] = names {
+pub(crate) fn read(text: &[u8], asked: &Asked) -> Result<Vec<HeldLock>, String> {
+    let wanted = asked.locks();
+    let grants = if let [_] = wanted {
         serde_json::from_slice::<v1::Grant<'_>>(text).map(|grant| vec![grant])
     } else {
         serde_json::from_slice::<Grants<'_>>(text).map(|several| several.locks)
     };
     let grants = grants.map_err(|error| format!("a grant: {error}"))?;
-    if grants.len() != names.len() {
-        return Err(format!("a grant of {} locks, not of the {} that were asked for", grants.len(), names.len()));
+    if grants.len() != wanted.len() {
+        return Err(format!("a grant of {} locks, not of the {} that were asked for", grants.len(), wanted.len()));
     }
-    grants.into_iter().zip(names).map(|(grant, name)| held_lock(grant, name)).collect()
+    let lock = |(grant, (name, wanted)): (_, &(LockName, Wanted))| held_lock(grant, name, wanted, asked.fence());
+    grants.into_iter().zip(wanted).map(lock).collect()
 }
 
-fn held_lock(grant: v1::Grant<'_>, name: &LockName) -> Result<HeldLock, String> {
+fn held_lock(grant: v1::Grant<'_>, name: &LockName, wanted: &Wanted, fence: bool) -> Result<HeldLock, String> {
     if grant.lock != name.as_str() {
         return Err(format!("a grant of another lock than {name}"));
     }
@@ -58,6 +63,27 @@ fn held_lock(grant: v1::Grant<'_>, name: &LockName) -> Result<HeldLock, String> 
     let slots = if taken.is_empty() { grant.slot.into_iter().collect() } else { taken.into_owned() };
     if slots.iter().collect::<HashSet<_>>().len() != slots.len() {
         return Err(format!("a grant of {name} that names a slot twice"));
+    }
+    let mode = grant.mode.unwrap_or(if wanted.slots.is_some() { ModeWord::Slots } else { ModeWord::Exclusive });
+    let asked = if wanted.slots.is_some() {
+        ModeWord::Slots
+    } else if wanted.shared {
+        ModeWord::Shared
+    } else {
+        ModeWord::Exclusive
+    };
+    if mode != asked {
+        return Err(format!("a grant of {name} in another mode than was asked for: {}", shown(mode.as_str())));
+    }
+    let count = if wanted.slots.is_some() { usize::from(wanted.take.unwrap_or(1)) } else { 0 };
+    if slots.len() != count {
+        return Err(format!("a grant of {} slots of {name}, not of the {count} that were asked for", slots.len()));
+    }
+    if let Some(slot) = slots.iter().find(|slot| wanted.slots.is_none_or(|of| **slot >= of)) {
+        return Err(format!("a grant of slot {slot} of {name}, which has no such slot"));
+    }
+    if fence && grant.fence.is_none() {
+        return Err(format!("a grant of {name} without the fence that was asked for"));
     }
     Ok(HeldLock { name: name.clone(), slots, fence: grant.fence })
 }

@@ -11,6 +11,7 @@ use crate::grant::{GrantGuard, HeldLock};
 use crate::session::Standing;
 use crate::shared::Handle;
 use distrilock_protocol::name::LockName;
+use distrilock_protocol::v1::{Op, RequestObject, Stamped};
 
 /// One or more locks that were acquired together. Dropping it releases them in the background.
 ///
@@ -264,6 +265,60 @@ impl Held {
             Standing::Lost(lost) => Err(lost.into()),
             Standing::Held | Standing::Suspect(_) => Ok(()),
         }
+    }
+
+    /// How long ago the last run began that was recorded under any of the names; `None` if there
+    /// was none. See [`record_run`](Self::record_run).
+    ///
+    /// # Errors
+    /// If the daemon refuses: the lock is lost, the lock directory fails, or the daemon is older
+    /// and knows no stamps (`unknown_op`). If the connection has ended.
+    pub async fn last_run(&self) -> Result<Option<Duration>, RequestError> {
+        let ages = self.stamp(None).await?;
+        Ok(ages.into_iter().flatten().min())
+    }
+
+    /// Records under each of the names that a run began this long ago, for whoever holds the lock
+    /// next, at any daemon of the lock directory. The record stays after the lock is released.
+    ///
+    /// # Errors
+    /// Those of [`last_run`](Self::last_run).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("nightly").acquire().await?;
+    /// if held.last_run().await?.is_none_or(|age| age > Duration::from_secs(80_000)) {
+    ///     held.record_run(Duration::ZERO).await?;
+    ///     println!("it is time");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn record_run(&self, began_ago: Duration) -> Result<(), RequestError> {
+        let age_ms = u32::try_from(began_ago.as_millis()).unwrap_or(u32::MAX);
+        self.stamp(Some(age_ms)).await.map(drop)
+    }
+
+    /// Asks for the stamp of each name, or writes it.
+    async fn stamp(&self, age_ms: Option<u32>) -> Result<Vec<Option<Duration>>, RequestError> {
+        let mut ages = Vec::new();
+        for name in self.names() {
+            let op = Op::Stamp { lock: name.clone(), age_ms };
+            let answer = self.handle.shared.with(|session, now| session.ask(now, &RequestObject::from(&op)));
+            let text = answer.await.map_err(|_| DisconnectedError::Dropped)??;
+            let stamped: Stamped<'_> = serde_json::from_slice(&text).map_err(|error| {
+                let why = DisconnectedError::Garbage { what: error.to_string() };
+                self.handle.shared.with(|session, _| session.end(&why));
+                why
+            })?;
+            ages.push(stamped.age_ms.map(Duration::from_millis));
+        }
+        Ok(ages)
     }
 
     /// Releases the locks, and waits until the daemon has done so.

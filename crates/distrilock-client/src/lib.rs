@@ -41,7 +41,8 @@ mod error;
 mod grant;
 mod held;
 mod link;
-mod readiness;
+#[doc(hidden)]
+pub mod readiness;
 mod session;
 mod shared;
 mod timing;

@@ -78,7 +78,7 @@ impl<T: Into<String>> From<T> for Wanted {
 }
 
 /// A valid acquire.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Asked {
     locks: Vec<(LockName, Wanted)>,
     wait: Wait,
@@ -112,6 +112,14 @@ impl Asked {
 
     pub(crate) fn names(&self) -> Vec<LockName> {
         self.locks.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(crate) fn locks(&self) -> &[(LockName, Wanted)] {
+        &self.locks
+    }
+
+    pub(crate) fn fence(&self) -> bool {
+        self.fence
     }
 
     pub(crate) fn waits(&self) -> bool {

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::address::Server;
+use crate::address::{Server, host_and_port_of};
 use crate::error::{DisconnectedError, ServerError};
 use lines::{Lines, Stream};
 pub(crate) use turn::Turn;
@@ -82,7 +82,11 @@ impl Link {
 }
 
 async fn connect(host: &str) -> Result<TcpStream, ServerError> {
-    let stream = TcpStream::connect(host).await.map_err(ServerError::Io)?;
+    let connected = match host_and_port_of(host) {
+        Some(address) => TcpStream::connect(address).await,
+        None => TcpStream::connect(host).await,
+    };
+    let stream = connected.map_err(ServerError::Io)?;
     stream.set_nodelay(true).map_err(ServerError::Io)?;
     Ok(stream)
 }

@@ -17,6 +17,17 @@ use super::turn::{MESSAGE_BYTES_MAX, READ_BYTES_MAX, Turn};
 use crate::address::Server;
 use crate::error::{DisconnectedError, Excerpt, ServerError, shown};
 
+/// The address without the zone of an IPv6 address, which means something on this host only and has
+/// no place in a request (RFC 6874, section 4).
+fn without_zone(address: &str) -> String {
+    match (address.find('%'), address.find(']')) {
+        (Some(zone), Some(end)) if zone < end && address.starts_with("ws://[") => {
+            format!("{}{}", &address[..zone], &address[end..])
+        }
+        _ => address.to_owned(),
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct WebSocket {
@@ -32,7 +43,7 @@ impl WebSocket {
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX))
             .read_buffer_size(READ_BYTES_MAX);
-        match client_async_with_config(server.to_string(), stream, Some(config)).await {
+        match client_async_with_config(without_zone(&server.to_string()), stream, Some(config)).await {
             Ok((stream, _)) => Ok(Self { stream: Box::new(stream), unsent: false }),
             Err(Error::Io(error)) => Err(ServerError::Io(error)),
             Err(Error::ConnectionClosed | Error::Protocol(ProtocolError::HandshakeIncomplete)) => {
@@ -104,5 +115,17 @@ fn disconnected(error: &Error) -> DisconnectedError {
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => DisconnectedError::Closed,
         Error::Io(error) => DisconnectedError::Broken { kind: error.kind(), message: error.to_string() },
         error => DisconnectedError::Garbage { what: shown(&error.to_string()) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A zone is for this host only; the rest of the address is as it was.
+    #[test]
+    fn zones_stay_here() {
+        assert_eq!(without_zone("ws://[fe80::1%eth0]:40801/distrilock"), "ws://[fe80::1]:40801/distrilock");
+        assert_eq!(without_zone("ws://db1:40801/a%20b]"), "ws://db1:40801/a%20b]");
     }
 }

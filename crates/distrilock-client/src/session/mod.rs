@@ -68,8 +68,7 @@ enum Kind {
     /// Its answer is not needed.
     Cancel,
     Acquire {
-        names: Vec<LockName>,
-        waits: bool,
+        asked: Asked,
         to: GrantSender,
     },
     /// A heartbeat between a grant and its delivery: see `granted`.
@@ -305,17 +304,17 @@ impl ClientSession {
             return Err(StartError::Leaving);
         }
         self.names.extend(names.iter().map(|name| (name.clone(), Use::Taken)));
-        let kind = Kind::Acquire { names, waits: asked.waits(), to };
+        let kind = Kind::Acquire { asked: asked.clone(), to };
         Ok(self.send(now, &asked.request(), kind))
     }
 
     /// Abandons an acquire. A grant that is on its way has no receiver any more, and is released.
     pub(crate) fn abandon(&mut self, now: BootTime, id: u64) {
-        let Some(Pending { kind: Kind::Acquire { names, waits, .. }, .. }) = self.pending.get(&id) else { return };
-        for name in names {
-            self.names.insert(name.clone(), Use::Leaving);
+        let Some(Pending { kind: Kind::Acquire { asked, .. }, .. }) = self.pending.get(&id) else { return };
+        for name in asked.names() {
+            self.names.insert(name, Use::Leaving);
         }
-        if *waits {
+        if asked.waits() {
             self.send(now, &RequestObject::from(&Op::Cancel(Id::Number(id))), Kind::Cancel);
         }
     }

@@ -9,6 +9,7 @@ use super::{ClientSession, Effect, GrantSender, Kind, Pending, ReplyResult};
 use crate::boottime::BootTime;
 use crate::error::{AcquireError, DisconnectedError, Excerpt, LostError, Refused, RequestError, shown};
 use crate::grant;
+use crate::wanted::Asked;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{ErrorWord, Event, Head, Id, Refusal};
 
@@ -90,10 +91,10 @@ impl ClientSession {
                 self.prove(now, valid_until);
             }
             Kind::Cancel => {}
-            Kind::Acquire { names, waits, to } => match verdict {
-                Ok(text) => self.granted(now, &names, (waits, valid_until), to, text),
+            Kind::Acquire { asked, to } => match verdict {
+                Ok(text) => self.granted(now, &asked, valid_until, to, text),
                 Err(refused) => {
-                    self.free(&names);
+                    self.free(&asked.names());
                     self.effects.push(Effect::NotGranted { to, error: AcquireError::refused(refused) });
                 }
             },
@@ -134,15 +135,8 @@ impl ClientSession {
     /// Takes a grant. From here on it counts as held, even before it is delivered. If the storage
     /// has a deadline, that of a grant after a long wait counts from when the request was sent,
     /// long ago. One more heartbeat renews it.
-    fn granted(
-        &mut self,
-        now: BootTime,
-        names: &[LockName],
-        (waits, valid_until): (bool, Option<BootTime>),
-        to: GrantSender,
-        text: &[u8],
-    ) {
-        let locks = match grant::read(text, names) {
+    fn granted(&mut self, now: BootTime, asked: &Asked, valid_until: Option<BootTime>, to: GrantSender, text: &[u8]) {
+        let locks = match grant::read(text, asked) {
             Ok(_) if self.leaving => {
                 let error = AcquireError::Disconnected(DisconnectedError::Bye);
                 return self.effects.push(Effect::NotGranted { to, error });
@@ -156,9 +150,9 @@ impl ClientSession {
         };
         self.last += 1;
         let key = self.last;
-        let confirm = waits && valid_until.is_some();
+        let confirm = asked.waits() && valid_until.is_some();
         let proven_until = valid_until.filter(|_| !confirm);
-        let (names, suspects) = (names.to_vec(), BTreeMap::new());
+        let (names, suspects) = (asked.names(), BTreeMap::new());
         self.held
             .insert(key, HeldGrant { names, proven_until, suspects, standing: watch::Sender::new(Standing::Held) });
         if confirm {

@@ -9,6 +9,7 @@ use super::*;
 use crate::grant::GrantGuard;
 use crate::timing::{DaemonTimes, StopTime};
 use crate::wanted::Wanted;
+use distrilock_protocol::v1::Wait;
 
 fn at(ms: u64) -> BootTime {
     BootTime::at(Duration::from_secs(1000) + Duration::from_millis(ms))
@@ -402,4 +403,39 @@ fn ten_seconds_of_lease() {
     let second = Duration::from_secs(1);
     assert!(hold_on_a_lease(10_000, StopTime::Between(2 * second, 7 * second), 1000, &[0, 1110, 500]).unwrap());
     assert!(!hold_on_a_lease(10_000, StopTime::Exactly(7 * second), 10, &[0]).unwrap());
+}
+
+/// A grant has to be what was asked for: another mode, fewer slots, slots that do not exist, or no
+/// fence ends the connection, and with it whatever was granted.
+#[test]
+fn a_grant_is_what_was_asked_for() {
+    let exclusive = || Wanted::new("a");
+    let shared = || Wanted::new("a").shared();
+    let slots = || Wanted::new("a").slots(4).take(2);
+    for (wanted, fence, grant, good) in [
+        (exclusive(), false, r#""lock":"a""#, true),
+        (exclusive(), false, r#""lock":"a","mode":"exclusive","fence":7"#, true),
+        (exclusive(), false, r#""lock":"a","mode":"shared""#, false),
+        (exclusive(), false, r#""lock":"a","mode":"slots""#, false),
+        (exclusive(), false, r#""lock":"a","slot":0"#, false),
+        (exclusive(), false, r#""lock":"b""#, false),
+        (exclusive(), true, r#""lock":"a","fence":7"#, true),
+        (exclusive(), true, r#""lock":"a""#, false),
+        (shared(), false, r#""lock":"a","mode":"shared""#, true),
+        (shared(), false, r#""lock":"a""#, false),
+        (slots(), false, r#""lock":"a","slot":0,"taken":[0,3]"#, true),
+        (slots(), false, r#""lock":"a","slot":0,"taken":[0,4]"#, false),
+        (slots(), false, r#""lock":"a","slot":0"#, false),
+        (slots(), false, r#""lock":"a","slot":0,"taken":[0,0]"#, false),
+        (slots(), false, r#""lock":"a""#, false),
+        (slots().take(1), false, r#""lock":"a","slot":3"#, true),
+    ] {
+        let mut play = Play::new();
+        let (to, _answer) = oneshot::channel();
+        let asked = Asked::new(&[wanted], Wait::No, fence).unwrap();
+        let id = play.session.acquire(at(0), &asked, to).unwrap();
+        play.hear(10, &format!(r#"{{"id":{id},"ok":true,{grant}}}"#));
+        assert_eq!(play.granted().is_some(), good, "{grant}");
+        assert_eq!(matches!(play.session.ended(), Some(DisconnectedError::Garbage { .. })), !good, "{grant}");
+    }
 }
