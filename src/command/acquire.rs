@@ -7,6 +7,7 @@ use super::error::CommandError;
 use super::options::AcquireOptions;
 use super::output::{self, StatusLine};
 use super::sessions;
+use super::time_limit::TimeLimit;
 use distrilock_client::{Acquire, Client, Held, Wanted};
 
 /// How long a wait lasts before the terminal shows it, and how often the line is renewed.
@@ -20,21 +21,31 @@ pub(super) struct AcquiredLock {
 
 /// Acquires what the options ask for. On a terminal, a status line shows a wait of more than a
 /// second.
-pub(super) async fn acquire(client: Client, options: &AcquireOptions) -> Result<AcquiredLock, CommandError> {
+pub(super) async fn acquire(
+    client: Client,
+    options: &AcquireOptions,
+    limit: &TimeLimit,
+) -> Result<AcquiredLock, CommandError> {
     let began = Instant::now();
-    let request = request(&client, options).acquire();
-    let acquired = tokio::select! {
-        acquired = request => acquired,
-        never = show_wait(&client, options) => match never {},
-    };
-    let held = acquired.map_err(|error| CommandError::Acquire { server: client.server().clone(), error })?;
+    let request = request(&client, options, limit).acquire();
+    let acquired = limit.bound(async {
+        tokio::select! {
+            acquired = request => acquired,
+            never = show_wait(&client, options) => match never {},
+        }
+    });
+    let no_answer = || CommandError::NoAnswer { server: client.server().clone(), after: limit.elapsed() };
+    let held = acquired
+        .await
+        .ok_or_else(no_answer)?
+        .map_err(|error| CommandError::Acquire { server: client.server().clone(), error })?;
     if options.verbose {
         output::message(&format!("the lock was granted after {:.3} s", began.elapsed().as_secs_f64()));
     }
     Ok(AcquiredLock { client, held })
 }
 
-fn request(client: &Client, options: &AcquireOptions) -> Acquire {
+fn request(client: &Client, options: &AcquireOptions, limit: &TimeLimit) -> Acquire {
     let named = options.names.0.iter().map(|name| {
         let wanted = Wanted::new(name.as_str());
         match options.slots {
@@ -51,7 +62,7 @@ fn request(client: &Client, options: &AcquireOptions) -> Acquire {
     }
     match options.wait {
         _ if !options.waits() => acquire,
-        Some(time) => acquire.wait_at_most(time),
+        Some(time) => acquire.wait_at_most(time.saturating_sub(limit.elapsed())),
         None => acquire.wait(),
     }
 }

@@ -14,7 +14,7 @@ use tungstenite::{Message, WebSocket};
 
 use super::connect::servers_or_default;
 use super::error::CommandError;
-use super::options::BenchOptions;
+use super::options::{BenchOptions, ServerOptions};
 use super::{output, status};
 use distrilock_client::{ConnectError, Server};
 
@@ -98,8 +98,8 @@ fn connect(host: &str) -> io::Result<TcpStream> {
 }
 
 /// Loads the first server, and prints the results.
-pub(super) fn main(options: &BenchOptions, servers: &[Server]) -> Result<u8, CommandError> {
-    let servers = servers_or_default(servers)?;
+pub(super) fn main(options: &BenchOptions, servers: &ServerOptions) -> Result<u8, CommandError> {
+    let servers = servers_or_default(&servers.named)?;
     let Some(server) = servers.first() else { return Err(CommandError::Connect { error: ConnectError::NoServer }) };
     let failed = |error| CommandError::File { what: "load", path: server.to_string(), error };
     let connections: Result<Vec<BenchConnection>, _> =

@@ -4,9 +4,12 @@ use std::ffi::OsString;
 use std::future::Future;
 
 use nix::unistd::{Uid, gethostname};
+use tokio::time::Instant;
 
 use super::error::CommandError;
 use super::exec::check_descriptors;
+use super::options::ServerOptions;
+use super::time_limit::TimeLimit;
 use distrilock_client::{
     Builder, Client, ConnectError, Introduction, Server, ServerError, introduction_of_this_process,
 };
@@ -30,19 +33,33 @@ pub(super) fn servers_or_default(named: &[Server]) -> Result<Vec<Server>, Comman
 }
 
 /// Connects, for a verb that only asks and holds nothing.
-pub(super) async fn connect_to_ask(servers: &[Server]) -> Result<Client, CommandError> {
-    connect(Client::builder(), &introduction(None, None), servers).await
+pub(super) async fn connect_to_ask(servers: &ServerOptions) -> Result<Client, CommandError> {
+    connect(Client::builder(), &introduction(None, None), servers, &TimeLimit::none()).await
 }
 
-/// Connects. A daemon too old to know everything in the introduction refuses it, and gets a shorter
-/// one.
+/// Connects within the time limit. A daemon too old to know everything in the introduction refuses
+/// it, and gets a shorter one.
 pub(super) async fn connect(
     builder: Builder,
     introduction: &Introduction,
-    named: &[Server],
+    options: &ServerOptions,
+    limit: &TimeLimit,
 ) -> Result<Client, CommandError> {
-    let servers = servers_or_default(named)?;
-    let refused = match builder.clone().introduction(introduction.clone()).connect(&servers).await {
+    let servers = servers_or_default(&options.named)?;
+    let began = Instant::now();
+    let within_limit = |builder: Builder| {
+        let mut builder = builder;
+        if let Some(time) = options.connect_timeout {
+            builder = builder.connect_within(time);
+        }
+        let left = options.connect_timeout.map(|time| time.saturating_sub(began.elapsed()));
+        match left.into_iter().chain(limit.left()).min() {
+            Some(left) => builder.connect_within_in_all(left),
+            None => builder,
+        }
+    };
+    let first = within_limit(builder.clone()).introduction(introduction.clone());
+    let refused = match first.connect(&servers).await {
         Err(ConnectError::Unreachable(attempts)) if attempts.iter().any(|one| is_old_daemon(&one.failure)) => attempts,
         connected => return connected.map_err(|error| CommandError::Connect { error }),
     };
@@ -50,7 +67,8 @@ pub(super) async fn connect(
         Introduction { name: introduction.name.clone(), note: introduction.note.clone(), ..Introduction::default() };
     let old = refused.into_iter().filter(|one| is_old_daemon(&one.failure)).map(|one| one.server);
     let old: Vec<Server> = old.collect();
-    builder.introduction(shorter).connect(&old).await.map_err(|error| CommandError::Connect { error })
+    let second = within_limit(builder).introduction(shorter);
+    second.connect(&old).await.map_err(|error| CommandError::Connect { error })
 }
 
 fn is_old_daemon(failure: &ServerError) -> bool {

@@ -25,6 +25,16 @@ pub(super) enum CommandError {
     Connect { error: ConnectError },
     #[error("{server}: {error}{}", acquire_remedy(.error))]
     Acquire { server: Server, error: AcquireError },
+    #[error("{server}: the daemon did not answer within {} ms, so the lock was not acquired; look at that daemon (systemctl status distrilock)", .after.as_millis())]
+    NoAnswer { server: Server, after: Duration },
+    #[error("doing nothing: the last run under {names} began {ago} ago")]
+    NotDue { names: String, ago: String },
+    #[error(
+        "{server}: the daemon is older than this command and keeps no record of runs: upgrade distrilockd, or do without --once-per and --once-per-success"
+    )]
+    NoRecord { server: Server },
+    #[error("nobody reads the output any more")]
+    ReaderGone,
     #[error("{server}: {error}")]
     Request { server: Server, error: RequestError },
     #[error("{server}: {lost}; stop the work that it guards")]
@@ -68,6 +78,10 @@ impl CommandError {
             Self::Connect { error } => status_of_connect(error),
             Self::Acquire { error, .. } => status_of_acquire(error, busy),
             Self::Request { error, .. } => status_of_request(error),
+            Self::NoAnswer { .. } => status::UNREACHABLE,
+            Self::NotDue { .. } => busy,
+            Self::NoRecord { .. } => status::PROTOCOL,
+            Self::ReaderGone => status::DONE,
             Self::Lost { .. } => status::LOST,
             Self::NotHeld(_) => status::BUSY,
             Self::AskGuard(_) => status::UNREACHABLE,
@@ -78,9 +92,12 @@ impl CommandError {
         }
     }
 
-    /// Whether others hold the lock, which is no failure.
+    /// Whether others hold the lock, or nothing is due, which is no failure.
     pub(super) fn is_busy(&self) -> bool {
-        matches!(self, Self::Acquire { error: AcquireError::Busy { .. } | AcquireError::Timeout { .. }, .. })
+        matches!(
+            self,
+            Self::NotDue { .. } | Self::Acquire { error: AcquireError::Busy { .. } | AcquireError::Timeout { .. }, .. }
+        )
     }
 }
 
@@ -99,7 +116,7 @@ fn status_of_connect(error: &ConnectError) -> u8 {
 
 fn status_of_failure(failure: &ServerError) -> u8 {
     match failure {
-        ServerError::Stranger { .. } => status::PROTOCOL,
+        ServerError::Stranger { .. } | ServerError::Version { .. } => status::PROTOCOL,
         ServerError::Refused { word, .. } => status_of_word(word.as_str()),
         ServerError::NoTime { .. } => status::REFUSED,
         _ => status::UNREACHABLE,
@@ -137,6 +154,7 @@ fn status_of_request(error: &RequestError) -> u8 {
         RequestError::Refused { word, .. } => status_of_word(word.as_str()),
         RequestError::Disconnected(ended) => status_of_disconnect(ended),
         RequestError::Lost(_) => status::LOST,
+        RequestError::EndlessList { .. } => status::PROTOCOL,
         _ => status::USAGE,
     }
 }

@@ -19,6 +19,7 @@ use super::error::CommandError;
 use super::exec::{become_program, make_inheritable, report_not_run};
 use super::given_signals::GivenSignals;
 use super::options::FenceOptions;
+use super::paths::{ResolveError, resolve};
 use super::{output, status};
 
 /// A line has 20 digits, a space, 8 hexadecimal digits and LF.
@@ -26,13 +27,19 @@ const LINE_BYTES: usize = 30;
 
 /// Checks the number, records it, and becomes the command if there is one.
 pub(super) fn main(options: &FenceOptions) -> Result<u8, CommandError> {
-    let path = record_path(&options.file);
+    let no_file = |error: ResolveError| CommandError::File {
+        what: "find",
+        path: options.file.display().to_string(),
+        error: io::Error::new(io::ErrorKind::NotFound, error.to_string()),
+    };
+    let path = record_path(&resolve(&options.file).map_err(no_file)?);
     let failed =
         |error| CommandError::File { what: "record the highest fence in", path: path.display().to_string(), error };
     let record = FenceRecord::lock(&path).map_err(failed)?;
     let seen = record.highest().map_err(failed)?;
-    if seen.is_some_and(|seen| seen.number > options.number) {
-        let highest = seen.map_or(0, |seen| seen.number);
+    let earlier = highest_beside_link(&options.file, &path).map_err(failed)?;
+    let highest = seen.map(|seen| seen.number).max(earlier).unwrap_or_default();
+    if highest > options.number {
         output::message(&format!(
             "fence {} is too old for {}: {highest} was seen, so somebody else has had the lock since",
             options.number,
@@ -50,6 +57,15 @@ pub(super) fn main(options: &FenceOptions) -> Result<u8, CommandError> {
     let mut command = Command::new(program);
     command.args(arguments);
     Ok(report_not_run(program, &become_program(&mut command, GivenSignals::of_this_process())))
+}
+
+/// The highest fence that an earlier version recorded beside a link to the file.
+fn highest_beside_link(file: &Path, path: &Path) -> io::Result<Option<u64>> {
+    let beside_link = record_path(file);
+    if !beside_link.is_file() || beside_link.canonicalize()? == path.canonicalize()? {
+        return Ok(None);
+    }
+    Ok(FenceRecord::lock(&beside_link)?.highest()?.map(|seen| seen.number))
 }
 
 fn record_path(file: &Path) -> PathBuf {

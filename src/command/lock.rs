@@ -12,16 +12,17 @@ use super::acquire::{AcquiredLock, acquire};
 use super::connect::{block_on, connect, introduction};
 use super::error::CommandError;
 use super::given_signals::GivenSignals;
-use super::options::LockOptions;
+use super::options::{LockOptions, ServerOptions};
+use super::time_limit::TimeLimit;
 use super::usage_error::UsageError;
 use super::{output, status};
-use distrilock_client::{Client, RequestError, Server};
+use distrilock_client::{Client, RequestError};
 
 /// How much of an input line is kept: more than the longest command has.
 const LINE_BYTES_MAX: u64 = 64;
 
 /// Acquires the lock, prints it, and holds it until the end of the input or a signal.
-pub(super) fn main(options: &LockOptions, servers: &[Server]) -> Result<u8, CommandError> {
+pub(super) fn main(options: &LockOptions, servers: &ServerOptions) -> Result<u8, CommandError> {
     options.acquire.check()?;
     let busy = options.acquire.busy_status();
     let ended = block_on(hold(options, servers));
@@ -33,7 +34,7 @@ pub(super) fn main(options: &LockOptions, servers: &[Server]) -> Result<u8, Comm
 }
 
 /// `try`: the same without waiting.
-pub(super) fn main_of_try(mut options: LockOptions, servers: &[Server]) -> Result<u8, CommandError> {
+pub(super) fn main_of_try(mut options: LockOptions, servers: &ServerOptions) -> Result<u8, CommandError> {
     if options.acquire.wait.is_some() {
         return Err(UsageError::TryWaits.into());
     }
@@ -41,12 +42,13 @@ pub(super) fn main_of_try(mut options: LockOptions, servers: &[Server]) -> Resul
     main(&options, servers)
 }
 
-async fn hold(options: &LockOptions, servers: &[Server]) -> Result<u8, CommandError> {
+async fn hold(options: &LockOptions, servers: &ServerOptions) -> Result<u8, CommandError> {
     let mut signals = EndSignals::new().map_err(CommandError::system("wait for signals"))?;
     let acquired = async {
         let introduction = introduction(options.acquire.note.as_deref(), None);
-        let client = connect(Client::builder(), &introduction, servers).await?;
-        acquire(client, &options.acquire).await
+        let limit = TimeLimit::new(&options.acquire, servers);
+        let client = connect(Client::builder(), &introduction, servers, &limit).await?;
+        acquire(client, &options.acquire, &limit).await
     };
     let lock = tokio::select! {
         number = signals.next() => return Ok(status::SIGNALLED + number),
@@ -104,7 +106,7 @@ async fn verify(AcquiredLock { client, held }: &AcquiredLock) -> Result<Value, C
 }
 
 fn print(object: &Value) -> Result<(), CommandError> {
-    output::write(&format!("{object}\n")).map_err(CommandError::system("write to stdout, so the lock is released"))
+    output::write(&output::json_line(object)).map_err(CommandError::system("write to stdout, so the lock is released"))
 }
 
 /// The lines of stdin. A thread reads them, since a read from a terminal cannot be cancelled.

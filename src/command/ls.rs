@@ -1,5 +1,6 @@
 //! `distrilock ls`: the daemon's locks, with their holders and waiters.
 
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use serde_json::json;
@@ -7,10 +8,10 @@ use tokio::time::sleep;
 
 use super::connect::{block_on, connect_to_ask};
 use super::error::CommandError;
-use super::options::LsOptions;
-use super::output::{duration, escaped, print};
+use super::options::{LsOptions, ServerOptions};
+use super::output::{duration, escaped, json_line, print};
 use super::{sessions, status};
-use distrilock_client::{Listed, Server, SessionInfo};
+use distrilock_client::{Listed, SessionInfo};
 
 /// How often `--watch` lists again.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -19,9 +20,12 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 const HEADINGS: [&str; 7] = ["LOCK", "STATE", "SINCE", "NAME", "PID", "COMMAND", "NOTE"];
 
 /// Lists the locks, once or until a signal.
-pub(super) fn main(options: &LsOptions, servers: &[Server]) -> Result<u8, CommandError> {
+pub(super) fn main(options: &LsOptions, servers: &ServerOptions) -> Result<u8, CommandError> {
     block_on(async {
         let client = connect_to_ask(servers).await?;
+        // Codes that clear a terminal are of no use in a pipe or a file.
+        let clears = !options.json && io::stdout().is_terminal();
+        let mut again = false;
         loop {
             let locks = client.list().await.map_err(CommandError::request(&client))?;
             let text = if options.json { to_json(&locks) } else { table(&locks) };
@@ -29,8 +33,13 @@ pub(super) fn main(options: &LsOptions, servers: &[Server]) -> Result<u8, Comman
                 print(&text)?;
                 return Ok(status::DONE);
             }
-            let clear = if options.json { "" } else { "\x1b[H\x1b[J" };
-            print(&format!("{clear}{text}"))?;
+            let before = match (clears, options.json, again) {
+                (true, ..) => "\x1b[H\x1b[J",
+                (false, false, true) => "\n",
+                (false, ..) => "",
+            };
+            print(&format!("{before}{text}"))?;
+            again = true;
             sleep(WATCH_INTERVAL).await;
         }
     })
@@ -43,7 +52,7 @@ fn to_json(locks: &[Listed]) -> String {
         let object = json!({
             "lock": lock.lock, "mode": lock.mode, "holders": holders, "waiters": waiters, "contender": lock.contender,
         });
-        format!("{object}\n")
+        json_line(&object)
     });
     objects.collect()
 }

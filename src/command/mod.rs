@@ -5,10 +5,11 @@
 //! - A module for each verb: `run`, `lock` (and `try`), `verify`, `peek`, `ls`, `wait`, `ping`,
 //!   `fence`, `bench`, `doctor`, `gc`, `completions`, `man`.
 //! - `options` is the command line, and `values` the types of its values.
-//! - `connect` and `acquire` get from options to a held lock; `sessions` shows the sessions of
-//!   others.
+//! - `connect` and `acquire` get from options to a held lock within a `time_limit`; `sessions`
+//!   shows the sessions of others.
 //! - `environment` and `guard_socket` are what a command that runs under a lock finds: variables,
 //!   and whom to ask.
+//! - `paths` resolves the paths that users name.
 //! - `output` prints, and escapes what others wrote. `error`, `usage_error` and `verify_error` are
 //!   the errors; `status` the exit statuses.
 //! - `exec`, `signals` and `given_signals` deal with the kernel.
@@ -33,12 +34,14 @@ mod ls;
 mod man;
 mod options;
 mod output;
+mod paths;
 mod peek;
 mod ping;
 mod run;
 mod sessions;
 mod signals;
 mod status;
+mod time_limit;
 mod usage_error;
 mod values;
 mod verify;

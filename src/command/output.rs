@@ -3,11 +3,16 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use serde_json::Value;
+
 use super::error::CommandError;
 
-/// Prints to stdout. A reader that is gone is an error, where println! would panic.
+/// Prints to stdout. A reader that is gone, as under head(1), ends the command without a word.
 pub(super) fn print(text: &str) -> Result<(), CommandError> {
-    write(text).map_err(CommandError::system("write to stdout"))
+    write(text).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => CommandError::ReaderGone,
+        _ => CommandError::system("write to stdout")(error),
+    })
 }
 
 /// Writes to stdout, and leaves it to the caller to say what a failure means.
@@ -25,6 +30,9 @@ pub(super) fn message(text: &str) {
 /// Prints an error to stderr, escaped, and returns its exit status; `busy` is the one for a lock
 /// that cannot be acquired.
 pub(super) fn report(error: &CommandError, busy: u8) -> u8 {
+    if matches!(error, CommandError::ReaderGone) {
+        return error.status(busy);
+    }
     error.to_string().lines().for_each(|line| message(&escaped(line)));
     error.status(busy)
 }
@@ -43,15 +51,34 @@ pub(super) fn escaped(text: &str) -> String {
     escaped
 }
 
+/// A value as a line of JSON that can be shown on a terminal: what [`escaped`] would escape is
+/// written as `\u` and four hexadecimal digits (RFC 8259, section 7), which means the same.
+pub(super) fn json_line(value: &Value) -> String {
+    let mut line = String::new();
+    for c in value.to_string().chars() {
+        if is_plain(c) {
+            line.push(c);
+        } else {
+            // Such a character can only be inside a text.
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| line.push_str(&format!("\\u{unit:04x}")));
+        }
+    }
+    line.push('\n');
+    line
+}
+
 /// Letters of any script are plain. Control characters are not, nor are characters that change the
 /// writing direction or have no width.
 fn is_plain(c: char) -> bool {
-    const INVISIBLE: [std::ops::RangeInclusive<char>; 5] = [
+    const INVISIBLE: [std::ops::RangeInclusive<char>; 8] = [
+        '\u{ad}'..='\u{ad}',
+        '\u{61c}'..='\u{61c}',
         '\u{200b}'..='\u{200f}',
         '\u{2028}'..='\u{202e}',
         '\u{2060}'..='\u{206f}',
         '\u{feff}'..='\u{feff}',
         '\u{fff9}'..='\u{fffb}',
+        '\u{e0000}'..='\u{e007f}',
     ];
     !c.is_control() && !INVISIBLE.iter().any(|range| range.contains(&c))
 }
@@ -104,6 +131,15 @@ mod tests {
     #[test]
     fn nothing_reaches_the_terminal() {
         assert_eq!(escaped("Müller \u{1b}[2J\n\u{202e}x\u{9b}"), "Müller \\u{1b}[2J\\n\\u{202e}x\\u{9b}");
+    }
+
+    /// What is printed as JSON means the same, and moves nothing on a terminal.
+    #[test]
+    fn json_reaches_no_terminal() {
+        let text = "M\u{fc}ller \u{1b}[2J \u{9b}2J \u{202e}x\u{2066}\u{7f}\u{e0041}";
+        let line = json_line(&serde_json::json!({ "note": text }));
+        assert_eq!(line, "{\"note\":\"M\u{fc}ller \\u001b[2J \\u009b2J \\u202ex\\u2066\\u007f\\udb40\\udc41\"}\n");
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["note"], text);
     }
 
     /// A duration has at most two units.

@@ -4,14 +4,14 @@ use serde_json::{Value, json};
 
 use super::connect::{block_on, connect_to_ask};
 use super::error::CommandError;
-use super::options::PeekOptions;
-use super::output::{escaped, print};
+use super::options::{PeekOptions, ServerOptions};
+use super::output::{escaped, json_line, print};
 use super::{sessions, status};
-use distrilock_client::{Peeked, Server};
+use distrilock_client::Peeked;
 use distrilock_protocol::name::LockName;
 
 /// Reports on each name. The status says whether any of them is held.
-pub(super) fn main(options: &PeekOptions, servers: &[Server]) -> Result<u8, CommandError> {
+pub(super) fn main(options: &PeekOptions, servers: &ServerOptions) -> Result<u8, CommandError> {
     block_on(async {
         let client = connect_to_ask(servers).await?;
         let mut status = status::DONE;
@@ -20,7 +20,12 @@ pub(super) fn main(options: &PeekOptions, servers: &[Server]) -> Result<u8, Comm
             if peeked.locked {
                 status = status::BUSY;
             }
-            print(&if options.json { format!("{}\n", to_json(&peeked)) } else { to_text(name, &peeked) })?;
+            let text = if options.json { json_line(&to_json(&peeked)) } else { to_text(name, &peeked) };
+            match print(&text) {
+                // The status still says whether it is held.
+                Ok(()) | Err(CommandError::ReaderGone) => {}
+                failed => failed?,
+            }
         }
         Ok(status)
     })

@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use super::connect::{block_on, connect_to_ask};
 use super::error::CommandError;
+use super::options::ServerOptions;
 use super::output::{escaped, print};
 use super::status;
-use distrilock_client::Server;
 
 /// Asks once, and prints how long the answer took and what the daemon says about itself.
-pub(super) fn main(servers: &[Server]) -> Result<u8, CommandError> {
+pub(super) fn main(servers: &ServerOptions) -> Result<u8, CommandError> {
     block_on(async {
         let client = connect_to_ask(servers).await?;
         let sent = Instant::now();

@@ -12,6 +12,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::given_signals::GivenSignals;
 
+/// What `si_code` says of a signal that no process sent (sigaction(2)).
+const SI_KERNEL: i32 = 0x80;
+
 /// The signals that are passed on to CMD.
 const PASSED_ON: [Signal; 9] = [
     Signal::SIGINT,
@@ -25,11 +28,14 @@ const PASSED_ON: [Signal; 9] = [
     Signal::SIGTSTP,
 ];
 
-/// A signal that arrived, and the process that sent it; 0 is the kernel.
+/// A signal that arrived.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReceivedSignal {
     pub(super) signal: Signal,
+    /// The process that sent it; 0 is the kernel, or a process outside of this PID namespace.
     pub(super) sender: Pid,
+    /// Whether the kernel sent it on its own account, as for a key at the terminal.
+    pub(super) by_kernel: bool,
 }
 
 /// The signals that this process reads from a descriptor.
@@ -55,7 +61,8 @@ impl SignalReader {
         let Some(info) = self.descriptor.read_signal()? else { return Ok(None) };
         let number = i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL)?;
         let sender = i32::try_from(info.ssi_pid).map_err(|_| Errno::EINVAL)?;
-        Ok(Some(ReceivedSignal { signal: number.try_into()?, sender: Pid::from_raw(sender) }))
+        let by_kernel = info.ssi_code == SI_KERNEL;
+        Ok(Some(ReceivedSignal { signal: number.try_into()?, sender: Pid::from_raw(sender), by_kernel }))
     }
 }
 

@@ -1,14 +1,15 @@
 //! The values of options: times, leases, signals, and names as people write them. Each type can
 //! only be built valid.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::paths::resolve;
 use distrilock_protocol::limits::{LOCKS_PER_REQUEST_MAX, SLOTS_MAX};
 use distrilock_protocol::name::{LockName, NAME_BYTES_MAX, NameError};
 
@@ -28,8 +29,8 @@ pub(super) enum ValueError {
     Name(#[from] NameError),
     #[error("the path \"{}\" makes a lock name of {bytes} bytes, but {NAME_BYTES_MAX} is the maximum: use a shorter path", .shown.escape_debug())]
     LongPath { shown: String, bytes: usize },
-    #[error("a relative path needs the current directory, which cannot be read")]
-    NoDirectory,
+    #[error("the path \"{}\" stands for no file: {}; create the folder, or use a lock name without a slash", .shown.escape_debug(), .why.escape_debug())]
+    Path { shown: String, why: String },
     #[error("the name {0} is given twice")]
     Twice(LockName),
     #[error("{0} names are given, but at most {LOCKS_PER_REQUEST_MAX} can be taken at once")]
@@ -137,37 +138,22 @@ impl Names {
     }
 }
 
-/// Makes a lock name from a path. In the absolute path without `.`, `..` and doubled slashes, each
-/// `/` becomes `__`; each byte that cannot be in a lock name, and `_` itself, becomes `_` and two
-/// hexadecimal digits. Different paths have different names, and a path has the same name in every
-/// directory and on every host.
+/// Makes a lock name from a path. In the path that is left when all links are followed, each `/`
+/// becomes `__`; each byte that cannot be in a lock name, and `_` itself, becomes `_` and two
+/// hexadecimal digits. Different files have different names, and a file has the same name in every
+/// directory, by every way that leads to it, and on every host where it has the same place.
 pub(super) fn name_of_path(path: &Path) -> Result<LockName, ValueError> {
+    let shown = || path.to_string_lossy().chars().take(80).collect();
+    let resolved = resolve(path).map_err(|error| ValueError::Path { shown: shown(), why: error.to_string() })?;
     let mut name = String::new();
-    for byte in absolute(path)?.into_os_string().as_bytes() {
+    for byte in resolved.into_os_string().as_bytes() {
         match byte {
             b'/' => name.push_str("__"),
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' => name.push(char::from(*byte)),
             other => name.push_str(&format!("_{other:02x}")),
         }
     }
-    LockName::parse(name.as_bytes()).map_err(|_| ValueError::LongPath {
-        shown: path.to_string_lossy().chars().take(80).collect(),
-        bytes: name.len(),
-    })
-}
-
-/// The path from the root, from its text alone: a path that does not exist has a name, too.
-fn absolute(path: &Path) -> Result<PathBuf, ValueError> {
-    let from_root = std::path::absolute(path).map_err(|_| ValueError::NoDirectory)?;
-    let mut parts: Vec<OsString> = Vec::new();
-    for part in from_root.components() {
-        match part {
-            Component::Normal(part) => parts.push(part.to_owned()),
-            Component::ParentDir => drop(parts.pop()),
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    Ok(Path::new("/").join(parts.iter().collect::<PathBuf>()))
+    LockName::parse(name.as_bytes()).map_err(|_| ValueError::LongPath { shown: shown(), bytes: name.len() })
 }
 
 /// Whether a host matches one of these patterns, with its whole name or the part before the first
@@ -233,14 +219,21 @@ mod tests {
     /// A path means the same lock wherever it is written, and no other path means that lock.
     #[test]
     fn paths_are_names() {
-        let name = |path: &str| name_of_path(Path::new(path)).unwrap().to_string();
-        assert_eq!(name("/tmp"), "__tmp");
-        assert_eq!(name("/tmp/./x/../a_b c.lock"), "__tmp__a_5fb_20c.lock");
-        assert_eq!(name("//tmp//"), "__tmp");
+        let base = tempfile::tempdir().unwrap();
+        let base = base.path().canonicalize().unwrap();
+        std::fs::create_dir(base.join("a")).unwrap();
+        std::os::unix::fs::symlink("a", base.join("link")).unwrap();
+        let name = |path: &str| name_of_path(&base.join(path)).unwrap().to_string();
+        assert!(name("a_b c.lock").ends_with("__a_5fb_20c.lock"));
+        assert_eq!(name("a//./../a/x/"), name("link/x"));
         let here = std::env::current_dir().unwrap();
-        assert_eq!(name("./x"), name(&here.join("x").display().to_string()));
-        assert_ne!(name("/a_b"), name("/a/b"));
-        assert!(matches!(name_of_path(Path::new(&format!("/{}", "x".repeat(250)))), Err(ValueError::LongPath { .. })));
+        let relative = name_of_path(Path::new("./x")).unwrap();
+        assert_eq!(relative, name_of_path(&here.join("x")).unwrap());
+        assert_ne!(name("a_b"), name("a/b"));
+        let long = Path::new("/").join("x".repeat(250));
+        assert!(matches!(name_of_path(&long), Err(ValueError::LongPath { .. })));
+        let error = name_of_path(&base.join("none/x")).unwrap_err().to_string();
+        assert!(error.contains("there is no folder") && error.contains("without a slash"), "{error}");
     }
 
     /// Names are checked one by one.

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
 
@@ -97,6 +98,39 @@ fn a_silent_port() {
     let run = ended(command(&server, &["run", "x", "echo", "ran"]));
     assert_eq!((run.code(), run.out.as_str()), (68, ""), "{}", run.err);
     assert!(run.err.contains("no answer") && run.err.contains("systemctl status"), "{}", run.err);
+}
+
+/// `-n` and `-w` bound everything: servers that do not answer, a daemon that hangs while we wait;
+/// and `--connect-timeout` bounds the former alone. The status tells that from a lock that is busy.
+#[test]
+fn the_limit_covers_everything() {
+    let listeners = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
+    let server = listeners.each_ref().map(|listener| listener.local_addr().unwrap().to_string()).join(",");
+    for options in [&["-n"][..], &["-w", "1"], &["--connect-timeout", "1"]] {
+        let mut arguments = vec!["run"];
+        arguments.extend(options);
+        arguments.extend(["x", "echo", "ran"]);
+        let began = Instant::now();
+        let run = ended(command(&server, &arguments));
+        assert_eq!((run.code(), run.out.as_str()), (68, ""), "{options:?}: {}", run.err);
+        // Without the limit, each of the servers has 10 s.
+        assert!(began.elapsed() < Duration::from_secs(18), "{options:?}: {:?}", began.elapsed());
+        assert!(run.err.contains("no answer within"), "{}", run.err);
+    }
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let mut holder = V1::connect(&server);
+    assert!(holder.gets("x"));
+    let began = Instant::now();
+    let mut waiting = Running::start(command(&server, &["run", "-w", "3", "x", "echo", "ran"]));
+    eventually("it waits", || ended(command(&server, &["peek", "x"])).out.contains("waits"));
+    daemon.signal(Signal::SIGSTOP);
+    let run = waiting.end();
+    daemon.signal(Signal::SIGCONT);
+    assert_eq!((run.code(), run.out.as_str()), (68, ""), "{}", run.err);
+    assert!(run.err.contains("did not answer within") && run.err.contains("systemctl status"), "{}", run.err);
+    // The client's own patience with a silent daemon is 20 s.
+    assert!(began.elapsed() < Duration::from_secs(18), "{:?}", began.elapsed());
 }
 
 /// The daemon dies while CMD runs, and CMD is hard to end.
@@ -336,6 +370,8 @@ fn bad_command_lines() {
         (&["run", "-s", "-N", "2", "x", "true"], "one holder"),
         (&["run", "-N", "2", "x,y", "true"], "--lease"),
         (&["run", "--once-per", "1", "--min-hold", "1", "x", "true"], "--once-per"),
+        (&["run", "--once-per", "1", "--once-per-success", "1", "x", "true"], "--once-per-success"),
+        (&["run", "--connect-timeout", "soon", "x", "true"], "500ms"),
         (&["run", "--ok-if-busy", "-E", "3", "x", "true"], "--ok-if-busy"),
         (&["run", "-c", "true", "x", "true"], "exactly one string"),
         (&["try", "-w", "1", "x"], "lock -w"),

@@ -16,7 +16,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use support::{Daemon, PATIENCE, Running, V1, command, ended, eventually, files};
+use support::{DISTRILOCK, Daemon, PATIENCE, Running, V1, command, ended, eventually, files};
 
 /// CMD runs while the lock is held, its status is the command's, and the lock is free afterwards.
 #[test]
@@ -84,7 +84,7 @@ fn the_input_is_cmds() {
 fn inner_values_win() {
     let daemon = Daemon::start();
     let server = daemon.tcp();
-    let mut outer = command(&server, &["run", "outer", support::DISTRILOCK, "run", "inner", "sh", "-c"]);
+    let mut outer = command(&server, &["run", "outer", DISTRILOCK, "run", "inner", "sh", "-c"]);
     outer.arg("echo $DISTRILOCK_LOCK $DISTRILOCK_SLOT $DISTRILOCK_FENCE").env("DISTRILOCK_SLOT", "9");
     outer.env("DISTRILOCK_FENCE", "9");
     let outer = ended(outer);
@@ -159,27 +159,122 @@ fn min_hold() {
 }
 
 /// `--once-per`: one of several hosts' cron jobs runs; until the time is over, the others do
-/// nothing and exit with status 0.
+/// nothing and exit with status 0. Nothing stays behind: neither the end of the run's processes nor
+/// that of the daemon forgets the run, which does not keep the name from others.
 #[test]
 fn once_per() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::setup().directory(directory.path()).start();
+    let run = |daemon: &Daemon, options: &[&str]| {
+        let mut arguments = vec!["run"];
+        arguments.extend(options);
+        arguments.extend(["x", "-c", "echo ran; exit 3"]);
+        let run = ended(command(&daemon.tcp(), &arguments));
+        (run.code(), run.out, run.err)
+    };
+    let (ran, skipped) = ((3, "ran\n".to_owned(), String::new()), (0, String::new(), String::new()));
+    assert_eq!(run(&daemon, &["--once-per", "1h"]), ran);
+    assert_eq!(run(&daemon, &["--once-per", "1h"]), skipped);
+    assert_eq!(run(&daemon, &["--once-per", "1h", "-E", "9"]).0, 9);
+    let (code, out, err) = run(&daemon, &["--once-per", "1h", "--verbose"]);
+    assert!(code == 0 && out.is_empty() && err.contains("the last run under x began"), "{err}");
+    assert_eq!(run(&daemon, &["-n"]), ran);
+    daemon.kill();
+    let daemon = Daemon::setup().directory(directory.path()).start();
+    assert_eq!(run(&daemon, &["--once-per", "1h"]), skipped);
+    // The time is over at once.
+    assert_eq!(run(&daemon, &["--once-per", "0"]), ran);
+    // A run of which the record is old is due, somewhat before the time is over, too.
+    let stamp = daemon.directory().join(".distrilock/stamps/x.run");
+    let now = fs::read_to_string(&stamp).unwrap();
+    let ms: u64 = now.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    for (ago_s, due) in [(3000, false), (3300, true)] {
+        fs::write(&stamp, format!("distrilock run {:020}\n", ms - ago_s * 1000)).unwrap();
+        assert_eq!(run(&daemon, &["--once-per", "1h"]), if due { ran.clone() } else { skipped.clone() }, "{ago_s}");
+    }
+}
+
+/// `--once-per-success`: a run that fails does not count, and the next one runs again.
+#[test]
+fn once_per_success() {
+    let daemon = Daemon::start();
+    let run = |script: &str| {
+        let run = ended(command(&daemon.tcp(), &["run", "--once-per-success", "1d", "x", "-c", script]));
+        assert_eq!(run.err, "");
+        (run.code(), run.out)
+    };
+    assert_eq!(run("echo one; exit 3"), (3, "one\n".into()));
+    assert_eq!(run("echo two; kill -KILL $$"), (137, "two\n".into()));
+    assert_eq!(run("echo three"), (0, "three\n".into()));
+    assert_eq!(run("echo four"), (0, String::new()));
+}
+
+/// A daemon that is older and keeps no record of runs: CMD is not run, and the message says what to
+/// do.
+#[test]
+fn once_per_with_an_old_daemon() {
+    let daemon = distrilock_testing::Scripted::start(|request| match request["op"].as_str() {
+        Some("acquire") => serde_json::json!({"ok": true, "lock": request["lock"]}),
+        _ => serde_json::json!({"ok": false, "error": "unknown_op", "message": "no such op"}),
+    });
+    let run = ended(command(daemon.server(), &["run", "--once-per", "1d", "x", "echo", "ran"]));
+    assert_eq!((run.code(), run.out.as_str()), (76, ""), "{}", run.err);
+    assert!(run.err.contains("upgrade distrilockd"), "{}", run.err);
+}
+
+/// One file is one lock and one fence, whichever way leads to it; a path through a folder that does
+/// not exist is refused.
+#[test]
+fn one_file_by_two_paths() {
     let daemon = Daemon::start();
     let server = daemon.tcp();
-    let mut first = Running::start(command(&server, &["run", "--once-per", "1.5", "x", "echo", "ran"]));
-    let run = first.end();
-    assert_eq!((run.code(), run.out.as_str()), (0, "ran\n"), "{}", run.err);
-    let second = ended(command(&server, &["run", "--once-per", "1.5", "x", "echo", "ran"]));
-    assert_eq!((second.code(), second.out.as_str(), second.err.as_str()), (0, "", ""));
-    let third = ended(command(&server, &["run", "--once-per", "1.5", "-E", "9", "x", "echo", "ran"]));
-    assert_eq!(third.code(), 9);
-    // The process that keeps the lock has none of the user's streams open.
-    let guard = first.tree.guard();
-    for descriptor in 0..3 {
-        let target = fs::read_link(format!("/proc/{guard}/fd/{descriptor}")).unwrap();
-        assert_eq!(target.to_str(), Some("/dev/null"));
+    let folder = tempfile::tempdir().unwrap();
+    let at = |path: &str| folder.path().join(path).display().to_string();
+    fs::create_dir(at("d")).unwrap();
+    std::os::unix::fs::symlink("d", at("link")).unwrap();
+    let (one, other) = (at("d/x"), at("link/../link//x"));
+    let run = ended(command(&server, &["run", "-n", &one, DISTRILOCK, "run", "-n", "-E", "9", &other, "echo", "both"]));
+    assert_eq!((run.code(), run.out.as_str()), (9, ""), "{}", run.err);
+    let run = ended(command(&server, &["run", "-n", &at("none/x"), "true"]));
+    assert_eq!(run.code(), 64);
+    assert!(run.err.contains("there is no folder") && run.err.contains("none"), "{}", run.err);
+
+    fs::write(at("ledger"), "").unwrap();
+    std::os::unix::fs::symlink("ledger", at("by-link")).unwrap();
+    let fence = |file: &str, number: &str| ended(command("", &["fence", file, number])).code();
+    assert_eq!(fence(&at("ledger"), "5"), 0);
+    assert_eq!((fence(&at("by-link"), "4"), fence(&at("by-link"), "6"), fence(&at("ledger"), "5")), (1, 0, 1));
+    assert_eq!((fence(&at("d"), "5"), fence(&at("d/"), "4"), fence(&at("link/"), "4")), (0, 1, 1));
+    // An earlier version recorded beside the link.
+    fs::copy(at("ledger.fence"), at("by-link.fence")).unwrap();
+    fs::remove_file(at("ledger.fence")).unwrap();
+    assert_eq!((fence(&at("by-link"), "5"), fence(&at("by-link"), "6")), (1, 0));
+}
+
+/// What others say of themselves reaches no terminal: neither as a table, nor as JSON, which still
+/// means the same. In a pipe, `ls --watch` has no codes for a terminal, and ends in silence when
+/// its reader does.
+#[test]
+fn lists_in_a_pipe() {
+    let daemon = Daemon::start();
+    let server = daemon.tcp();
+    let mut client = V1::connect(&server);
+    let note = "a\u{202e}b\u{2066}";
+    let hello = client.request(serde_json::json!({"op": "hello", "note": note}));
+    assert_eq!(hello["ok"], true);
+    assert!(client.gets("x"));
+    for verb in [&["ls", "--json"][..], &["peek", "--json", "x"]] {
+        let run = ended(command(&server, verb));
+        assert!(run.out.contains("a\\u202eb\\u2066"), "{}", run.out);
+        let line: serde_json::Value = serde_json::from_str(&run.out).unwrap();
+        assert_eq!(line["holders"][0]["note"], note);
     }
-    first.tree.goes();
-    let fourth = ended(command(&server, &["run", "-n", "x", "echo", "ran"]));
-    assert_eq!((fourth.code(), fourth.out.as_str()), (0, "ran\n"));
+    let mut shell = std::process::Command::new("bash");
+    shell.args(["-c", "$D ls --watch | head -n 4; echo ${PIPESTATUS[0]}"]).env("D", DISTRILOCK);
+    shell.env("DISTRILOCK_SERVER", &server);
+    let run = ended(shell);
+    assert!(!run.out.contains('\u{1b}') && run.out.matches("LOCK").count() == 2, "{}", run.out);
+    assert!(run.out.ends_with("\n0\n") && run.err.is_empty(), "{}{}", run.out, run.err);
 }
 
 /// The options for cron: another host, a busy lock that is no failure, and a random wait.

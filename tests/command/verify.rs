@@ -158,3 +158,55 @@ fn without_a_guard() {
     assert_eq!(run.out, "68\n{\"ok\":true,\"lock\":\"x\"}\n", "{}", run.err);
     assert!(run.err.contains("DISTRILOCK_FD"), "{}", run.err);
 }
+
+/// The user who runs `distrilock run`, root, and whatever CMD starts may ask, as a user of its own
+/// too (su(1)). Other users may not, even if they know the address: they are told so, and the
+/// daemon is not asked. (Needs root, to be another user.)
+#[test]
+fn strangers_may_not_ask() {
+    assert!(Uid::effective().is_root(), "the test needs processes of several users: run it as root");
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let binary = folder.path().join("distrilock");
+    fs::copy(DISTRILOCK, &binary).expect("a copy that everybody can run");
+    for path in [folder.path(), &binary] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("it is ours");
+    }
+    let other_user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let script = format!(
+        "setpriv {} \"$COPY\" verify; echo $?; $D verify; echo $?; echo $DISTRILOCK_GUARD; exec sleep 1001",
+        other_user.join(" ")
+    );
+    let mut command = run(&daemon.tcp(), &[], &script);
+    command.env("COPY", &binary);
+    let mut running = Running::start(command);
+    running.tree.waits_for("sleep 1001");
+    let said = running.out();
+    let lines: Vec<&str> = said.lines().collect();
+    let [as_other, as_us, address] = lines[..] else { panic!("{said}") };
+    assert_eq!((as_other, as_us), ("0", "0"));
+    let asked = |words: &[&str]| {
+        let mut ask = Command::new(words[0]);
+        ask.args(&words[1..])
+            .env("DISTRILOCK_GUARD", address)
+            .env("DISTRILOCK_HELD", "1")
+            .env("DISTRILOCK_LOCK", "x,y");
+        ended(ask)
+    };
+    let copy = binary.to_str().expect("it is text");
+    assert_eq!(asked(&[copy, "verify"]).code(), 0, "as root");
+    let stranger = asked(&[&["setpriv"], &other_user[..], &[copy, "verify"]].concat());
+    assert_eq!(stranger.code(), 77, "{}", stranger.err);
+    assert!(stranger.err.contains("user 0, who started it"), "{}", stranger.err);
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    running.end();
+}
+
+/// Many questions at once are all answered.
+#[test]
+fn many_questions() {
+    let daemon = Daemon::start();
+    let script = "for n in $(seq 40); do ($D verify && echo yes) & done; wait";
+    let run = ended(run(&daemon.tcp(), &[], script));
+    assert_eq!(run.out, "yes\n".repeat(40), "{}", run.err);
+}

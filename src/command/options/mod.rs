@@ -14,7 +14,7 @@ use super::values::{self, Names};
 use distrilock_client::Server;
 
 pub(super) use acquire::AcquireOptions;
-pub(super) use run::{RunOptions, STOP_MARGIN};
+pub(super) use run::{Once, RunOptions, STOP_MARGIN};
 
 use acquire::names;
 
@@ -26,14 +26,26 @@ use acquire::names;
     after_help = "distrilock VERB --help describes a verb; the manual is docs/distrilock.md."
 )]
 pub(super) struct CommandLine {
-    /// Where the daemon is: tcp://HOST:PORT, ws://HOST:PORT or unix:PATH; repeatable, tried in
-    /// turn. Default: $DISTRILOCK_SERVER, or the local socket if it exists, or
-    /// tcp://127.0.0.1:40800
-    #[arg(long = "server", global = true, value_name = "ADDRESS", value_parser = |text: &str| text.parse::<Server>())]
-    pub(super) servers: Vec<Server>,
+    #[command(flatten)]
+    pub(super) servers: ServerOptions,
 
     #[command(subcommand)]
     pub(super) verb: Verb,
+}
+
+/// Which daemon to talk to, and how long to wait for its first answer.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ServerOptions {
+    /// Where the daemon is: tcp://HOST:PORT, ws://HOST:PORT or unix:PATH; repeatable, tried in
+    /// turn. Default: $DISTRILOCK_SERVER, or the local socket if it can be used, or
+    /// tcp://127.0.0.1:40800
+    #[arg(long = "server", global = true, value_name = "ADDRESS", value_parser = |text: &str| text.parse::<Server>())]
+    pub(super) named: Vec<Server>,
+
+    /// How long connecting may take, to all servers together. Default: 10 seconds for each; with -n
+    /// or -w, connecting counts as part of the wait, which lasts at least 2 seconds
+    #[arg(long, global = true, value_name = "TIME", value_parser = values::time)]
+    pub(super) connect_timeout: Option<Duration>,
 }
 
 /// What to do.

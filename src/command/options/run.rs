@@ -30,7 +30,8 @@ pub(in crate::command) struct RunOptions {
     /// Become CMD, without a process that supervises it: CMD inherits the connection, and the lock
     /// lasts as long as any process keeps it open. Nothing ends CMD if the lock is lost
     #[arg(short = 'F', long, conflicts_with_all = [
-        "close", "on_lost", "kill_after", "term_signal", "max_hold", "min_hold", "once_per", "run_anyway", "lost_exit_code",
+        "close", "on_lost", "kill_after", "term_signal", "max_hold", "min_hold", "once_per", "once_per_success", "run_anyway",
+        "lost_exit_code",
     ])]
     pub(in crate::command) no_fork: bool,
 
@@ -69,13 +70,18 @@ pub(in crate::command) struct RunOptions {
     ok_if_busy: bool,
 
     /// Run CMD without the lock if it cannot be acquired
-    #[arg(long, conflicts_with_all = ["once_per", "ok_if_busy"])]
+    #[arg(long, conflicts_with_all = ["once_per", "once_per_success", "ok_if_busy"])]
     pub(in crate::command) run_anyway: bool,
 
-    /// Run CMD only if no CMD was started under this name within this time, on any host; otherwise
-    /// exit with status 0. The lock is kept that long in the background
+    /// Run CMD only if none was started under this name within this time, less a tenth, on any
+    /// host; otherwise exit with status 0. The daemons keep the time of the last start in the lock
+    /// directory. TIME is the period of the schedule: 1d for a daily job
     #[arg(long, value_name = "TIME", value_parser = values::time, conflicts_with_all = ["wait", "shared", "min_hold", "slots", "leases"])]
-    pub(in crate::command) once_per: Option<Duration>,
+    once_per: Option<Duration>,
+
+    /// The same, but only runs that ended with status 0 count: CMD runs again if it failed
+    #[arg(long, value_name = "TIME", value_parser = values::time, conflicts_with_all = ["once_per", "wait", "shared", "min_hold", "slots", "leases"])]
+    once_per_success: Option<Duration>,
 
     /// Do nothing and exit with status 0 unless the name of this host is in this list; * and ? are
     /// wildcards
@@ -103,9 +109,23 @@ pub(in crate::command) struct RunOptions {
     words: Vec<OsString>,
 }
 
+/// Which earlier runs keep CMD from running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::command) enum Once {
+    /// Those that began within this time.
+    PerStart(Duration),
+    /// Those that began within this time and ended with status 0.
+    PerSuccess(Duration),
+}
+
 impl RunOptions {
+    /// What `--once-per` or `--once-per-success` says.
+    pub(in crate::command) fn once(&self) -> Option<Once> {
+        self.once_per.map(Once::PerStart).or(self.once_per_success.map(Once::PerSuccess))
+    }
+
     pub(in crate::command) fn busy_status(&self) -> u8 {
-        if self.ok_if_busy || (self.once_per.is_some() && self.acquire.conflict_exit_code.is_none()) {
+        if self.ok_if_busy || (self.once().is_some() && self.acquire.conflict_exit_code.is_none()) {
             return status::DONE;
         }
         self.acquire.busy_status()

@@ -17,6 +17,7 @@ use super::children::Ending;
 use super::guarded_lock::GuardedLock;
 use super::job::{Job, JobSpec};
 use super::launcher_link::{LAUNCHER_DIED, LauncherLink, Pipes};
+use super::once;
 use super::random::jitter;
 use super::report::GuardAfterwards;
 use super::stop_time;
@@ -27,9 +28,10 @@ use crate::command::environment::LockEnvironment;
 use crate::command::error::CommandError;
 use crate::command::exec::{close_inherited, open_descriptors};
 use crate::command::given_signals::GivenSignals;
-use crate::command::options::{CommandLine, RunOptions, Verb};
+use crate::command::options::{CommandLine, RunOptions, ServerOptions, Verb};
+use crate::command::time_limit::TimeLimit;
 use crate::command::{output, status};
-use distrilock_client::{Client, Server};
+use distrilock_client::{BootTime, Client};
 
 /// The first argument that makes a process of our program a guard. Users do not type it.
 pub(in crate::command) const WORD: &str = "run:guard";
@@ -37,6 +39,7 @@ pub(in crate::command) const WORD: &str = "run:guard";
 /// What the process table calls the guard. Somebody who ends all processes called distrilock should
 /// not hit it.
 pub(super) const NAME: &str = "lock-guard";
+
 /// Runs the guard, and returns its exit status.
 pub(in crate::command) fn main(arguments: &[OsString]) -> u8 {
     let Some(arguments) = GuardArguments::parse(arguments) else {
@@ -104,12 +107,14 @@ enum UserJobState {
 struct Guard {
     options: RunOptions,
     words: Vec<OsString>,
-    servers: Vec<Server>,
+    servers: ServerOptions,
     given_signals: GivenSignals,
     /// The descriptors that are CMD's, and that this process closes when CMD has them.
     inherited: Vec<RawFd>,
     link: LauncherLink,
     user_job: UserJobState,
+    /// When this process began.
+    began: BootTime,
 }
 
 impl Guard {
@@ -128,6 +133,7 @@ impl Guard {
             inherited,
             link,
             user_job: UserJobState::Running,
+            began: BootTime::now(),
         })
     }
 
@@ -159,21 +165,24 @@ impl Guard {
         // CMD has them now, and decides how long files stay open and directories are in use.
         close_inherited(&std::mem::take(&mut self.inherited));
         let _ = chdir("/");
-        Supervisor::new(&self.options, &mut self.link, job, lock, granted_at).run().await
+        Supervisor::new(&self.options, &mut self.link, job, lock, (self.began, granted_at)).run().await
     }
 
     /// Connects and acquires, unless a signal ends the wait. While the user's job is stopped, the
     /// place in the queue is kept, and so is a lock that is granted.
     async fn acquire(&mut self) -> Result<GuardedLock, NotStarted> {
         let mut options = self.options.clone();
-        options.acquire.nonblock |= options.once_per.is_some();
-        let servers = self.servers.clone();
+        options.acquire.nonblock |= options.once().is_some();
+        let (servers, began) = (self.servers.clone(), self.began);
         let shown_command = (!options.no_argv).then(|| command_line(&self.words));
         let work = async move {
             jitter(options.jitter).await;
             let introduction = introduction(options.acquire.note.as_deref(), shown_command.as_deref());
-            let client = connect(stop_time::tell(Client::builder(), &options), &introduction, &servers).await?;
-            acquire(client, &options.acquire).await
+            let builder = stop_time::tell(Client::builder(), &options);
+            let limit = TimeLimit::new(&options.acquire, &servers);
+            let client = connect(builder, &introduction, &servers, &limit).await?;
+            let lock = acquire(client, &options.acquire, &limit).await?;
+            once::check(lock, options.once(), began).await
         };
         let lock = self.attend_signals_during(work).await?.map_err(NotStarted::Error)?;
         self.wait_until_resumed(&lock).await?;

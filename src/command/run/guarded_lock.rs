@@ -3,14 +3,16 @@
 //! (`distrilock verify`).
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::{Pid, Uid};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use super::process_list::is_descendant;
 use super::random;
 use crate::command::acquire::AcquiredLock;
 use crate::command::environment::LockEnvironment;
@@ -21,6 +23,9 @@ use distrilock_client::{Held, Server, Standing};
 
 /// The pause after a failed accept, for example when descriptors run out.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// How many questions wait for the next answer: more than a command asks at once.
+const QUESTIONS_MAX: usize = 64;
 
 /// How long a release may take before the end of the connection has to do.
 const RELEASE_TIME_MAX: Duration = Duration::from_secs(2);
@@ -46,6 +51,11 @@ impl GuardedLock {
             task: tokio::spawn(answer_all(listener, Arc::clone(&lock))),
         });
         Self { lock, verify_socket }
+    }
+
+    /// What is held, and the connection that it lives by.
+    pub(super) fn acquired(&self) -> &AcquiredLock {
+        &self.lock
     }
 
     /// What is held.
@@ -94,20 +104,57 @@ fn listen() -> io::Result<(GuardAddress, UnixListener)> {
     Ok((address, UnixListener::from_std(listener)?))
 }
 
-/// Answers everyone, one after the other. Each answer costs the daemon a round trip, but anyone who
-/// can ask here could also ask the daemon.
+/// Answers everyone who may ask. Questions that come while the daemon is asked share the next
+/// answer, so that many of them cost no more round trips than two, and none of them waits longer.
+/// What is beyond the limit stays in the socket's queue.
 async fn answer_all(listener: UnixListener, lock: Arc<AcquiredLock>) {
+    let owner = Uid::effective();
+    let mut waiting: Vec<UnixStream> = Vec::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            sleep(ACCEPT_RETRY).await;
+        if waiting.is_empty() {
+            waiting.extend(next_question(&listener, owner).await);
             continue;
+        }
+        // From here on, the daemon's answer is about all of these.
+        let asked = std::mem::take(&mut waiting);
+        let mut verdict = pin!(verify(&lock));
+        let verdict = loop {
+            tokio::select! {
+                verdict = &mut verdict => break verdict,
+                question = next_question(&listener, owner), if waiting.len() < QUESTIONS_MAX => waiting.extend(question),
+            }
         };
-        let verdict = verify(&lock).await;
         let line = serde_json::to_string(&verdict).expect("a number and a text are JSON");
-        // A line fits into the buffer of a new socket. A process that does not wait for it does not
-        // want it.
-        let _ = stream.writable().await.and_then(|()| stream.try_write(format!("{line}\n").as_bytes()));
+        asked.into_iter().for_each(|stream| answer(&stream, &line));
     }
+}
+
+/// Waits for a question. That of a process which may not ask is answered at once, without asking
+/// the daemon: another user's, unless CMD has started it, as with su(1).
+async fn next_question(listener: &UnixListener, owner: Uid) -> Option<UnixStream> {
+    let Ok((stream, _)) = listener.accept().await else {
+        sleep(ACCEPT_RETRY).await;
+        return None;
+    };
+    let peer = stream.peer_cred().ok()?;
+    let descends = || peer.pid().is_some_and(|pid| is_descendant(Pid::from_raw(pid)) == Some(true));
+    if peer.uid() == owner.as_raw() || Uid::from_raw(peer.uid()).is_root() || descends() {
+        return Some(stream);
+    }
+    let message = format!(
+        "only the command that holds the lock, user {owner}, who started it, and root may ask whether it is held"
+    );
+    let verdict = Verdict { status: status::DENIED, message };
+    answer(&stream, &serde_json::to_string(&verdict).expect("a number and a text are JSON"));
+    None
+}
+
+/// A line fits into the buffer of a new socket. A process that does not wait for it does not want
+/// it.
+fn answer(stream: &UnixStream, line: &str) {
+    // A stream counts as writable for tokio only once that was asked for.
+    let line = format!("{line}\n");
+    let _ = nix::unistd::write(stream, line.as_bytes());
 }
 
 async fn verify(AcquiredLock { client, held }: &AcquiredLock) -> Verdict {

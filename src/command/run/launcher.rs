@@ -20,6 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
 
 use super::children::{ChildEvent, Ending};
+use super::passing_on::EchoTime;
 use super::process_tree::{KillAll, KillAttempt, report_survivors};
 use super::report::{GuardAfterwards, Report};
 use super::{children, guard, process_list};
@@ -109,7 +110,7 @@ impl Launcher {
             Signal::SIGTSTP if received.sender == self.guard => self.stop()?,
             // The guard has signalled our process group, which includes us.
             _ if received.sender == self.guard => {}
-            signal => self.pass_on(signal),
+            _ => self.pass_on(received.signal, EchoTime::of(received)),
         }
         Ok(())
     }
@@ -142,7 +143,7 @@ impl Launcher {
             if received.signal == Signal::SIGCHLD {
                 self.reap()?;
             } else if received.sender != self.guard {
-                self.pass_on(received.signal);
+                self.pass_on(received.signal, EchoTime::of(received));
             }
         }
         // The kernel does not stop a process whose shell is gone (an orphaned process group,
@@ -150,15 +151,15 @@ impl Launcher {
         // second is enough.
         if !continued {
             thread::sleep(Duration::from_secs(1));
-            self.pass_on(Signal::SIGCONT);
+            self.pass_on(Signal::SIGCONT, EchoTime::None);
         }
         Ok(())
     }
 
-    fn pass_on(&self, signal: Signal) {
+    fn pass_on(&self, signal: Signal, time: EchoTime) {
         // If the guard has ended, the other pipe shows it. Nobody sends so many signals that this
         // one is full.
-        let _ = (&self.passed_on).write(&[u8::try_from(signal as i32).expect("signals are below 32")]);
+        let _ = (&self.passed_on).write(&[time.to_byte(signal)]);
         // The guard itself may have been stopped.
         if signal == Signal::SIGCONT && self.guard_reaped.is_none() {
             let _ = kill(self.guard, signal);

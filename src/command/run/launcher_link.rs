@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
@@ -15,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::children::Ending;
 use super::job::UserJob;
-use super::passing_on::Source;
+use super::passing_on::{EchoTime, Source};
 use super::report::{GuardAfterwards, Report};
 use crate::command::exec::take_inherited;
 use crate::command::signals::SignalReader;
@@ -36,6 +37,7 @@ pub(super) struct Pipes {
 pub(super) struct ArrivedSignal {
     pub(super) signal: Signal,
     pub(super) source: Source,
+    pub(super) echo_time: EchoTime,
 }
 
 /// See the module.
@@ -89,17 +91,20 @@ impl LauncherLink {
             tokio::select! {
                 biased;
                 ready = self.signals.readable() => match self.signals.get_ref().next()? {
-                    Some(received) => return Ok(ArrivedSignal { signal: received.signal, source: Source::Elsewhere }),
+                    Some(received) => {
+                        let echo_time = EchoTime::of(received);
+                        return Ok(ArrivedSignal { signal: received.signal, source: Source::Elsewhere, echo_time });
+                    }
                     None => ready?.clear_ready(),
                 },
                 ready = self.passed_on.readable(), if !self.passed_on_ended.get() => {
-                    let mut number = [0];
-                    match self.passed_on.get_ref().read(&mut number) {
+                    let mut byte = [0];
+                    match self.passed_on.get_ref().read(&mut byte) {
                         // The launcher has ended; LAUNCHER_DIED reports it.
                         Ok(0) => self.passed_on_ended.set(true),
                         Ok(_) => {
-                            let signal = Signal::try_from(i32::from(number[0]))?;
-                            return Ok(ArrivedSignal { signal, source: Source::Launcher });
+                            let (signal, echo_time) = EchoTime::from_byte(byte[0]).ok_or(Errno::EINVAL)?;
+                            return Ok(ArrivedSignal { signal, source: Source::Launcher, echo_time });
                         }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready?.clear_ready(),
                         Err(error) => return Err(error),

@@ -26,6 +26,7 @@
 //!   the `terminal` and as a `process_tree`, and decides which signals go to it (`passing_on`).
 //!   `process_list` reads /proc, and `children` knows what the kernel says without it.
 //! - `stop_time` is how long ending CMD takes, which the client has to know.
+//! - `once` is `--once-per`: whether CMD is due, and the record of its run.
 //! - `no_fork` is `-F`: one process, which becomes CMD.
 //!
 //! docs/decisions/0015 has the reasons. It calls the launcher the front, and the exec shim the
@@ -39,6 +40,7 @@ mod job;
 mod launcher;
 mod launcher_link;
 mod no_fork;
+mod once;
 mod passing_on;
 mod process_list;
 mod process_tree;
@@ -51,16 +53,15 @@ mod terminal;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use super::options::RunOptions;
+use super::options::{RunOptions, ServerOptions};
 use super::values::host_matches;
 use super::{connect, output, status};
-use distrilock_client::Server;
 
 pub(super) use exec_shim::{WORD as EXEC_SHIM_WORD, main as exec_shim_main};
 pub(super) use guard::{WORD as GUARD_WORD, main as guard_main};
 
 /// Runs CMD under a lock. `arguments` are those of the whole command; the guard parses them again.
-pub(super) fn main(options: &RunOptions, servers: &[Server], arguments: &[OsString]) -> ExitCode {
+pub(super) fn main(options: &RunOptions, servers: &ServerOptions, arguments: &[OsString]) -> ExitCode {
     let checked = options.acquire.check().and_then(|()| options.words());
     let words = match checked {
         Ok(words) => words,
@@ -76,6 +77,9 @@ pub(super) fn main(options: &RunOptions, servers: &[Server], arguments: &[OsStri
         }
         return ExitCode::from(status::DONE);
     }
-    let ended = if options.no_fork { no_fork::main(options, &words, servers) } else { launcher::main(arguments) };
+    let ended = match options.no_fork {
+        true => no_fork::main(options, &words, servers),
+        false => launcher::main(arguments),
+    };
     ended.unwrap_or_else(|error| ExitCode::from(output::report(&error, options.busy_status())))
 }

@@ -17,17 +17,23 @@ use crate::command::environment::{DESCRIPTOR, LockEnvironment};
 use crate::command::error::CommandError;
 use crate::command::exec::{become_program, make_blocking, make_inheritable, report_not_run};
 use crate::command::given_signals::GivenSignals;
-use crate::command::options::RunOptions;
-use distrilock_client::{Client, Server};
+use crate::command::options::{RunOptions, ServerOptions};
+use crate::command::time_limit::TimeLimit;
+use distrilock_client::Client;
 
 /// Acquires the lock and becomes CMD. Returns only if that fails.
-pub(super) fn main(options: &RunOptions, words: &[OsString], servers: &[Server]) -> Result<ExitCode, CommandError> {
+pub(super) fn main(
+    options: &RunOptions,
+    words: &[OsString],
+    servers: &ServerOptions,
+) -> Result<ExitCode, CommandError> {
     let not_run = block_on(async {
         jitter(options.jitter).await;
         let shown_command = (!options.no_argv).then(|| command_line(words));
         let introduction = introduction(options.acquire.note.as_deref(), shown_command.as_deref());
-        let client = connect(Client::builder(), &introduction, servers).await?;
-        let lock = acquire(client, &options.acquire).await?;
+        let limit = TimeLimit::new(&options.acquire, servers);
+        let client = connect(Client::builder(), &introduction, servers, &limit).await?;
+        let lock = acquire(client, &options.acquire, &limit).await?;
         let connection = lock.client.connection();
         make_inheritable(connection)
             .and_then(|()| make_blocking(connection))

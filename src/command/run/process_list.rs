@@ -10,6 +10,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{self, PidfdFlags};
 
+/// No process has more ancestors than that.
+const GENERATIONS_MAX: usize = 4096;
+
 /// A process as /proc lists it.
 struct Entry {
     parent: i32,
@@ -67,6 +70,32 @@ pub(super) fn is_usable() -> bool {
 pub(super) fn has_ended(pid: Pid) -> bool {
     let same_numbers = Numbering::read().is_some_and(|numbering| numbering.depth == 0);
     same_numbers && entry(pid.as_raw()).is_some_and(|process| !process.alive)
+}
+
+/// Whether a process is an ancestor of this one. `None` if /proc does not show that.
+pub(super) fn is_ancestor(process: Pid) -> Option<bool> {
+    let numbering = Numbering::read().filter(|numbering| numbering.depth == 0)?;
+    descends(numbering.us, process.as_raw())
+}
+
+/// Whether a process descends from this one. `None` if /proc does not show that.
+pub(super) fn is_descendant(process: Pid) -> Option<bool> {
+    let numbering = Numbering::read().filter(|numbering| numbering.depth == 0)?;
+    descends(process.as_raw(), numbering.us)
+}
+
+/// Whether there is a way up from a process to another one.
+fn descends(mut from: i32, to: i32) -> Option<bool> {
+    // A number that is used again meanwhile could close a circle.
+    for _ in 0..GENERATIONS_MAX {
+        from = entry(from)?.parent;
+        match from {
+            parent if parent == to => return Some(true),
+            0 => return Some(false),
+            _ => {}
+        }
+    }
+    None
 }
 
 fn entry(listed: i32) -> Option<Entry> {
@@ -154,6 +183,8 @@ pub(super) enum Disposition {
 
 #[cfg(test)]
 mod tests {
+    use nix::unistd::getppid;
+
     use super::*;
 
     /// A process can give itself a name that looks like the fields after it, and one whose first
@@ -178,6 +209,8 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let pid = Pid::from_raw(child.id().cast_signed());
         let found = descendants().unwrap().into_iter().find(|process| process.pid == pid).expect("it lives");
+        assert_eq!((is_descendant(pid), is_ancestor(pid)), (Some(true), Some(false)));
+        assert_eq!((is_descendant(getppid()), is_ancestor(getppid())), (Some(false), Some(true)));
         assert_eq!(found.disposition(Signal::SIGTERM), Some(Disposition::Default));
         assert_eq!(found.signal(Signal::SIGKILL), Ok(()));
         child.wait().unwrap();

@@ -14,8 +14,8 @@
 //!
 //! `--max-hold` counts as long as anything of CMD is left, in MinHold and Kept as well.
 //!
-//! The lock is kept in the background (Kept) for processes that CMD has left behind and for
-//! `--once-per`; usually for neither. A loss leads to Ending unless `--on-lost` says otherwise.
+//! The lock is kept in the background (Kept) for processes that CMD has left behind; usually there
+//! are none. A loss leads to Ending unless `--on-lost` says otherwise.
 
 use std::fs::File;
 use std::io;
@@ -29,14 +29,15 @@ use super::children::{self, ChildEvent, Ending};
 use super::guarded_lock::GuardedLock;
 use super::job::Job;
 use super::launcher_link::{ArrivedSignal, LAUNCHER_DIED, LauncherLink};
-use super::passing_on::{Pass, PassingOn, Source};
+use super::once;
+use super::passing_on::{Pass, PassingOn};
 use super::process_tree::{KillAll, KillAttempt, report_survivors};
 use super::report::GuardAfterwards;
 use super::stop_time;
-use crate::command::options::RunOptions;
+use crate::command::options::{Once, RunOptions};
 use crate::command::values::OnLost;
 use crate::command::{output, status};
-use distrilock_client::LostError;
+use distrilock_client::{BootTime, LostError};
 
 /// See the module.
 pub(super) struct Supervisor<'a> {
@@ -46,6 +47,8 @@ pub(super) struct Supervisor<'a> {
     /// `None` if CMD runs without a lock (`--run-anyway`).
     lock: Option<GuardedLock>,
     granted_at: Instant,
+    /// When this process began.
+    began: BootTime,
     /// The time from the first signal to SIGKILL.
     kill_after: Duration,
     loss_watch: LossWatch,
@@ -71,7 +74,7 @@ enum JobEvent {
     NoChildren,
     LauncherDied,
     /// Somebody sent this signal to us.
-    Signal(Signal, Source),
+    Signal(ArrivedSignal),
     Nothing,
 }
 
@@ -97,50 +100,13 @@ enum MinHold {
     TooLongForProcesses,
 }
 
-/// What the lock is kept for after CMD's end.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum KeptFor {
-    /// Processes that CMD left behind, and the period of `--once-per`.
-    ProcessesAndPeriod,
-    Processes,
-    Period,
-    Nothing,
-}
-
-impl KeptFor {
-    fn new(processes: bool, period: bool) -> Self {
-        match (processes, period) {
-            (true, true) => Self::ProcessesAndPeriod,
-            (true, false) => Self::Processes,
-            (false, true) => Self::Period,
-            (false, false) => Self::Nothing,
-        }
-    }
-
-    fn processes(self) -> bool {
-        matches!(self, Self::ProcessesAndPeriod | Self::Processes)
-    }
-
-    fn period(self) -> bool {
-        matches!(self, Self::ProcessesAndPeriod | Self::Period)
-    }
-
-    fn without_processes(self) -> Self {
-        Self::new(false, self.period())
-    }
-
-    fn without_period(self) -> Self {
-        Self::new(self.processes(), false)
-    }
-}
-
 impl<'a> Supervisor<'a> {
     pub(super) fn new(
         options: &'a RunOptions,
         link: &'a mut LauncherLink,
         job: Job,
         lock: Option<GuardedLock>,
-        granted_at: Instant,
+        (began, granted_at): (BootTime, Instant),
     ) -> Self {
         let kill_after = stop_time::kill_after(options, lock.as_ref().map(|lock| lock.stop_within()));
         Self {
@@ -149,6 +115,7 @@ impl<'a> Supervisor<'a> {
             job,
             lock,
             granted_at,
+            began,
             kill_after,
             loss_watch: LossWatch::On,
             passing_on: PassingOn::default(),
@@ -204,10 +171,10 @@ impl<'a> Supervisor<'a> {
             match event {
                 JobEvent::CmdEnded(how) => return Ok(RunningEnded::CmdEnded(how)),
                 JobEvent::LauncherDied => return Ok(RunningEnded::LauncherDied),
-                JobEvent::Signal(Signal::SIGCONT, _) => self.job.resume(),
-                JobEvent::Signal(signal, source) => {
+                JobEvent::Signal(ArrivedSignal { signal: Signal::SIGCONT, .. }) => self.job.resume(),
+                JobEvent::Signal(ArrivedSignal { signal, source, echo_time }) => {
                     self.meant_for_cmd.push(signal);
-                    if let Some(pass) = self.passing_on.received(signal, source, Instant::now()) {
+                    if let Some(pass) = self.passing_on.received(signal, source, echo_time, Instant::now()) {
                         self.pass_on(pass);
                     }
                 }
@@ -243,7 +210,7 @@ impl<'a> Supervisor<'a> {
             },
             LAUNCHER_DIED if self.link.launcher_died() => Ok(JobEvent::LauncherDied),
             LAUNCHER_DIED | Signal::SIGTTIN | Signal::SIGTTOU => Ok(JobEvent::Nothing),
-            signal => Ok(JobEvent::Signal(signal, received.source)),
+            _ => Ok(JobEvent::Signal(received)),
         }
     }
 
@@ -291,16 +258,19 @@ impl<'a> Supervisor<'a> {
         if self.lock.is_none() {
             return self.link.report(ending, GuardAfterwards::Ends);
         }
+        if how == Ending::Status(status::DONE) {
+            self.record_success().await;
+        }
         if self.hold_at_least().await? == MinHold::TooLongForProcesses {
             return self.end_all_and_report(status::TOO_LONG).await;
         }
         let processes_left = !self.options.close && !children::reap()?;
         // A loss that CMD was to survive leaves nothing to keep.
-        if self.loss_watch == LossWatch::On && (processes_left || self.options.once_per.is_some()) {
+        if self.loss_watch == LossWatch::On && processes_left {
             // First of all, since the launcher's end is what the user waits for.
             self.detach_from_user()?;
             self.link.report(ending, GuardAfterwards::Stays)?;
-            self.keep(KeptFor::new(processes_left, self.options.once_per.is_some())).await?;
+            self.keep().await?;
             self.release().await;
             return Ok(());
         }
@@ -344,36 +314,35 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    /// Records that CMD ended with status 0, if `--once-per-success` wants to know.
+    async fn record_success(&self) {
+        let Some(lock) = self.lock.as_ref().filter(|_| matches!(self.options.once(), Some(Once::PerSuccess(_)))) else {
+            return;
+        };
+        if let Err(error) = once::record_success(lock.acquired(), self.began).await {
+            output::message(&output::escaped(&format!(
+                "{error}; it is not recorded that CMD succeeded, so it will run again"
+            )));
+        }
+    }
+
     /// Keeps the lock in the background, when the launcher has its report and the user has gone on.
-    async fn keep(&mut self, mut kept_for: KeptFor) -> io::Result<()> {
-        while kept_for != KeptFor::Nothing {
+    async fn keep(&mut self) -> io::Result<()> {
+        loop {
             let event = tokio::select! {
                 biased;
                 received = self.link.next_signal() => self.interpret(received?)?,
                 lost = self.loss() => {
-                    let end = !kept_for.processes() || self.on_loss(&lost) == AfterLoss::EndAll;
-                    return if end { self.end_all().await } else { Ok(()) };
+                    return if self.on_loss(&lost) == AfterLoss::EndAll { self.end_all().await } else { Ok(()) };
                 }
-                () = self.since_grant(self.options.once_per), if kept_for.period() => {
-                    kept_for = kept_for.without_period();
-                    JobEvent::Nothing
-                }
-                () = self.since_grant(self.options.max_hold), if kept_for.processes() => {
-                    self.end_all().await?;
-                    kept_for = kept_for.without_processes();
-                    JobEvent::Nothing
-                }
+                () = self.since_grant(self.options.max_hold) => return self.end_all().await,
             };
             match event {
-                JobEvent::NoChildren => kept_for = kept_for.without_processes(),
-                JobEvent::Signal(signal, _) if kept_for.processes() => self.job.signal(signal),
-                // With no processes left, a signal to the guard is meant to end the lock.
-                JobEvent::Signal(Signal::SIGCONT, _) => {}
-                JobEvent::Signal(..) => kept_for = kept_for.without_period(),
+                JobEvent::NoChildren => return Ok(()),
+                JobEvent::Signal(arrived) => self.job.signal(arrived.signal),
                 JobEvent::CmdEnded(_) | JobEvent::LauncherDied | JobEvent::Nothing => {}
             }
         }
-        Ok(())
     }
 
     /// Ends everything that CMD started: first by `--term-signal`, after `--kill-after` by SIGKILL.
