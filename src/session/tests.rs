@@ -3,6 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits::FEW_REQUESTS_MAX;
 use crate::lock_table::Budgets;
 
 /// A daemon's lock table over a directory of its own.
@@ -84,6 +85,27 @@ fn a_lost_part_is_not_granted() {
     let refusal = r#"{"ok":false,"error":"lost","message":"the lock a is lost: gone","lock":"a"}"#;
     assert_eq!(waiter.read(), [refusal]);
     assert_eq!(holder.ask(r#"{"op":"acquire","lock":"b"}"#), [r#"{"ok":true,"lock":"b"}"#], "it was released");
+}
+
+/// A session asks for the stamp of a lock again before it has an answer: that is refused, however
+/// many other requests there are, so that stamps do not pile up. Those of another lock are no
+/// matter.
+#[test]
+fn one_stamp_at_a_time() {
+    let table = Table::new();
+    let mut client = table.session();
+    for lock in ["a", "b"] {
+        client.ask(&format!(r#"{{"op":"acquire","lock":"{lock}"}}"#));
+    }
+    client.0.pend(&name("a"), Kind::Stamp, ReplyTo::V1(None), None);
+    let refused = r#"{"ok":false,"error":"bad_request","message":"a request of this session already asks for the stamp of the lock a"}"#;
+    for request in 0..2 * FEW_REQUESTS_MAX {
+        assert_eq!(client.ask(r#"{"op":"stamp","lock":"a","age_ms":0}"#), [refused]);
+        client.0.pend(&name(&format!("n{request}")), Kind::Stamp, ReplyTo::V1(None), None);
+        client.0.asking.check(|lock| client.0.held.contains(lock));
+    }
+    let answer = client.ask(r#"{"op":"stamp","lock":"b"}"#);
+    assert!(answer.is_empty() || answer == [r#"{"ok":true,"lock":"b"}"#], "{answer:?}");
 }
 
 /// What a client can ask for in the test below: names are few, so that requests meet.

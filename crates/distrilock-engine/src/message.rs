@@ -193,10 +193,10 @@ pub enum FileOp {
 
 impl FileOp {
     /// Whether it takes a fence, and therefore waits for the disk and for other processes that take
-    /// one.
+    /// one; or opens the file of a stamp.
     #[must_use]
-    pub fn takes_fence(self) -> bool {
-        matches!(self, Self::TryFence(_) | Self::ProbeFence(_) | Self::Take { fence: true, .. })
+    pub fn may_wait(self) -> bool {
+        matches!(self, Self::TryFence(_) | Self::ProbeFence(_) | Self::Take { fence: true, .. } | Self::Stamp(..))
     }
 }
 

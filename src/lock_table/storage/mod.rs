@@ -36,10 +36,10 @@ impl Storage {
         Self { files, kind, timing, on_silence: settings.on_storage_silence, threads }
     }
 
-    /// Whether an operation may wait for anything: for a file server, or for a fence. Otherwise it
-    /// takes microseconds.
+    /// Whether an operation may wait for anything: for a file server, for a fence, or for the disk.
+    /// Otherwise it takes microseconds.
     pub(super) fn may_wait(&self, op: FileOp) -> bool {
-        self.files.network().is_some() || op.takes_fence()
+        self.files.network().is_some() || op.may_wait()
     }
 
     /// The kind of file system under the lock directory, as the protocol calls it.

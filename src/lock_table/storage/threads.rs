@@ -1,11 +1,12 @@
 //! [`StorageThreads`]: threads that make the calls that may take long. On a network file system,
 //! any call takes as long as the server does not answer; on a local one, a fence waits for the disk
-//! and for other processes. At most one call for a name is under way (the engine's I4), and a
-//! bounded number in all: a hung server or disk stalls what touches it, and nothing else.
+//! and for other processes, and a stamp for the disk. At most one call for a name is under way (the
+//! engine's I4), and a bounded number in all: a hung server or disk stalls what touches it, and
+//! nothing else.
 //!
-//! A thread is started when a task finds none that is free, so a daemon that grants no fences on a
-//! local file system has none. The queue has at most one task for each name, and sessions can only
-//! hold, and ask for, so many names.
+//! A thread is started when a task finds none that is free, so a daemon on a local file system that
+//! is asked for neither fences nor stamps has none. The queue has at most one task for each name,
+//! and sessions can only hold, and ask for, so many names.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
