@@ -67,6 +67,14 @@ pub const SLICE_US: u64 = 1000;
 /// Notices of a session that are handled before it looks at the clock.
 pub const NOTICES_AT_ONCE: usize = 16;
 
+/// What follows from one input is carried out in a row up to this number of effects, and then until
+/// a time slice is over. The rest is left to the main thread.
+pub const EFFECTS_AT_ONCE: usize = 8;
+
+/// Names that are read from a shard at once when names of all shards are listed in order: twice as
+/// many as each shard has of a full reply, on average.
+pub const NAMES_AT_ONCE: usize = 32;
+
 /// A session with more requests than this under way keeps indexes of them. Below it, a search costs
 /// no more than an index does.
 pub const FEW_REQUESTS_MAX: usize = if cfg!(test) { 2 } else { 16 };

@@ -313,6 +313,7 @@ impl Daemon {
             let count = self.table.mailboxes.count();
             tracing::warn!("{count} sessions did not end in time; the kernel frees their locks now");
         }
+        let _ = timeout(STORAGE_REST, self.table.carried_out()).await;
         if !self.table.storage.rest(STORAGE_REST) {
             tracing::warn!(
                 "the lock directory's storage did not answer in time; the kernel frees the locks now, and lock files may stay"

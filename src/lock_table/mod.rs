@@ -31,6 +31,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -38,8 +39,9 @@ use nix::libc::{EDQUOT, EMFILE, ENFILE, ENOSPC};
 
 use crate::clock;
 use crate::files::{OpenFile, Performed};
-use crate::limits::{self, SHEDS_PER_CALL_MAX};
+use crate::limits::{self, EFFECTS_AT_ONCE, SHEDS_PER_CALL_MAX};
 use crate::settings::Settings;
+use crate::slice::TimeSlice;
 use budget::Budget;
 use deadlocks::Deadlocks;
 use distrilock_engine::limits::SHARDS;
@@ -127,8 +129,10 @@ pub struct LockTable {
     /// Messages that could come in floods.
     pub log: ThrottledLog,
     pub(crate) hints: Hints,
-    /// The runtime of the engine's timers.
+    /// The main thread's runtime, which has the engine's timers.
     timers: tokio::runtime::Handle,
+    /// How many pieces of work are left to the main thread.
+    left: AtomicUsize,
     /// Descriptors from this number on are the reserve for lock files.
     reserve_from: u64,
 }
@@ -164,6 +168,7 @@ impl LockTable {
             log: ThrottledLog::default(),
             hints: Hints::default(),
             timers,
+            left: AtomicUsize::new(0),
             reserve_from: descriptors_max - descriptors_max / limits::RESERVE_SHARE_OF_DESCRIPTORS,
         }
     }
@@ -223,7 +228,7 @@ impl LockTable {
     }
 
     /// Lets the engine decide on what `feed` gives it, and carries out the effects until none is
-    /// left.
+    /// left, or leaves the rest to the main thread.
     fn carry_out(
         self: &Arc<Self>,
         shard: ShardIndex,
@@ -233,12 +238,26 @@ impl LockTable {
         let mut scratch = SCRATCH.take();
         self.decide(shard, source, &mut scratch, feed);
         let anything = !scratch.due.is_empty();
+        self.carry_on(shard, source, &mut scratch);
+        if !scratch.due.is_empty() {
+            self.leave_to_main_thread(shard, std::mem::take(&mut scratch.due));
+        }
+        SCRATCH.set(scratch);
+        anything
+    }
+
+    /// Carries out due effects for a while: one release can let thousands of sessions in, a batch
+    /// after each of many probes, and others do not wait for all of that. A storage thread serves
+    /// nobody else and carries out everything.
+    fn carry_on(self: &Arc<Self>, shard: ShardIndex, source: Source<'_>, scratch: &mut Scratch) {
+        let mut slice = if StorageThreads::is_current() { TimeSlice::endless() } else { TimeSlice::begin() };
+        let mut carried_out = 0;
         while let Some(effect) = scratch.due.pop_front() {
             match effect {
                 Effect::File { name, op, file } => {
                     let Some(task) = self.hand_to_threads(Task { shard, name, op, file }) else { continue };
                     let done = self.complete(task);
-                    self.decide(shard, source, &mut scratch, |engine, effects| {
+                    self.decide(shard, source, scratch, |engine, effects| {
                         engine.input(Input::Now(clock::now_ms()), effects);
                         engine.input(done, effects);
                     });
@@ -249,9 +268,33 @@ impl LockTable {
                     unreachable!("notices are posted at once")
                 }
             }
+            carried_out += 1;
+            if carried_out >= EFFECTS_AT_ONCE && slice.is_over() {
+                return;
+            }
         }
-        SCRATCH.set(scratch);
-        anything
+    }
+
+    /// The main thread carries out what is due, piece by piece. To the engine, the operations are
+    /// in flight meanwhile, so nobody else can begin one on their names (I4).
+    fn leave_to_main_thread(self: &Arc<Self>, shard: ShardIndex, due: VecDeque<LockEffect>) {
+        let table = Arc::clone(self);
+        table.left.fetch_add(1, Ordering::SeqCst);
+        self.timers.spawn(async move {
+            let mut scratch = Scratch { new: Vec::new(), due };
+            while !scratch.due.is_empty() {
+                tokio::task::yield_now().await;
+                table.carry_on(shard, Source::Daemon, &mut scratch);
+            }
+            table.left.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+
+    /// Waits until the main thread has carried out everything that was left to it.
+    pub(crate) async fn carried_out(&self) {
+        while self.left.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Gives an operation that may wait to the storage threads. Returns it if this thread is to

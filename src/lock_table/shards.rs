@@ -1,12 +1,13 @@
 //! [`Shards`]: the engine, one value in a mutex for each share of the names.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::files::OpenFile;
-use crate::limits::QUEUE_ENTRIES_PER_READ;
+use crate::limits::{NAMES_AT_ONCE, QUEUE_ENTRIES_PER_READ};
 use crate::sync::locked;
 use distrilock_engine::deadlock::Queue;
 use distrilock_engine::limits::SHARDS;
@@ -80,23 +81,42 @@ impl Shards {
     /// The first names after `after` that are held or waited for, at most `count`, in order.
     #[must_use]
     pub fn names(&self, after: Option<&LockName>, count: usize) -> Vec<LockName> {
-        let mut names: Vec<LockName> = Vec::new();
-        for shard in self.each() {
-            names.extend(shard.names(after).take(count).cloned());
-        }
-        names.sort_unstable();
-        names.truncate(count);
-        names
+        self.first(after, count, |shard, after| shard.names(after).take(NAMES_AT_ONCE).cloned().collect())
     }
 
     /// The first held names after `after`, at most `count`, in order.
     pub(super) fn held(&self, after: Option<&LockName>, count: usize) -> Vec<LockName> {
-        let mut names: Vec<LockName> = Vec::new();
-        for shard in self.each() {
-            names.extend(shard.held(after).take(count).cloned());
+        self.first(after, count, |shard, after| shard.held(after).take(NAMES_AT_ONCE).cloned().collect())
+    }
+
+    /// The first names after `after` in the order of all shards, at most `count`. `read` reads the
+    /// next names of one shard, a few at a time: fewer than [`NAMES_AT_ONCE`] are the last ones.
+    fn first(
+        &self,
+        after: Option<&LockName>,
+        count: usize,
+        read: impl Fn(&Shard, Option<&LockName>) -> Vec<LockName>,
+    ) -> Vec<LockName> {
+        let piece = |at: usize, after: Option<&LockName>| {
+            let names = read(&self.lock(ShardIndex(at)), after);
+            (names.len() < NAMES_AT_ONCE, names.into_iter())
+        };
+        let mut pieces: Vec<_> = (0..SHARDS).map(|at| piece(at, after)).collect();
+        let firsts = pieces.iter_mut().enumerate().filter_map(|(at, (_, names))| Some(Reverse((names.next()?, at))));
+        let mut next: BinaryHeap<_> = firsts.collect();
+        let mut names = Vec::new();
+        while names.len() < count
+            && let Some(Reverse((name, at))) = next.pop()
+        {
+            let (is_last, rest) = &mut pieces[at];
+            let mut following = rest.next();
+            if following.is_none() && !*is_last {
+                pieces[at] = piece(at, Some(&name));
+                following = pieces[at].1.next();
+            }
+            next.extend(following.map(|following| Reverse((following, at))));
+            names.push(name);
         }
-        names.sort_unstable();
-        names.truncate(count);
         names
     }
 
@@ -138,5 +158,32 @@ impl Shards {
     #[must_use]
     pub fn view(&self, name: &LockName) -> Option<View> {
         self.of(name).view(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use distrilock_engine::{Asked, Input, Mode, Pace, RequestId, SessionId};
+
+    /// Names of all shards come in their order, whatever page is asked for.
+    #[test]
+    fn names_in_order() {
+        let shards = Shards::new(&Config { linger_ms: 0, linger_files_max: 0, pace: Pace::LOCAL });
+        let mut all = BTreeSet::new();
+        for number in 0..1500 {
+            let name = LockName::parse(format!("n{number}").as_bytes()).unwrap();
+            let asked = Asked { name: name.clone(), session: SessionId(1), request: RequestId(number) };
+            let input = Input::Acquire { asked, want: Mode::Exclusive.into(), wait: true };
+            shards.of(&name).input(input, &mut Vec::new());
+            all.insert(name);
+        }
+        let all: Vec<LockName> = all.into_iter().collect();
+        assert_eq!(shards.names(None, 2000), all);
+        for (after, count) in [(0, 1), (7, 257), (700, 0), (700, 700), (1490, 257), (1499, 257)] {
+            let rest = &all[after + 1..];
+            assert_eq!(shards.names(Some(&all[after]), count), rest[..rest.len().min(count)]);
+        }
+        assert_eq!(shards.held(None, 257), [], "nobody has carried out a try");
     }
 }
