@@ -44,6 +44,14 @@ pub const UNANSWERED_MAX: usize = 65_536;
 /// Such requests of every session, whatever others do: more than are under way at once.
 pub const UNANSWERED_ALWAYS: usize = if cfg!(test) { 1 } else { 64 };
 
+/// Default of `--buffer-bytes`: how many bytes the daemon keeps for all sessions together, beyond
+/// [`BUFFER_BYTES_ALWAYS`] each, because they are not a whole message yet, or because a client does
+/// not read.
+pub const BUFFER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Such bytes of every session, whatever others do: more than most messages have.
+pub const BUFFER_BYTES_ALWAYS: usize = 4096;
+
 /// Default of `--sessions`: each costs a descriptor, and a few KiB.
 pub const SESSIONS_MAX: usize = 65_536;
 

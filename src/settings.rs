@@ -98,6 +98,11 @@ pub struct Settings {
     #[arg(long, value_name = "BYTES", default_value_t = limits::OUTBOX_BYTES_MAX)]
     pub outbox_bytes: usize,
 
+    /// How many bytes of incomplete messages and unread output the daemon keeps for all sessions
+    /// together, beyond 4,096 that each may always have
+    #[arg(long, value_name = "BYTES", default_value_t = limits::BUFFER_BYTES_MAX)]
+    pub buffer_bytes: usize,
+
     /// Answer WebSocket requests for this host name, as a proxy or a name server calls this host;
     /// repeatable. IP addresses, localhost and the host's own names need none
     #[arg(long, value_name = "HOST", value_parser = host)]

@@ -499,6 +499,31 @@ fn waits_of_all_sessions() {
     assert_eq!(second.receive()["lock"], "w20", "it waited");
 }
 
+/// The same for bytes: a hundred clients begin long messages and do not end them. The daemon keeps
+/// what it may and reads no further, a client with a short message is served, and once the others
+/// are gone, one of them can end its message.
+#[test]
+fn bytes_of_all_sessions() {
+    let daemon = Daemon::setup().flag("--buffer-bytes", "200000").start();
+    let mut bystander = V1::connect(&daemon.tcp());
+    bystander.ping();
+    let before = daemon.rss_bytes();
+    let note = "n".repeat(60_000);
+    let mut clients: Vec<V1> = (0..100).map(|_| V1::connect(&daemon.tcp())).collect();
+    for client in &mut clients {
+        client.send_bytes(format!(r#"{{"op":"ping","unknown":"{note}"#).as_bytes());
+    }
+    for number in 0..10 {
+        bystander.acquire(&format!("lock{number}"));
+    }
+    let grown = daemon.rss_bytes().saturating_sub(before);
+    assert!(grown < 3 * MIB, "grown by {} KiB, not by 6 MB", grown / 1024);
+    let mut last = clients.pop().expect("there are a hundred");
+    drop(clients);
+    last.send_bytes(b"\"}\n");
+    assert_eq!(last.receive()["error"], "bad_request", "no request has such a member");
+}
+
 #[track_caller]
 fn refused_for(client: &mut V1, request: &Value, flag: &str) {
     let reply = client.request(request.clone());

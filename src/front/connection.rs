@@ -16,7 +16,8 @@ use tokio::time::Sleep;
 use super::hand_over::{Frozen, Parts};
 use super::stream::{Stream, farewell};
 use super::write_batch::{self, Wait};
-use crate::limits::{HANG_UP_CHECK_MS, OUTBOX_BYTES_PAUSE, READ_BYTES_MAX, REQUESTS_PER_TURN_MAX};
+use crate::limits::{BUFFER_BYTES_ALWAYS, HANG_UP_CHECK_MS, OUTBOX_BYTES_PAUSE, READ_BYTES_MAX, REQUESTS_PER_TURN_MAX};
+use crate::lock_table::budget::Budget;
 use crate::lock_table::mailbox::{Mailbox, OpenedMailbox};
 use crate::lock_table::{LockTable, Offender};
 use crate::session::{End, Session};
@@ -49,6 +50,8 @@ pub(super) struct Connection {
     batch: Wait,
     /// Runs until the first of the session's waits is over.
     timer: Option<Pin<Box<Sleep>>>,
+    /// What it has of the daemon's buffers, in bytes.
+    charged: u32,
 }
 
 /// Why the connection's task wakes.
@@ -138,6 +141,7 @@ impl Connection {
             outbox_bytes_max,
             batch: Wait::Over,
             timer: None,
+            charged: 0,
         }
     }
 
@@ -161,7 +165,7 @@ impl Connection {
                 }),
                 Ok(Wake::HeldBack) => self.turn(|connection, slice, out| connection.handle_input(&[], slice, out)),
                 Ok(Wake::Work) => self.turn(|connection, slice, out| connection.session.work(slice, out)),
-                Ok(Wake::Deadline) if self.stuck() && self.stream.hung_up() => Some(Ended::Finished),
+                Ok(Wake::Deadline) if self.is_held_up() && self.stream.hung_up() => Some(Ended::Finished),
                 Ok(Wake::Deadline) => self.turn(|connection, slice, out| {
                     connection.timer = None;
                     connection.session.expire(Instant::now(), slice, out);
@@ -189,10 +193,21 @@ impl Connection {
 
     /// Takes leave of a connection whose session has left. Returns the last bytes on their way, if
     /// there are any.
-    pub(super) fn part(self, ended: &Ended) -> Option<Farewell> {
+    pub(super) fn part(mut self, ended: &Ended) -> Option<Farewell> {
         self.log(ended);
-        matches!(ended, Ended::Session)
-            .then(|| -> Farewell { Box::pin(async move { farewell(&self.stream, &self.output).await }) })
+        self.input = Vec::new();
+        let says_farewell = matches!(ended, Ended::Session);
+        if !says_farewell {
+            self.output = Vec::new();
+        }
+        self.charge();
+        says_farewell.then(|| -> Farewell {
+            Box::pin(async move {
+                farewell(&self.stream, &self.output).await;
+                self.output = Vec::new();
+                self.charge();
+            })
+        })
     }
 
     /// For the next process.
@@ -229,6 +244,7 @@ impl Connection {
             return Poll::Ready(Ok(Wake::HeldBack));
         }
         if self.reads()
+            && self.room() > 0
             && let Poll::Ready(ready) = self.stream.poll_readable(cx)
         {
             return Poll::Ready(ready.map(|()| Wake::Readable));
@@ -247,10 +263,42 @@ impl Connection {
         self.output.len() >= OUTBOX_BYTES_PAUSE
     }
 
-    /// Sets the timer to the earliest deadline. A connection that waits for its client to read
-    /// checks from time to time whether the client is gone.
+    /// Whether it cannot read although its session would: it waits for its client to read, or for
+    /// room.
+    fn is_held_up(&self) -> bool {
+        self.stuck() || self.room() == 0
+    }
+
+    /// How many bytes it may read now. What does not fit stays in the kernel's buffer until all
+    /// connections together keep less.
+    fn room(&self) -> usize {
+        let always = BUFFER_BYTES_ALWAYS.saturating_sub(self.kept());
+        (always + self.buffers().room(self.charged as usize)).min(READ_BYTES_MAX)
+    }
+
+    fn kept(&self) -> usize {
+        self.input.len() + self.output.len()
+    }
+
+    /// What there is for all connections.
+    fn buffers(&self) -> &Budget {
+        &self.session.table().budgets.bytes
+    }
+
+    /// Brings its part of the daemon's buffers up to date.
+    fn charge(&mut self) {
+        let beyond = self.kept().saturating_sub(BUFFER_BYTES_ALWAYS);
+        let charged = u32::try_from(beyond).unwrap_or(u32::MAX);
+        if charged != self.charged {
+            self.buffers().change(self.charged as usize, charged as usize);
+            self.charged = charged;
+        }
+    }
+
+    /// Sets the timer to the earliest deadline. A connection that waits for its client to read, or
+    /// for room, checks from time to time whether the client is gone.
     fn set_timer(&mut self) {
-        let check = self.stuck().then(|| Instant::now() + Duration::from_millis(HANG_UP_CHECK_MS));
+        let check = self.is_held_up().then(|| Instant::now() + Duration::from_millis(HANG_UP_CHECK_MS));
         let deadline = match (self.session.deadline(), check) {
             (None, None) => {
                 self.timer = None;
@@ -271,7 +319,8 @@ impl Connection {
     }
 
     fn read(&mut self) -> Option<Ended> {
-        READ.with_borrow_mut(|buffer| match self.stream.try_read(buffer) {
+        let room = self.room();
+        READ.with_borrow_mut(|buffer| match self.stream.try_read(&mut buffer[..room]) {
             Ok(0) => Some(Ended::Finished),
             Ok(count) => self.turn(|connection, slice, out| connection.handle_input(&buffer[..count], slice, out)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
@@ -290,6 +339,7 @@ impl Connection {
         run(self, &mut TimeSlice::begin(), &mut out);
         self.unsent |= out.len() > before;
         self.output = out;
+        self.charge();
         if self.session.hands_over() {
             return Some(Ended::HandedOver);
         }
@@ -307,9 +357,14 @@ impl Connection {
             Ok(written) => drop(self.output.drain(..written)),
             Err(error) => return Some(Ended::Failed(error)),
         }
-        if self.output.len() > self.outbox_bytes_max {
-            self.session.give_up(self.output.len());
+        self.charge();
+        // Its part is what it may have, or less than what is left for others.
+        let has_room = self.charged == 0 || self.buffers().admits(self.charged as usize, 0);
+        let most = if has_room { self.outbox_bytes_max } else { BUFFER_BYTES_ALWAYS };
+        if self.output.len() > most {
+            self.session.give_up(self.output.len(), most);
             self.output = Vec::new();
+            self.charge();
         }
         self.session.ended().is_some().then_some(Ended::Session)
     }

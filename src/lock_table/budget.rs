@@ -23,6 +23,12 @@ impl Budget {
         own.saturating_add(more) <= self.most.saturating_sub(self.taken.load(Ordering::Relaxed))
     }
 
+    /// How much somebody may take who has taken `own` of it.
+    #[must_use]
+    pub(crate) fn room(&self, own: usize) -> usize {
+        self.most.saturating_sub(self.taken.load(Ordering::Relaxed)).saturating_sub(own)
+    }
+
     /// Somebody who had taken `before` of it has `now`.
     pub(crate) fn change(&self, before: usize, now: usize) {
         if now > before {
@@ -61,6 +67,7 @@ mod tests {
         budget.change(500, 100);
         assert!(budget.admits(100, 1));
         assert!(!budget.admits(100, usize::MAX));
+        assert!(budget.admits(100, budget.room(100)) && !budget.admits(100, budget.room(100) + 1));
     }
 
     /// Those who want the same at the same time end up with the same.

@@ -95,6 +95,8 @@ pub(crate) struct Budgets {
     pub(crate) waits: Budget,
     /// Requests that do not wait, and have no answer.
     pub(crate) unanswered: Budget,
+    /// Bytes that are not a whole message yet, or that clients have not read.
+    pub(crate) bytes: Budget,
 }
 
 impl Budgets {
@@ -103,6 +105,7 @@ impl Budgets {
             locks: Budget::new(settings.locks),
             waits: Budget::new(settings.waits),
             unanswered: Budget::new(limits::UNANSWERED_MAX),
+            bytes: Budget::new(settings.buffer_bytes),
         }
     }
 }

@@ -225,8 +225,7 @@ impl Session {
     }
 
     /// Ends a session whose client does not read its replies.
-    pub fn give_up(&mut self, bytes: usize) {
-        let bytes_max = self.table.settings.outbox_bytes;
+    pub fn give_up(&mut self, bytes: usize, bytes_max: usize) {
         self.end = Some(End::Violation(Violation::SlowReader { bytes, bytes_max }));
     }
 
