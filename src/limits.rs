@@ -240,8 +240,15 @@ pub const QUEUE_ENTRIES_PER_READ: usize = 256;
 pub const CYCLE_SHOWN_MAX: usize = 8;
 
 /// How long taking a fence may wait for other processes that take one, in milliseconds, before the
-/// request is refused: each of them needs one write to the disk.
-pub const FENCE_WAIT_MS_MAX: u64 = 200;
+/// request is refused. Each of them needs a write or two to the disk, and a busy disk may take
+/// hundreds of milliseconds for one. A request for slots keeps its turn meanwhile: the engine's
+/// `DISTURBED_MS_MAX` is longer than this.
+pub const FENCE_WAIT_MS_MAX: u64 = 2000;
+
+/// How long raising the mark of the fences may wait for another process that raises it, in
+/// milliseconds. It concerns the fences of all names, and few fences in a hundred need it, so it is
+/// shorter: threads that wait cannot serve others.
+pub const MARK_WAIT_MS_MAX: u64 = 500;
 
 /// With fewer descriptors than this, the daemon explains at start how to raise the limit: a session
 /// with one lock takes two.

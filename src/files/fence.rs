@@ -12,6 +12,7 @@ use super::fence_mark::{Mark, waited};
 use super::fence_text::{Content, TEXT_BYTES, content, text};
 use super::lock_file::OpenFile;
 use super::ranges::FENCE;
+use crate::limits::FENCE_WAIT_MS_MAX;
 use distrilock_engine::Mode;
 use distrilock_engine::fault::{Cause, Fault, Operation};
 use distrilock_engine::steps::call::CallResult;
@@ -23,7 +24,7 @@ impl OpenFile {
         if mode == Mode::Exclusive {
             return self.fence(mark);
         }
-        let answer = waited(|| match self.set(Some(Mode::Exclusive), FENCE) {
+        let answer = waited(FENCE_WAIT_MS_MAX, || match self.set(Some(Mode::Exclusive), FENCE) {
             CallResult::No => None,
             answer => Some(answer),
         });

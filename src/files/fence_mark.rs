@@ -39,7 +39,7 @@ use super::fence_text::{Content, TEXT_BYTES, content, content_of, text};
 use super::file_id::FileId;
 use super::ranges::ALL;
 use super::{daemon_folder, ofd_lock};
-use crate::limits::FENCE_WAIT_MS_MAX;
+use crate::limits::MARK_WAIT_MS_MAX;
 use crate::sync::locked;
 use distrilock_engine::Mode;
 use distrilock_engine::fault::{Cause, Fault, Operation};
@@ -235,7 +235,7 @@ impl Mark {
             Some(Used { file: Some(file), .. }) => Arc::clone(file),
             _ => Arc::new(self.open(used)?),
         };
-        let locked = waited(|| match ofd_lock::set(&*file, Some(Mode::Exclusive), ALL) {
+        let locked = waited(MARK_WAIT_MS_MAX, || match ofd_lock::set(&*file, Some(Mode::Exclusive), ALL) {
             Ok(false) => None,
             tried => Some(tried.map_err(system(Operation::Lock))),
         });
@@ -340,9 +340,9 @@ fn read_copy(file: &File, place: u64) -> Option<u64> {
     }
 }
 
-/// Asks once a millisecond, for as long as a fence may wait.
-pub(super) fn waited<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    for _ in 0..FENCE_WAIT_MS_MAX {
+/// Asks once a millisecond, at most this often.
+pub(super) fn waited<T>(times: u64, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    for _ in 0..times {
         let answer = ask();
         if answer.is_some() {
             return answer;
@@ -545,7 +545,7 @@ mod tests {
         let begun = std::time::Instant::now();
         let fences = together(None);
         assert!(fences.iter().all(|fence| fence.as_ref().is_err_and(|fault| fault.cause == Cause::MarkBusy)));
-        let alone = THREADS * FENCE_WAIT_MS_MAX;
+        let alone = THREADS * MARK_WAIT_MS_MAX;
         assert!(begun.elapsed() < Duration::from_millis(alone), "each waited by itself: {:?}", begun.elapsed());
         drop(file);
         let fences = together(None);

@@ -69,7 +69,7 @@ impl<F> Record<F> {
 
     /// A try met a process that does something brief with the file, and holds nothing.
     fn disturbed(&mut self, cx: &mut Context<'_, F>) {
-        if self.contention.disturbed() {
+        if self.contention.disturbed(cx.now_ms) {
             let stalled = Fault { cause: Cause::StalledDeletion, path: cx.name.as_str().into() };
             self.refuse_tries(cx, |_, tried| tried, &Answer::Storage(stalled));
         }

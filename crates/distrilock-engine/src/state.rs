@@ -2,7 +2,7 @@
 //! next try has to wait ([`Contention`]), and whether its file is kept for the next acquire
 //! ([`Linger`]).
 
-use crate::limits::{DISTURBED_MAX, LINGER_TICKS};
+use crate::limits::{DISTURBED_MAX, DISTURBED_MS_MAX, LINGER_TICKS};
 
 /// The daemon's turn with a name that it passes on among its own sessions, so that it does not keep
 /// other daemons out.
@@ -88,11 +88,19 @@ pub(crate) enum Contention {
     /// A try was refused: waiting sessions wait for the next sweep of the contended names, or for
     /// word.
     Refused,
-    /// This many tries in a row met a process that deletes the file, not one that holds the lock:
-    /// they wait for the next sweep.
-    Disturbed(u8),
+    /// The last tries met a process that deletes the file, not one that holds the lock: they wait
+    /// for the next sweep.
+    Disturbed(Disturbance),
     /// The same, and a try may be made at once.
-    Again(u8),
+    Again(Disturbance),
+}
+
+/// Tries in a row that met a process which deletes the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Disturbance {
+    tries: u8,
+    /// When the first of them did.
+    since_ms: u64,
 }
 
 impl Contention {
@@ -110,21 +118,21 @@ impl Contention {
     pub(crate) fn due(&mut self) {
         *self = match *self {
             Self::Refused => Self::Clear,
-            Self::Disturbed(times) => Self::Again(times),
+            Self::Disturbed(disturbance) => Self::Again(disturbance),
             contention => contention,
         };
     }
 
-    /// A try met a process that deletes the file. Returns whether it met one too often.
+    /// A try met a process that deletes the file. Returns whether that has gone on for too long.
     #[must_use]
-    pub(crate) fn disturbed(&mut self) -> bool {
-        let before = match self {
-            Self::Clear | Self::Refused => 0,
-            Self::Disturbed(times) | Self::Again(times) => *times,
+    pub(crate) fn disturbed(&mut self, now_ms: u64) -> bool {
+        let mut disturbance = match *self {
+            Self::Clear | Self::Refused => Disturbance { tries: 0, since_ms: now_ms },
+            Self::Disturbed(disturbance) | Self::Again(disturbance) => disturbance,
         };
-        let times = (before + 1).min(DISTURBED_MAX + 1);
-        *self = Self::Disturbed(times);
-        times > DISTURBED_MAX
+        disturbance.tries = (disturbance.tries + 1).min(DISTURBED_MAX + 1);
+        *self = Self::Disturbed(disturbance);
+        disturbance.tries > DISTURBED_MAX && now_ms.saturating_sub(disturbance.since_ms) >= DISTURBED_MS_MAX
     }
 
     /// An operation on the file has shown that nobody deletes it.
