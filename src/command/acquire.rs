@@ -34,7 +34,11 @@ pub(super) async fn acquire(
             never = show_wait(&client, options) => match never {},
         }
     });
-    let no_answer = || CommandError::NoAnswer { server: client.server().clone(), after: limit.elapsed() };
+    let no_answer = || CommandError::NoAnswer {
+        server: client.server().clone(),
+        after: limit.elapsed(),
+        so: "the lock was not acquired",
+    };
     let held = acquired
         .await
         .ok_or_else(no_answer)?

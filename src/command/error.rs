@@ -25,8 +25,8 @@ pub(super) enum CommandError {
     Connect { error: ConnectError },
     #[error("{server}: {error}{}", acquire_remedy(.error))]
     Acquire { server: Server, error: AcquireError },
-    #[error("{server}: the daemon did not answer within {} ms, so the lock was not acquired; look at that daemon (systemctl status distrilock)", .after.as_millis())]
-    NoAnswer { server: Server, after: Duration },
+    #[error("{server}: the daemon did not answer within {} ms, so {so}; look at that daemon (systemctl status distrilock)", .after.as_millis())]
+    NoAnswer { server: Server, after: Duration, so: &'static str },
     #[error("doing nothing: the last run under {names} began {ago} ago")]
     NotDue { names: String, ago: String },
     #[error(

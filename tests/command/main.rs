@@ -222,6 +222,50 @@ fn once_per_with_an_old_daemon() {
     assert!(run.err.contains("upgrade distrilockd"), "{}", run.err);
 }
 
+/// The lock is lost while the host is frozen, the lock directory fails, or the daemon falls silent,
+/// before the run is recorded: CMD is not run, since another host may run it or have run it.
+#[test]
+fn once_per_without_a_record() {
+    for (answer, status, says) in [
+        (Some(serde_json::json!({"ok": false, "error": "lost", "message": "it was deleted"})), 74, "it was deleted"),
+        (Some(serde_json::json!({"ok": false, "error": "storage", "message": "the disk"})), 71, "the disk"),
+        (None, 68, "did not answer"),
+    ] {
+        // The first request reads the stamp, the second one writes it.
+        let read = std::sync::atomic::AtomicBool::new(false);
+        let daemon = distrilock_testing::Scripted::start(move |request| match request["op"].as_str() {
+            Some("acquire") => serde_json::json!({"ok": true, "lock": request["lock"]}),
+            Some("stamp") if request.get("age_ms").is_none() => {
+                read.store(true, std::sync::atomic::Ordering::Relaxed);
+                serde_json::json!({"ok": true, "lock": "x"})
+            }
+            Some("stamp") => {
+                assert!(read.load(std::sync::atomic::Ordering::Relaxed), "the stamp is read first");
+                answer.clone().unwrap_or_else(|| {
+                    loop {
+                        std::thread::park()
+                    }
+                })
+            }
+            _ => serde_json::json!({"ok": true}),
+        });
+        let run = ended(command(daemon.server(), &["run", "--once-per", "1d", "x", "echo", "ran"]));
+        assert_eq!((run.code(), run.out.as_str()), (status, ""), "{}", run.err);
+        assert!(run.err.contains(says), "{}", run.err);
+    }
+}
+
+/// What counts is when the run began, even if it is recorded after its end.
+#[test]
+fn a_long_run_is_recorded_by_its_beginning() {
+    let daemon = Daemon::start();
+    let run = ended(command(&daemon.tcp(), &["run", "--once-per-success", "1d", "x", "-c", "sleep 2; date +%s%3N"]));
+    let ended_ms: u64 = run.out.trim().parse().unwrap();
+    let stamp = fs::read_to_string(daemon.directory().join(".distrilock/stamps/x.run")).unwrap();
+    let began_ms: u64 = stamp.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(began_ms + 500 < ended_ms, "{began_ms} {ended_ms}");
+}
+
 /// One file is one lock and one fence, whichever way leads to it; a path through a folder that does
 /// not exist is refused.
 #[test]

@@ -18,6 +18,9 @@ const RECORD_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long giving the lock back may take, before the end of the connection has to do.
 const RELEASE_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// What follows if the daemon does not say whether CMD is due.
+const NOT_RUN: &str = "CMD is not run";
+
 impl Once {
     fn period(self) -> Duration {
         match self {
@@ -53,7 +56,7 @@ pub(super) async fn check(
 
 async fn is_due(AcquiredLock { client, held }: &AcquiredLock, once: Once, began: BootTime) -> Result<(), CommandError> {
     let server = client.server();
-    let last = bounded(server, held.last_run()).await?;
+    let last = bounded(server, NOT_RUN, held.last_run()).await?;
     let ago = |age: &Duration| age.saturating_sub(BootTime::now().saturating_since(began));
     if let Some(age) = last.filter(|age| ago(age) < once.due_after()) {
         let names: Vec<&str> = held.names().map(|name| name.as_str()).collect();
@@ -61,18 +64,24 @@ async fn is_due(AcquiredLock { client, held }: &AcquiredLock, once: Once, began:
         return Err(CommandError::NotDue { names: names.join(","), ago: duration(age_ms) });
     }
     match once {
-        Once::PerStart(_) => bounded(server, held.record_run(BootTime::now().saturating_since(began))).await,
+        Once::PerStart(_) => bounded(server, NOT_RUN, held.record_run(BootTime::now().saturating_since(began))).await,
         Once::PerSuccess(_) => Ok(()),
     }
 }
 
 /// Records that CMD, for which this process `began`, ended with status 0.
 pub(super) async fn record_success(lock: &AcquiredLock, began: BootTime) -> Result<(), CommandError> {
-    bounded(lock.client.server(), lock.held.record_run(BootTime::now().saturating_since(began))).await
+    bounded(
+        lock.client.server(),
+        "the run may not be recorded",
+        lock.held.record_run(BootTime::now().saturating_since(began)),
+    )
+    .await
 }
 
 async fn bounded<T>(
     server: &Server,
+    so: &'static str,
     request: impl Future<Output = Result<T, RequestError>>,
 ) -> Result<T, CommandError> {
     let server = server.clone();
@@ -80,7 +89,7 @@ async fn bounded<T>(
         Ok(Ok(done)) => Ok(done),
         Ok(Err(RequestError::Refused { word, .. })) if word == "unknown_op" => Err(CommandError::NoRecord { server }),
         Ok(Err(error)) => Err(CommandError::Request { server, error }),
-        Err(_) => Err(CommandError::NoAnswer { server, after: RECORD_TIME_MAX }),
+        Err(_) => Err(CommandError::NoAnswer { server, after: RECORD_TIME_MAX, so }),
     }
 }
 

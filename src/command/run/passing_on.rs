@@ -30,8 +30,8 @@ pub(super) enum EchoTime {
     /// The sender has not started us, so it was told which processes it should signal, and signals
     /// them one right after the other: kill(1), or pkill(1).
     Short,
-    /// Who started a job may end it by walking through the tree of its processes, with some
-    /// milliseconds for each.
+    /// A process that started a job may end it by walking through the tree of its processes, with
+    /// some milliseconds for each.
     Long,
 }
 
@@ -175,8 +175,8 @@ mod tests {
         assert_eq!(passing.take_due(now + EchoTime::Long.duration()), Some(Pass::On(Signal::SIGINT)));
     }
 
-    /// A key has no echo, nor has a signal that does no harm; an ancestor, or who cannot be seen,
-    /// may take its time; anybody else does not.
+    /// A key has no echo, nor has a signal that does no harm. An ancestor may take its time, and so
+    /// may a sender that cannot be seen; any other does not.
     #[test]
     fn senders() {
         let time = |signal, sender, by_kernel| EchoTime::of(ReceivedSignal { signal, sender, by_kernel });
