@@ -250,6 +250,10 @@ pub const FENCE_WAIT_MS_MAX: u64 = 2000;
 /// shorter: threads that wait cannot serve others.
 pub const MARK_WAIT_MS_MAX: u64 = 500;
 
+/// The descriptors that a daemon without sessions needs, with some to spare. With fewer it does not
+/// start, since parts of it would panic or work without what they need.
+pub const START_DESCRIPTORS: usize = 20;
+
 /// With fewer descriptors than this, the daemon explains at start how to raise the limit: a session
 /// with one lock takes two.
 pub const DESCRIPTORS_LOW: u64 = 4096;

@@ -2,6 +2,7 @@
 //! just now.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
@@ -13,6 +14,28 @@ pub fn is_shortage(error: &io::Error) -> bool {
         use Errno::{EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM};
         [EMFILE, ENFILE, ENOMEM, ENOBUFS, EINTR, EAGAIN].contains(&Errno::from_raw(errno))
     })
+}
+
+/// What to do about an error that is a shortage, at the end of a message; nothing if it is none.
+#[must_use]
+pub fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE | Errno::ENFILE) => "; raise LimitNOFILE= of the service, or ulimit -n",
+        Some(Errno::EAGAIN) => "; raise TasksMax= and LimitNPROC= of the service, or ulimit -u",
+        Some(Errno::ENOMEM | Errno::ENOBUFS) => "; raise MemoryMax= of the service, or free memory",
+        _ => "",
+    }
+}
+
+/// Checks that this process can open this many descriptors at once. Parts of the runtime panic
+/// where they get none, so it is better to know before.
+///
+/// # Errors
+/// If there are fewer.
+pub fn check_descriptors(count: usize) -> io::Result<()> {
+    // The standard library opens the first three if the caller has closed them.
+    let all: io::Result<Vec<OwnedFd>> = (0..count).map(|_| io::stdin().as_fd().try_clone_to_owned()).collect();
+    all.map(drop)
 }
 
 #[cfg(test)]

@@ -94,6 +94,42 @@ fn a_reserve_for_lock_files() {
     assert_eq!(said(&daemon, "out of file descriptors"), 1, "{}", daemon.said());
 }
 
+/// Released lock files have all descriptors that connections left: they give way to a fence as
+/// well, which needs some for its mark.
+#[test]
+fn released_files_give_way_to_a_fence() {
+    let daemon = Daemon::setup().script("ulimit -n 128").flag("--linger", "600").start();
+    let mut client = V1::connect(&daemon.tcp());
+    let _crowd = crowd(&daemon.tcp());
+    eventually("the log speaks of descriptors", || said(&daemon, "kept for lock files") > 0);
+    for request in
+        [json!({"lock": "one", "fence": true}), json!({"lock": "some", "fence": true, "slots": 4, "take": 2})]
+    {
+        for number in 0..40 {
+            let lock = format!("n{number}");
+            client.acquire(&lock);
+            client.release(&lock);
+        }
+        let mut request = request;
+        request["op"] = json!("acquire");
+        let reply = client.request(request);
+        assert!(reply["ok"] == true && reply["fence"].is_u64(), "{reply}");
+        assert_eq!(client.request(json!({"op": "verify", "lock": reply["lock"]}))["ok"], true);
+    }
+}
+
+/// With too few descriptors to start, the daemon says so, however few they are. With enough for a
+/// session it serves.
+#[test]
+fn a_start_with_few_descriptors() {
+    for count in [5, 6, 7, 9, 12, 15, 18, 21] {
+        let said = Daemon::setup().script(&format!("ulimit -n {count}")).start_refused();
+        assert!(said.contains("more files open") && said.contains("LimitNOFILE="), "{count}: {said}");
+    }
+    let daemon = Daemon::setup().script("ulimit -n 32").start();
+    V1::connect(&daemon.tcp()).acquire("x");
+}
+
 /// A restart while idle connections use the descriptors up: the manager learns that the next
 /// process is ready, and a lock stays held.
 #[test]

@@ -5,7 +5,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::sync::Barrier;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use super::connect::servers_or_default;
 use super::error::CommandError;
 use super::options::{BenchOptions, ServerOptions};
 use super::{output, status};
+use crate::sync::locked;
 use distrilock_client::{ConnectError, Server};
 
 /// How long a reply may take before the bench gives up.
@@ -106,23 +107,26 @@ pub(super) fn main(options: &BenchOptions, servers: &ServerOptions) -> Result<u8
         (0..options.connections).map(|_| BenchConnection::connect(server)).collect();
     let connections = connections.map_err(failed)?;
     let pid = std::process::id();
-    let begin = Barrier::new(connections.len());
-    let results: Vec<io::Result<Vec<Duration>>> = thread::scope(|scope| {
-        let running: Vec<_> = (0..)
+    // Locked until all threads are there.
+    let begin = Mutex::new(());
+    let results: io::Result<Vec<io::Result<Vec<Duration>>>> = thread::scope(|scope| {
+        let waiting = locked(&begin);
+        let running: io::Result<Vec<_>> = (0..)
             .zip(connections)
             .map(|(n, mut connection)| {
                 let name = format!("distrilock-bench-{pid}-{}", if options.contended { 0 } else { n });
                 let begin = &begin;
-                scope.spawn(move || {
-                    begin.wait();
+                thread::Builder::new().spawn_scoped(scope, move || {
+                    drop(locked(begin));
                     connection.run_pairs(&name, Instant::now() + options.seconds)
                 })
             })
             .collect();
-        running.into_iter().map(|one| one.join().expect("a connection does not panic")).collect()
+        drop(waiting);
+        Ok(running?.into_iter().map(|one| one.join().expect("a connection does not panic")).collect())
     });
     let mut took = Vec::new();
-    for result in results {
+    for result in results.map_err(CommandError::system("start a thread for each connection"))? {
         took.extend(result.map_err(failed)?);
     }
     output::print(&summary(options, &mut took))?;

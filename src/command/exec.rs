@@ -8,7 +8,7 @@ use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -21,6 +21,7 @@ use nix::unistd::{close, execvpe};
 use super::error::CommandError;
 use super::given_signals::GivenSignals;
 use super::{output, status};
+use crate::shortage;
 
 /// The program that this process runs, even if its file was moved or replaced.
 pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -66,12 +67,9 @@ pub(super) fn make_blocking(descriptor: impl AsFd) -> Result<(), Errno> {
     fcntl(&descriptor, FcntlArg::F_SETFL(flags.difference(OFlag::O_NONBLOCK))).map(drop)
 }
 
-/// Checks that this process can open this many descriptors at once. Parts of the runtime panic
-/// where they get none, so it is better to know before.
+/// Checks that this process can open this many descriptors at once.
 pub(super) fn check_descriptors(count: usize) -> Result<(), CommandError> {
-    // The standard library opens the first three if the caller has closed them.
-    let all: io::Result<Vec<OwnedFd>> = (0..count).map(|_| io::stdin().as_fd().try_clone_to_owned()).collect();
-    all.map(drop).map_err(|error| CommandError::Descriptors { count, error })
+    shortage::check_descriptors(count).map_err(|error| CommandError::Descriptors { count, error })
 }
 
 /// Becomes another program, which finds the signals like this. Returns only if that fails. Of the

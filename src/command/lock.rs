@@ -55,7 +55,7 @@ async fn hold(options: &LockOptions, servers: &ServerOptions) -> Result<u8, Comm
         acquired = acquired => acquired?,
     };
     print(&to_json(&lock))?;
-    let mut lines = input_lines();
+    let mut lines = input_lines().map_err(CommandError::system("start a thread that reads stdin"))?;
     loop {
         tokio::select! {
             biased;
@@ -110,17 +110,18 @@ fn print(object: &Value) -> Result<(), CommandError> {
 }
 
 /// The lines of stdin. A thread reads them, since a read from a terminal cannot be cancelled.
-fn input_lines() -> mpsc::Receiver<String> {
+fn input_lines() -> io::Result<mpsc::Receiver<String>> {
     let (sender, lines) = mpsc::channel(1);
-    std::thread::spawn(move || {
+    let read = move || {
         let mut input = io::stdin().lock();
         while let Ok(Some(line)) = next_line(&mut input) {
             if sender.blocking_send(line).is_err() {
                 return;
             }
         }
-    });
-    lines
+    };
+    std::thread::Builder::new().spawn(read)?;
+    Ok(lines)
 }
 
 /// Reads a line, and returns the beginning of one that is too long for any command: an endless line

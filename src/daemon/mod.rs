@@ -30,11 +30,12 @@ use crate::files::mount::Mount;
 use crate::files::{FileId, presence};
 use crate::front::{Listening, SessionThreads, Transport, accept};
 use crate::host::host_name;
-use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX};
+use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX, START_DESCRIPTORS};
 use crate::lock_table::storage::watch;
 use crate::lock_table::turns::Turns;
 use crate::lock_table::{LockTable, Storage, deadlocks, hints};
 use crate::settings::{Address, Settings};
+use crate::shortage::{check_descriptors, remedy};
 use crate::sync::locked;
 use crate::systemd::notify::Notifier;
 use crate::systemd::store::Store;
@@ -59,7 +60,9 @@ pub enum StartError {
     Node { path: PathBuf, error: io::Error },
     #[error("another file system lies under the lock directory {}: {what}; stopped, since the locks were on the other one", path.display())]
     Remounted { path: PathBuf, what: String },
-    #[error("cannot start: {0}")]
+    #[error("cannot have {count} more files open: {error}{}", remedy(.error))]
+    Descriptors { count: usize, error: io::Error },
+    #[error("cannot start: {}{remedy}", .0, remedy = remedy(.0))]
     System(#[from] io::Error),
 }
 
@@ -121,10 +124,13 @@ struct Signals {
 pub fn run(settings: Settings) -> Result<(), StartError> {
     // The sockets come first: nothing else may have opened a descriptor.
     let mut passed = sockets::take()?;
+    let descriptors_max = raise_descriptor_limit()?;
+    let count = START_DESCRIPTORS;
+    check_descriptors(count).map_err(|error| StartError::Descriptors { count, error })?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     survive_file_size_limit(&runtime)?;
     let _log = journal::start(settings.log)?;
-    let descriptors_max = raise_descriptor_limit()?;
+    warn_of_few_descriptors(descriptors_max);
     let directory = Directory::find(&settings)?;
     let kept = Kept::of(&mut passed);
     let listeners = Listeners::open(&settings, passed)?;
@@ -195,7 +201,7 @@ impl Daemon {
         listeners: Listeners,
         kept: Kept,
     ) -> Result<Self, StartError> {
-        let notifier = Arc::new(Notifier::from_env());
+        let notifier = Arc::new(Notifier::from_env()?);
         notifier.forget(&kept.unknown_fds);
         let place = table.storage.files.directory_id()?;
         // Everything that may fail for lack of resources comes before the sessions of the previous
@@ -203,11 +209,13 @@ impl Daemon {
         // there.
         let registered = listeners.register()?;
         table.start_storage()?;
+        deadlocks::start(&table)?;
         let remounted = watch::remounted(Arc::clone(&table), directory.path.clone(), directory.mount.clone())?;
+        let prepared = prepare_watch(&table, &directory, &notifier)?;
         let (store, left) = look_into(&table, kept.store, place, &notifier);
         directory.log();
-        let own_file = watch_storage(&table, &directory, &notifier)?;
-        deadlocks::start(&table)?;
+        // A file server that has just started makes everybody wait until its grace period is over.
+        let own_file = prepared.map(|prepared| notifier.while_starting(|| prepared.start()));
         if let Some(left) = left {
             hand_over::take_over(&table, &threads, left);
         }
@@ -350,18 +358,17 @@ fn look_into(
     (Some(store), read.ok().flatten())
 }
 
-/// Starts the watch over an NFS server. Where no lease is known there is nothing to listen for.
-fn watch_storage(
+/// Prepares the watch over an NFS server. Where no lease is known there is nothing to listen for.
+fn prepare_watch(
     table: &Arc<LockTable>,
     directory: &Directory,
     notifier: &Notifier,
-) -> Result<Option<OwnFile>, StartError> {
+) -> Result<Option<watch::Prepared>, StartError> {
     let Some(timing) = directory.timing else { return Ok(None) };
     let by_name = matches!(&directory.mount, Mount::Nfs4(nfs) if nfs.minor > 0);
     let fault = |error| StartError::Node { path: directory.path.clone(), error };
-    // A file server that has just started makes everybody wait until its grace period is over.
-    let watch = notifier.while_starting(|| watch::Watch::new(Arc::clone(table), timing, by_name));
-    watch.and_then(watch::Watch::start).map(Some).map_err(fault)
+    // This may have to wait for the end of the server's grace period, too.
+    notifier.while_starting(|| watch::prepare(Arc::clone(table), timing, by_name)).map(Some).map_err(fault)
 }
 
 /// Deletes what killed daemons left, in a thread of its own: there may be much of it, and the end
@@ -389,6 +396,10 @@ fn survive_file_size_limit(runtime: &Runtime) -> io::Result<()> {
 fn raise_descriptor_limit() -> io::Result<u64> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
+fn warn_of_few_descriptors(hard: u64) {
     if hard < DESCRIPTORS_LOW {
         tracing::warn!(
             MESSAGE_ID = ids::DESCRIPTOR_LIMIT_LOW,
@@ -396,5 +407,4 @@ fn raise_descriptor_limit() -> io::Result<u64> {
             "only {hard} file descriptors: a session with one lock takes two; raise LimitNOFILE= of the service, or ulimit -Hn"
         );
     }
-    Ok(hard)
 }

@@ -146,7 +146,7 @@ fn wake(path: &Path) -> io::Result<Option<Duration>> {
     std::thread::scope(|scope| {
         let process = nix::unistd::Pid::from_raw(i32::try_from(helper.child.id()).unwrap_or(i32::MAX));
         let helper = &mut helper;
-        scope.spawn(move || send.send(helper.answer()));
+        std::thread::Builder::new().spawn_scoped(scope, move || send.send(helper.answer()))?;
         match received.recv_timeout(PATIENCE) {
             Ok(answer) => Ok((answer? == "locked").then(|| since.elapsed())),
             Err(_) => {

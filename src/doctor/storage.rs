@@ -1,6 +1,7 @@
 //! What the doctor checks about the file system: kind, version, timing, client identifiers, owners.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -9,6 +10,7 @@ use crate::directory::Directory;
 use crate::files::mount::{Mount, Nfs4};
 use crate::files::presence::{DaemonInfo, others};
 use crate::files::trial_lock;
+use crate::shortage::is_shortage;
 
 /// How many lock files are looked at.
 const FILES_MAX: usize = 1000;
@@ -69,11 +71,23 @@ fn nfs4(nfs: &Nfs4, findings: &mut Vec<Finding>) {
     });
 }
 
+/// The doctor itself has no resources to find something out.
+fn unknown(check: &'static str, why: &'static str, error: &io::Error) -> Finding {
+    const REMEDY: &str = "raise the limit of open files (ulimit -n), and run the doctor again";
+    Finding::warning(check, why, format!("cannot be found out: {error}"), REMEDY)
+}
+
 fn clients(directory: &Path, mount: &Mount) -> Finding {
     const WHY: &str = "two hosts that the server knows by one name wipe each other's locks";
-    let own = DaemonInfo::of_this_process(directory);
-    let clash = others(directory, mount.open_flags(), None).into_iter().find(|other| own.clashes_with(other));
-    match clash {
+    let looked =
+        DaemonInfo::of_this_process(directory).and_then(|own| Ok((others(directory, mount.open_flags(), None)?, own)));
+    let (others, own) = match looked {
+        Ok(looked) => looked,
+        Err(error) => {
+            return unknown("client identifier", WHY, &error);
+        }
+    };
+    match others.into_iter().find(|other| own.clashes_with(other)) {
         None => Finding::ok("client identifier", WHY, format!("{:?}; no other daemon's host has it", own.client)),
         Some(other) => Finding::wrong(
             "client identifier",
@@ -95,9 +109,11 @@ fn owners(directory: &Path, mount: &Mount) -> Finding {
     let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
     let locks = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "lck"));
     for entry in locks.take(FILES_MAX) {
-        if let Err(error) = trial_lock::open(&entry.path(), mount)
-            && error.kind() == std::io::ErrorKind::PermissionDenied
-        {
+        let Err(error) = trial_lock::open(&entry.path(), mount) else { continue };
+        if is_shortage(&error) {
+            return unknown("owners", WHY, &error);
+        }
+        if error.kind() == io::ErrorKind::PermissionDenied {
             let owner = entry.metadata().map(|metadata| format!("{}:{}", metadata.uid(), metadata.gid()));
             let found = format!("{} of {} cannot be opened", entry.path().display(), owner.unwrap_or_default());
             return Finding::wrong("owners", WHY, found, REMEDY);
@@ -105,10 +121,14 @@ fn owners(directory: &Path, mount: &Mount) -> Finding {
     }
     let mode = metadata.mode();
     let found = format!("{}:{}, mode {:o}", metadata.uid(), metadata.gid(), mode & 0o7777);
-    if mode & 0o022 == 0
-        && others(directory, mount.open_flags(), None).iter().any(|other| other.user != nix::unistd::geteuid().as_raw())
-    {
-        return Finding::warning("owners", WHY, format!("{found}; other daemons run as other users"), REMEDY);
+    if mode & 0o022 == 0 {
+        let others = match others(directory, mount.open_flags(), None) {
+            Ok(others) => others,
+            Err(error) => return unknown("owners", WHY, &error),
+        };
+        if others.iter().any(|other| other.user != nix::unistd::geteuid().as_raw()) {
+            return Finding::warning("owners", WHY, format!("{found}; other daemons run as other users"), REMEDY);
+        }
     }
     if mode & 0o020 != 0 && mode & 0o2002 == 0 {
         let remedy = "run chmod g+s DIR, so that lock files get the directory's group";

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::lstat;
 
@@ -113,7 +114,7 @@ impl Files {
             executor.into_file()
         };
         drop(self.perform(name, FileOp::Retire, file));
-        lstat(&*self.c_path(name)).is_err()
+        lstat(&*self.c_path(name)) == Err(Errno::ENOENT)
     }
 
     fn failed(&self, operation: Operation, error: &io::Error) -> Fault {

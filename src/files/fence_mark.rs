@@ -199,7 +199,8 @@ impl Mark {
         if used.as_ref().is_some_and(|used| used.id != id) {
             return Err(Cause::MarkReplaced.into());
         }
-        let copies = [0, SECOND_COPY].map(|place| read_copy(file, place));
+        let read = |place| read_copy(file, place).map_err(failed(Operation::Read));
+        let copies = [read(0)?, read(SECOND_COPY)?];
         let is_new = file.metadata().map_err(failed(Operation::Stat))?.len() == 0;
         let mark = match copies.iter().filter_map(|copy| *copy).max() {
             Some(mark) => mark,
@@ -331,13 +332,18 @@ fn system(operation: Operation) -> impl Fn(Errno) -> Cause {
     move |errno| Cause::System { operation, errno: errno as i32 }
 }
 
-fn read_copy(file: &File, place: u64) -> Option<u64> {
+/// A copy of the mark; none if the file ends before it, or its text is torn. A copy that cannot be
+/// read is an error: it may be the higher one.
+fn read_copy(file: &File, place: u64) -> io::Result<Option<u64>> {
     let mut bytes = [0; TEXT_BYTES];
-    file.read_exact_at(&mut bytes, place).ok()?;
-    match content(&bytes) {
+    match file.read_exact_at(&mut bytes, place) {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    Ok(match content(&bytes) {
         Content::Fence(mark) => Some(mark),
         Content::Nothing | Content::Foreign => None,
-    }
+    })
 }
 
 /// Asks once a millisecond, at most this often.
@@ -385,6 +391,18 @@ mod tests {
         }
     }
 
+    /// A copy that is not there is none; one that cannot be read may be the higher one.
+    #[test]
+    fn a_copy_that_cannot_be_read() {
+        let directory = Directory::new();
+        directory.set(7);
+        let file = File::open(directory.path()).unwrap();
+        assert_eq!(read_copy(&file, 0).unwrap(), Some(7));
+        assert_eq!(read_copy(&file, SECOND_COPY).unwrap(), None);
+        let unreadable = File::open(directory.0.path()).unwrap();
+        assert_eq!(read_copy(&unreadable, 0).unwrap_err().raw_os_error(), Some(Errno::EISDIR as i32));
+    }
+
     #[track_caller]
     fn refused(mark: &Mark, last: Option<u64>) -> Cause {
         let fault = mark.next(last, LOCK_FILE).unwrap_err();
@@ -409,7 +427,7 @@ mod tests {
             }
             if round == 100 {
                 let file = File::options().write(true).open(directory.path()).unwrap();
-                let copy = |place: &u64| read_copy(&File::open(directory.path()).unwrap(), *place);
+                let copy = |place: &u64| read_copy(&File::open(directory.path()).unwrap(), *place).unwrap();
                 let lower = [0, SECOND_COPY].into_iter().min_by_key(copy);
                 file.write_all_at(b"torn", lower.unwrap()).unwrap();
             }

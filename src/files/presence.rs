@@ -19,6 +19,7 @@ use super::{daemon_folder, ofd_lock};
 use crate::clock::now_ms;
 use crate::host::host_name;
 use crate::limits::FOLDER_ENTRIES_MAX;
+use crate::shortage::is_shortage;
 use distrilock_engine::Mode;
 
 /// How many times a file is created again because another daemon has removed it.
@@ -60,23 +61,27 @@ pub struct DaemonInfo {
 
 impl DaemonInfo {
     /// This process, on a lock directory.
-    #[must_use]
-    pub fn of_this_process(directory: &Path) -> Self {
+    ///
+    /// # Errors
+    /// If the system has no resources for it just now. What is missing for another reason is left
+    /// out.
+    pub fn of_this_process(directory: &Path) -> io::Result<Self> {
         let node = host_name();
-        let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
-        let boot = read("/proc/sys/kernel/random/boot_id");
-        let network = fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino());
-        let device = fs::metadata(directory).map_or(0, |directory| directory.dev());
-        let unique = [read("/sys/fs/nfs/net/nfs_client/identifier"), read("/sys/module/nfs/parameters/nfs4_unique_id")];
+        let read = |path: &str| known(fs::read_to_string(path).map(|text| text.trim().to_owned()));
+        let boot = read("/proc/sys/kernel/random/boot_id")?;
+        let network = known(fs::metadata("/proc/self/ns/net").map(|namespace| namespace.ino()))?;
+        let device = known(fs::metadata(directory).map(|directory| directory.dev()))?;
+        let unique =
+            [read("/sys/fs/nfs/net/nfs_client/identifier")?, read("/sys/module/nfs/parameters/nfs4_unique_id")?];
         let unique = unique.into_iter().find(|text| !text.is_empty() && text != "(null)").unwrap_or_default();
-        Self {
+        Ok(Self {
             client: if unique.is_empty() { node.clone() } else { format!("{unique}/{node}") },
             node,
             instance: format!("{boot}/{network}"),
             mount: if boot.is_empty() { boot } else { format!("{boot}/{device}") },
             pid: std::process::id(),
             user: nix::unistd::geteuid().as_raw(),
-        }
+        })
     }
 
     /// Whether another daemon's host introduces itself to the server by the same name, so that each
@@ -85,6 +90,14 @@ impl DaemonInfo {
     pub fn clashes_with(&self, other: &Self) -> bool {
         let one_mount = !self.mount.is_empty() && self.mount == other.mount;
         self.client == other.client && self.instance != other.instance && !one_mount
+    }
+}
+
+/// The value, or an empty one if it cannot be had; an error if there are no resources just now.
+fn known<T: Default>(value: io::Result<T>) -> io::Result<T> {
+    match value {
+        Err(error) if is_shortage(&error) => Err(error),
+        value => Ok(value.unwrap_or_default()),
     }
 }
 
@@ -187,16 +200,19 @@ pub fn leave(presence: &Path) {
 /// Returns the daemons that run, except for the one whose file is `own`. Removes the files of
 /// daemons that do not run any more. `flags` are the mount's
 /// [`open_flags`](super::mount::Mount::open_flags).
-#[must_use]
-pub fn others(directory: &Path, flags: OFlag, own: Option<&Path>) -> Vec<DaemonInfo> {
-    let Ok(now) = daemon_folder::server_time(directory) else { return Vec::new() };
+///
+/// # Errors
+/// If the system has no resources for it just now. What cannot be read for another reason is left
+/// out.
+pub fn others(directory: &Path, flags: OFlag, own: Option<&Path>) -> io::Result<Vec<DaemonInfo>> {
+    let Some(now) = known(daemon_folder::server_time(directory).map(Some))? else { return Ok(Vec::new()) };
     let own = own.and_then(Path::file_name);
     let mut found = Vec::new();
     for _ in 0..LOOKS_MAX {
         let mut changed = false;
         found.clear();
-        for name in presences(directory).into_iter().filter(|name| own.is_none_or(|own| own != name.as_str())) {
-            match look_at(directory, &name, flags, now) {
+        for name in known(presences(directory))?.into_iter().filter(|name| own.is_none_or(|own| own != name.as_str())) {
+            match look_at(directory, &name, flags, now)? {
                 Some(DaemonState::Runs(info)) => found.push(info),
                 Some(DaemonState::Ended | DaemonState::Foreign) => {}
                 // A daemon whose lock was dropped has just replaced its file.
@@ -207,13 +223,13 @@ pub fn others(directory: &Path, flags: OFlag, own: Option<&Path>) -> Vec<DaemonI
             break;
         }
     }
-    found
+    Ok(found)
 }
 
-fn presences(directory: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(daemon_folder::path(directory)) else { return Vec::new() };
+fn presences(directory: &Path) -> io::Result<Vec<String>> {
+    let entries = fs::read_dir(daemon_folder::path(directory))?;
     let names = entries.take(FOLDER_ENTRIES_MAX).filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter(|name| name.starts_with(daemon_folder::PRESENCE_PREFIX)).take(PRESENCES_MAX).collect()
+    Ok(names.filter(|name| name.starts_with(daemon_folder::PRESENCE_PREFIX)).take(PRESENCES_MAX).collect())
 }
 
 /// Whether the daemon of a file runs.
@@ -225,22 +241,26 @@ enum DaemonState {
 }
 
 /// Looks at a daemon's file. Returns `None` if the file is gone, or not written yet.
-fn look_at(directory: &Path, name: &str, flags: OFlag, now: i64) -> Option<DaemonState> {
+fn look_at(directory: &Path, name: &str, flags: OFlag, now: i64) -> io::Result<Option<DaemonState>> {
     let file = match daemon_folder::open_file(directory, name, daemon_folder::with(flags), 0) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(_) => return Some(DaemonState::Foreign),
+        Err(error) if is_shortage(&error) => return Err(error),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(_) => return Ok(Some(DaemonState::Foreign)),
     };
     let mut text = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(&file, PRESENCE_BYTES_MAX), &mut text).ok()?;
+    let read = io::Read::read_to_end(&mut io::Read::take(&file, PRESENCE_BYTES_MAX), &mut text);
+    let (Some(_), Some(metadata)) = (known(read.map(Some))?, known(file.metadata().map(Some))?) else {
+        return Ok(None);
+    };
     // A daemon whose lock was dropped creates a new file at once. So a daemon with a young file
     // runs, even if the file is not locked.
-    let young = now - file.metadata().ok()?.mtime() < YOUNG_SECONDS;
+    let young = now - metadata.mtime() < YOUNG_SECONDS;
     if !young && ofd_lock::set(&file, Some(Mode::Exclusive), ALL) == Ok(true) {
         leave(&daemon_folder::path(directory).join(name));
-        return Some(DaemonState::Ended);
+        return Ok(Some(DaemonState::Ended));
     }
-    serde_json::from_slice(&text).ok().map(DaemonState::Runs)
+    Ok(serde_json::from_slice(&text).ok().map(DaemonState::Runs))
 }
 
 #[cfg(test)]
@@ -272,6 +292,15 @@ mod tests {
         }
         let unknown = daemon("boot1/net2", "");
         assert!(unknown.clashes_with(&daemon("boot1/net1", "")), "two that do not mention it");
+    }
+
+    /// Without descriptors nothing is known of this daemon or the others. Without a file, that is
+    /// what is known.
+    #[test]
+    fn a_shortage_is_not_an_answer() {
+        assert_eq!(known::<u64>(Err(Errno::EMFILE.into())).unwrap_err().raw_os_error(), Some(Errno::EMFILE as i32));
+        assert_eq!(known::<u64>(Err(Errno::ENOENT.into())).unwrap(), 0);
+        assert_eq!(known(Ok(7)).unwrap(), 7);
     }
 
     /// A file that an older daemon wrote is read.

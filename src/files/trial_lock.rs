@@ -7,9 +7,10 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
-use super::mount::Mount;
+use super::mount::{Mount, MountError};
 use super::ofd_lock;
 use super::ranges::ALL;
+use crate::shortage::is_shortage;
 use distrilock_engine::Mode;
 
 /// Locks a file, and creates it if there is none; dropping the returned file unlocks it. Returns
@@ -19,7 +20,11 @@ use distrilock_engine::Mode;
 /// If the file cannot be opened or locked.
 pub fn lock(path: &Path, wait: bool) -> io::Result<Option<File>> {
     // Otherwise the lock might stay on this host, and prove nothing of the server.
-    let mount = path.parent().and_then(|directory| Mount::under(directory).ok());
+    let mount = match path.parent().map(Mount::under) {
+        Some(Err(MountError::Unreadable(error))) if is_shortage(&error) => return Err(error),
+        // What is wrong with the mount is another finding.
+        mount => mount.and_then(Result::ok),
+    };
     let flags = mount.map_or(OFlag::empty(), |mount| mount.open_flags());
     let flags = (flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     let file = File::options().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(path)?;

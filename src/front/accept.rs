@@ -45,8 +45,11 @@ pub async fn accept(table: Arc<LockTable>, threads: Arc<SessionThreads>, listeni
                 pause = PAUSE_MIN;
                 let (table, admission) = (Arc::clone(&table), Arc::clone(&admission));
                 threads.spawn(async move {
-                    let served = establish(table, admission, accepted, peer.clone(), transport).await;
+                    let served = establish(Arc::clone(&table), admission, accepted, peer.clone(), transport).await;
                     served.unwrap_or_else(|error| {
+                        if exhausted(&error) {
+                            table.log.exhausted(&error);
+                        }
                         tracing::debug!(PEER = peer, "connection of {peer} ended before it was a session: {error}");
                         None
                     })

@@ -45,7 +45,7 @@ use crate::slice::TimeSlice;
 use budget::Budget;
 use deadlocks::Deadlocks;
 use distrilock_engine::limits::SHARDS;
-use distrilock_engine::{Config, Effect, FileOp, Handed, Input, Outcome, Pace, SessionId, Timer};
+use distrilock_engine::{Config, Effect, FileOp, Handed, Input, Mode, Outcome, Pace, SessionId, Timer};
 use distrilock_protocol::name::LockName;
 use hints::Hints;
 pub use log::{Offender, ThrottledLog};
@@ -380,30 +380,40 @@ impl LockTable {
     fn call_files(
         self: &Arc<Self>,
         name: &LockName,
-        op: FileOp,
+        mut op: FileOp,
         mut file: Option<OpenFile>,
     ) -> (Option<OpenFile>, Outcome) {
         let mut sheds_left = SHEDS_PER_CALL_MAX;
+        // Slots that are taken but lack their fence, and why.
+        let mut unfenced = None;
         loop {
             let Performed { file: left, outcome, gone_while_held } =
                 self.storage.files.perform_and_look(name, op, file);
             if gone_while_held {
                 self.log.deleted(name);
             }
-            if let Outcome::Failed(fault) = &outcome {
-                // A released file has a descriptor, an inode and perhaps a block.
-                let is_short = matches!(fault.errno(), Some(EMFILE | ENFILE | ENOSPC | EDQUOT));
-                if is_short && sheds_left > 0 && self.shed() {
-                    sheds_left -= 1;
-                    file = left;
-                    continue;
-                }
+            let outcome = match (unfenced.take(), outcome) {
+                (None, outcome) => outcome,
+                (Some((slots, _)), Outcome::Fenced(fence)) => Outcome::Taken { slots, fence: Some(fence) },
+                (Some((slots, fault)), _) => Outcome::Taken { slots, fence: Some(Err(fault)) },
+            };
+            let (Outcome::Failed(fault) | Outcome::Fenced(Err(fault)) | Outcome::Taken { fence: Some(Err(fault)), .. }) =
+                &outcome
+            else {
+                return (left, outcome);
+            };
+            // A released file has a descriptor, an inode and perhaps a block.
+            let is_short = matches!(fault.errno(), Some(EMFILE | ENFILE | ENOSPC | EDQUOT));
+            if !(is_short && sheds_left > 0 && self.shed()) {
                 self.log.fault(name, fault);
+                return (left, outcome);
             }
-            if let Outcome::Fenced(Err(fault)) | Outcome::Taken { fence: Some(Err(fault)), .. } = &outcome {
-                self.log.fault(name, fault);
+            sheds_left -= 1;
+            file = left;
+            if let (FileOp::Take { of, .. }, Outcome::Taken { slots, fence: Some(Err(fault)) }) = (op, outcome) {
+                op = FileOp::ProbeFence(Mode::Slots(of));
+                unfenced = Some((slots, fault));
             }
-            return (left, outcome);
         }
     }
 

@@ -22,6 +22,7 @@ use nix::unistd::pipe2;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr};
 use sd_notify::NotifyState;
 
+use crate::shortage::is_shortage;
 use crate::sync::locked;
 
 /// How long [`Notifier::ready`] waits for room in the manager's queue. Only this message waits: the
@@ -61,11 +62,13 @@ struct Manager {
 
 impl Notifier {
     /// Uses the manager that `NOTIFY_SOCKET` names, and leaves the environment unchanged.
-    #[must_use]
-    pub fn from_env() -> Self {
+    ///
+    /// # Errors
+    /// If the system has no resources for it just now.
+    pub fn from_env() -> io::Result<Self> {
         match std::env::var_os("NOTIFY_SOCKET") {
             Some(path) if !path.is_empty() => Self::to(Path::new(&path)),
-            _ => Self::default(),
+            _ => Ok(Self::default()),
         }
     }
 
@@ -73,11 +76,19 @@ impl Notifier {
     /// unix(7).
     ///
     /// If the path cannot be used, that is logged at debug level, and the notifier does nothing.
-    #[must_use]
-    pub fn to(path: &Path) -> Self {
-        let manager =
-            Manager::new(path).inspect_err(|error| tracing::debug!(%error, ?path, "cannot use NOTIFY_SOCKET")).ok();
-        Self { manager }
+    ///
+    /// # Errors
+    /// If the system has no resources for it just now: a notifier that did nothing for that reason
+    /// would lose `READY=1`, and the manager would end the daemon.
+    pub fn to(path: &Path) -> io::Result<Self> {
+        match Manager::new(path) {
+            Ok(manager) => Ok(Self { manager: Some(manager) }),
+            Err(error) if is_shortage(&error) => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, ?path, "cannot use NOTIFY_SOCKET");
+                Ok(Self::default())
+            }
+        }
     }
 
     /// Sends `READY=1`: the daemon serves. Waits for room for two seconds at most.
@@ -98,12 +109,15 @@ impl Notifier {
         }
         thread::scope(|scope| {
             let (working, done) = channel::<()>();
-            scope.spawn(move || {
+            let asking = move || {
                 let began = Instant::now();
                 while began.elapsed() < EXTEND_FOR_MAX && done.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
                     self.send(&NotifyState::ExtendTimeoutUsec(EXTEND_BY_USEC));
                 }
-            });
+            };
+            if let Err(error) = thread::Builder::new().spawn_scoped(scope, asking) {
+                tracing::warn!("cannot ask the service manager for more time to start: {error}");
+            }
             let value = work();
             // This ends the thread.
             drop(working);
@@ -259,7 +273,7 @@ mod tests {
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let notifier = Notifier::to(&path);
+        let notifier = Notifier::to(&path).unwrap();
         (dir, socket, notifier)
     }
 
@@ -313,7 +327,7 @@ mod tests {
         let name = format!("distrilock-test-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let socket = UnixDatagram::bind_addr(&address).unwrap();
-        Notifier::to(Path::new(&format!("@{name}"))).ready();
+        Notifier::to(Path::new(&format!("@{name}"))).unwrap().ready();
         assert_eq!(read(&socket), "READY=1");
     }
 
@@ -352,7 +366,7 @@ mod tests {
         let (dir, socket, notifier) = manager();
         drop(socket);
         drop(dir);
-        for notifier in [notifier, Notifier::to(Path::new("vsock:2:1234")), Notifier::default()] {
+        for notifier in [notifier, Notifier::to(Path::new("vsock:2:1234")).unwrap(), Notifier::default()] {
             notifier.ready();
             notifier.watchdog();
             notifier.stopping();

@@ -416,6 +416,31 @@ fn refusals() {
     }
 }
 
+/// The system gives this user no more threads: the command says so, and does not panic.
+#[test]
+fn no_threads() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let program = folder.path().join("distrilock");
+    fs::copy(env!("CARGO_BIN_EXE_distrilock"), &program).unwrap();
+    let server = daemon.tcp().replace("127.0.0.1", "localhost");
+    for arguments in [&["ping"][..], &["wait", "x"], &["bench", "--connections", "2", "--seconds", "0.1"]] {
+        // The limit does not apply to root (getrlimit(2)).
+        let mut limited = if nix::unistd::Uid::effective().is_root() {
+            let mut limited = Command::new("setpriv");
+            limited.args(["--reuid=65533", "--regid=65533", "--clear-groups", "prlimit"]);
+            limited
+        } else {
+            Command::new("prlimit")
+        };
+        limited.arg("--nproc=1:1").arg(&program).args(["--server", &server]).args(arguments);
+        let run = ended(limited);
+        assert!(matches!(run.code(), 68 | 71), "{arguments:?}: {} {}", run.code(), run.err);
+        assert!(run.err.contains("cannot start a thread"), "{arguments:?}: {}", run.err);
+    }
+}
+
 /// If CMD may take that long to end, no time is left to notice a dead daemon.
 #[test]
 fn a_stop_that_takes_too_long() {

@@ -162,7 +162,7 @@ fn answers(node: &Node, end: Instant) -> Duration {
 /// On a slow link, a look at the daemons of the directory takes several times as long as the server
 /// may be silent. The daemon listens to the server meanwhile.
 pub(crate) fn crowd(server: &Server, report: &Report) {
-    const DAEMONS: u64 = 20;
+    const DAEMONS: u64 = 8;
     const DELAY_MS: u32 = 500;
     const LOOK_MAX: Duration = Duration::from_secs(600);
     let [host] = server.hosts("crowd", ["cr"]);

@@ -64,7 +64,11 @@ impl ClashWatch {
         let files = &self.table.storage.files;
         let network = files.network().expect("only a network file system is watched");
         let own = locked(&self.place).clone();
-        for other in others(files.directory(), network.open_flags(), Some(&own)) {
+        let others = others(files.directory(), network.open_flags(), Some(&own)).unwrap_or_else(|error| {
+            tracing::debug!("cannot look for other daemons: {error}");
+            Vec::new()
+        });
+        for other in others {
             if self.identity.clashes_with(&other) {
                 self.table.log.clash(&other.node, other.pid, &other.client);
             }

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::clock::now_ms;
 use crate::files::mount::Mount;
 use crate::files::network::Network;
 use crate::files::presence::{DaemonInfo, Presence, PresenceLock, leave};
-use crate::limits::{PROBES_PER_SECOND_MAX, STORAGE_CHECK_MS};
+use crate::limits::{PROBES_PER_SECOND_MAX, SHEDS_PER_CALL_MAX, STORAGE_CHECK_MS};
 use crate::lock_table::{LockTable, Source};
 use crate::settings::OnSilence;
 use crate::shortage::is_shortage;
@@ -33,17 +34,15 @@ use distrilock_protocol::name::LockName;
 const SILENT: &str = "the file server does not answer, and may give the lock to another host";
 
 /// Listens to the server through the daemon's own file.
-pub(crate) struct Watch {
+struct Watch {
     table: Arc<LockTable>,
     node: Presence,
     /// Where the daemon's own file is, for the end of the daemon.
     place: Arc<Mutex<PathBuf>>,
     identity: DaemonInfo,
     timing: Timing,
-    /// Whether the host introduces itself to the server by its name alone: on NFS 4.0 its address
-    /// is part of that.
-    by_name: bool,
-    /// Makes the clash watch look at once, if there is one.
+    /// Makes the clash watch look at once. There is one where the host introduces itself to the
+    /// server by its name alone: on NFS 4.0 its address is part of that.
     clashes: Option<LookNow>,
     /// The held lock that was proven last.
     proven: Option<LockName>,
@@ -52,31 +51,50 @@ pub(crate) struct Watch {
 /// The clash watch looks for other daemons once in this many rounds of listening to the server.
 const ROUNDS_BETWEEN_LOOKS: u32 = 10;
 
-impl Watch {
-    /// Makes the daemon known in the lock directory.
-    pub(crate) fn new(table: Arc<LockTable>, timing: Timing, by_name: bool) -> std::io::Result<Self> {
-        let identity = DaemonInfo::of_this_process(table.storage.files.directory());
-        let network = table.storage.files.network().expect("only a network file system is watched");
-        let node = Presence::announce(table.storage.files.directory(), network, &identity)?;
-        // A server that has just started delays this by its grace period: time counts from now.
-        node.listen(network)?;
-        let place = Arc::new(Mutex::new(node.path().to_owned()));
-        Ok(Self { table, node, place, identity, timing, by_name, clashes: None, proven: None })
-    }
+/// A watch that does not listen yet. Everything that may fail for lack of resources is done.
+pub(crate) struct Prepared {
+    watch: Watch,
+    /// Its thread waits for it.
+    begin: SyncSender<Watch>,
+}
 
+/// Makes the daemon known in the lock directory.
+pub(crate) fn prepare(table: Arc<LockTable>, timing: Timing, by_name: bool) -> std::io::Result<Prepared> {
+    let directory = table.storage.files.directory();
+    let identity = DaemonInfo::of_this_process(directory)?;
+    let network = table.storage.files.network().expect("only a network file system is watched");
+    let node = Presence::announce(directory, network, &identity)?;
+    let place = Arc::new(Mutex::new(node.path().to_owned()));
+    let clash_watch = || {
+        let interval = timing.probe_every * ROUNDS_BETWEEN_LOOKS;
+        clash_watch::start(Arc::clone(&table), identity.clone(), Arc::clone(&place), interval)
+    };
+    let clashes = by_name.then(clash_watch).transpose()?;
+    let (begin, watch) = sync_channel(1);
+    let run = move || watch.recv().into_iter().for_each(Watch::run);
+    std::thread::Builder::new().name("storage-watch".into()).spawn(run)?;
+    let watch = Watch { table, node, place, identity, timing, clashes, proven: None };
+    Ok(Prepared { watch, begin })
+}
+
+impl Prepared {
     /// Listens for as long as the daemon lives, in a thread of its own. Returns where the daemon's
     /// own file is.
-    pub(crate) fn start(mut self) -> std::io::Result<Arc<Mutex<PathBuf>>> {
-        let place = Arc::clone(&self.place);
-        if self.by_name {
-            let interval = self.timing.probe_every * ROUNDS_BETWEEN_LOOKS;
-            let (table, identity) = (Arc::clone(&self.table), self.identity.clone());
-            self.clashes = Some(clash_watch::start(table, identity, Arc::clone(&place), interval)?);
+    pub(crate) fn start(self) -> Arc<Mutex<PathBuf>> {
+        let Self { watch, begin } = self;
+        let place = Arc::clone(&watch.place);
+        let network = watch.table.storage.files.network().expect("only a network file system is watched");
+        // A server that has just started delays this by its grace period: time counts from now. If
+        // it fails, silence begins.
+        if let Err(error) = watch.node.listen(network) {
+            tracing::debug!("the lock directory's server: {error}");
         }
-        std::thread::Builder::new().name("storage-watch".into()).spawn(move || self.run())?;
-        Ok(place)
+        begin.send(watch).expect("the thread waits for it");
+        place
     }
+}
 
+impl Watch {
     fn run(mut self) {
         let table = Arc::clone(&self.table);
         let network = table.storage.files.network().expect("only a network file system is watched");
@@ -97,7 +115,16 @@ impl Watch {
             MESSAGE_ID = ids::LEASE_LOST,
             "the file server has dropped this host's locks: its lease ran out, or somebody else uses its name"
         );
-        match Presence::announce(self.table.storage.files.directory(), network, &self.identity) {
+        let announce = || Presence::announce(self.table.storage.files.directory(), network, &self.identity);
+        let mut announced = announce();
+        // Released lock files are closed before the watch is left without a file of its own.
+        for _ in 0..SHEDS_PER_CALL_MAX {
+            if !announced.as_ref().is_err_and(is_shortage) || !self.table.shed() {
+                break;
+            }
+            announced = announce();
+        }
+        match announced {
             Ok(node) => {
                 node.path().clone_into(&mut locked(&self.place));
                 leave(std::mem::replace(&mut self.node, node).path());

@@ -159,14 +159,13 @@ fn send<L>(shared: &Shared, level: LevelFilter, connect: impl Fn() -> io::Result
 where
     L: Layer<tracing_subscriber::Registry> + Send + Sync,
 {
-    let mut journal: Option<Dispatch> = None;
+    let connected = || Some(Dispatch::new(tracing_subscriber::registry().with(connect().ok()?).with(level)));
+    // Now, since there may be no descriptor for it later.
+    let mut journal = connected();
     loop {
         let entry = shared.next();
-        if journal.is_none() {
-            // journald was there when the log started. If it restarts just now, this event is lost.
-            let connected = connect().map(|layer| tracing_subscriber::registry().with(layer).with(level));
-            journal = connected.map(Dispatch::new).ok();
-        }
+        // journald was there when the log started. If it restarts just now, this event is lost.
+        journal = journal.or_else(connected);
         match (&journal, &entry) {
             (Some(journal), Entry::Event(event)) => event.send(journal),
             // It does not go through the queue, which may be full again.

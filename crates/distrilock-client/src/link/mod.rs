@@ -7,9 +7,12 @@ mod turn;
 mod websocket;
 
 use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
+use std::thread;
 
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
 
 use crate::address::{Server, host_and_port_of};
 use crate::error::{DisconnectedError, ServerError};
@@ -82,11 +85,30 @@ impl Link {
 }
 
 async fn connect(host: &str) -> Result<TcpStream, ServerError> {
-    let connected = match host_and_port_of(host) {
-        Some(address) => TcpStream::connect(address).await,
-        None => TcpStream::connect(host).await,
-    };
-    let stream = connected.map_err(ServerError::Io)?;
+    let addresses = resolve(host).await.map_err(ServerError::Io)?;
+    let stream = TcpStream::connect(&*addresses).await.map_err(ServerError::Io)?;
     stream.set_nodelay(true).map_err(ServerError::Io)?;
     Ok(stream)
+}
+
+/// The addresses of a host and port. Names are looked up in a thread of their own, since
+/// getaddrinfo(3) blocks. (Tokio's lookup panics where the system refuses it a thread.)
+async fn resolve(host: &str) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse() {
+        return Ok(vec![address]);
+    }
+    let (found, addresses) = oneshot::channel();
+    let host = host.to_owned();
+    let look_up = move || {
+        let addresses = match host_and_port_of(&host) {
+            Some(address) => address.to_socket_addrs(),
+            None => host.to_socket_addrs(),
+        };
+        // If nobody waits for the addresses any more, they are not needed.
+        drop(found.send(addresses.map(Iterator::collect)));
+    };
+    thread::Builder::new().name("resolve".into()).spawn(look_up).map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot start a thread to look the name up: {error}; raise ulimit -u"))
+    })?;
+    addresses.await.expect("the thread sends what it has found")
 }

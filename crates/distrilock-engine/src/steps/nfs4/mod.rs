@@ -58,6 +58,9 @@ const PAUSES_MAX: u8 = if cfg!(test) { 1 } else { 10 };
 /// How often a lock is proven again because the proof took too long to prove anything.
 const PROOFS_MAX: u8 = 3;
 
+/// The number of the error of a deletion that was not answered in time (errno(3)).
+const ETIMEDOUT: i32 = 110;
+
 /// Why sessions that hold slots through the file lose them.
 const DROPPED: &str = "the server has dropped it";
 
@@ -548,6 +551,12 @@ impl Steps {
             (Call::Named, CallResult::Yes) if self.phase == Phase::Deleting => self.ask(Call::MarkDead),
             (Call::Named | Call::MarkDead, CallResult::Yes) => self.ask(Call::Close),
             (Call::Close, _) => self.ask(Call::Unlink),
+            // It is the system that fails, not the server that is slow: the try says so.
+            (Call::Unlink, CallResult::Failed(fault))
+                if self.op != FileOp::Retire && fault.errno() != Some(ETIMEDOUT) =>
+            {
+                self.finish(Outcome::Failed(fault.clone()))
+            }
             (Call::Unlink, CallResult::Failed(_)) | (Call::Gate(_) | Call::LockToDelete, _) => self.left(),
             // It is gone, or was not what it seemed.
             _ => self.let_go(if self.op == FileOp::Retire { Then::End } else { Then::StartOver }),

@@ -22,7 +22,7 @@ use crate::model::explore;
 const PARTS: [u8; 3] = [0, 1, 2];
 const ANCHOR: u8 = 2;
 
-const ETIMEDOUT: i32 = 110;
+const EAGAIN: i32 = 11;
 
 type Inode = u8;
 
@@ -72,8 +72,9 @@ struct World {
 enum Action {
     Begin(usize, FileOp),
     Step(usize),
-    /// The deletion under way takes too long, and its process is killed.
-    CutShort(usize),
+    /// The deletion under way fails with this error: its process takes too long and is killed, or
+    /// the system refuses the process.
+    CutShort(usize, i32),
     Die(usize),
     /// The lease of a host runs out, and the server drops its locks.
     Expire(usize),
@@ -91,7 +92,7 @@ impl World {
                 Some((_, next)) => {
                     actions.push(Action::Step(n));
                     if *next == Next::Call(Call::Unlink) {
-                        actions.push(Action::CutShort(n));
+                        actions.extend([ETIMEDOUT, EAGAIN].map(|errno| Action::CutShort(n, errno)));
                     }
                 }
                 None if host.holds.is_some() => {
@@ -114,8 +115,8 @@ impl World {
     fn act(&mut self, action: &Action) {
         match action {
             Action::Begin(n, op) => self.begin(*n, *op),
-            Action::Step(n) => self.step(*n, false),
-            Action::CutShort(n) => self.step(*n, true),
+            Action::Step(n) => self.step(*n, None),
+            Action::CutShort(n, errno) => self.step(*n, Some(*errno)),
             Action::Die(n) => {
                 self.mishaps -= 1;
                 self.forget(*n);
@@ -185,12 +186,14 @@ impl World {
         host.under_way = Some(Steps::begin(op, start));
     }
 
-    fn step(&mut self, n: usize, cut_short: bool) {
+    fn step(&mut self, n: usize, cut_short: Option<i32>) {
         let (mut steps, next) = self.hosts[n].under_way.take().expect("an operation is under way");
         let Next::Call(call) = next else { unreachable!("an operation that has ended is not under way") };
-        let killed = CallResult::Failed(Fault::system(Operation::Remove, "", ETIMEDOUT));
-        let too_late = call == Call::Unlink && (cut_short || self.hosts[n].late);
-        let result = if too_late { killed } else { self.make(n, call) };
+        let too_late = (call == Call::Unlink && self.hosts[n].late).then_some(ETIMEDOUT);
+        let result = match cut_short.or(too_late) {
+            Some(errno) => CallResult::Failed(Fault::system(Operation::Remove, "", errno)),
+            None => self.make(n, call),
+        };
         let proves = matches!(call, Call::LockToDelete | Call::Prove | Call::MarkDead);
         self.hosts[n].late &= !(proves && result == CallResult::Yes);
         let next = steps.returned(result);
