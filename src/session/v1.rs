@@ -151,12 +151,17 @@ impl Session {
     pub(super) fn reply_v1(&mut self, id: Option<&Id>, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
         match answer {
             Answer::Granted { mode, already, slots, fence } => {
+                let valid_ms = self.table.storage.valid_ms();
+                let is_plain = mode == Mode::Exclusive && !already && fence.is_none() && valid_ms.is_none();
+                if is_plain {
+                    return self.codec.send_yes(id, name, out);
+                }
                 let mode = (mode == Mode::Shared).then_some(ModeWord::Shared);
-                let (already, valid_ms) = (already.then_some(true), self.table.storage.valid_ms());
+                let already = already.then_some(true);
                 let grant = Grant { mode, already, fence, valid_ms, ..Grant::of(name) }.with_slots(&slots);
                 self.codec.send_v1(&Reply::yes(id, grant), out);
             }
-            Answer::Released { .. } | Answer::Real => self.codec.send_v1(&Reply::yes(id, Grant::of(name)), out),
+            Answer::Released { .. } | Answer::Real => self.codec.send_yes(id, name, out),
             Answer::RealWith { slots, fence } => {
                 let grant = Grant { fence, ..Grant::of(name) }.with_slots(&slots);
                 self.codec.send_v1(&Reply::yes(id, grant), out);

@@ -2,10 +2,13 @@
 //! framing (lines, a gob stream, WebSocket frames), and the version of the protocol that its peer
 //! speaks.
 
+use std::io::BufRead;
+
 use serde::{Deserialize, Serialize};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::limits::FRAME_BYTES_MAX;
+use crate::name::LockName;
 use crate::violation::Violation;
 use crate::websocket::{Frame, WebSocket};
 use crate::{gob, v0, v1};
@@ -111,7 +114,7 @@ impl Codec {
                 self.next(input, out)
             }
             Framing::Lines { searched, begun } => {
-                let Some(end) = input[*searched..].iter().position(|byte| *byte == b'\n') else {
+                let Some(end) = line_end(&input[*searched..]) else {
                     *searched = input.len();
                     return within_limit(input.len()).map(|()| None);
                 };
@@ -208,9 +211,19 @@ impl Codec {
 
     /// Appends a reply or an event of version 1. A gob stream has no room for one.
     pub fn send_v1(&mut self, message: &impl Serialize, out: &mut Vec<u8>) {
-        let write = |out: &mut Vec<u8>| {
-            serde_json::to_writer(out, message).expect("replies and events are plain values, and memory takes them");
-        };
+        self.send_text(out, |out| write_v1(message, out));
+    }
+
+    /// Appends the reply of version 1 that says yes about a lock, and nothing more.
+    pub fn send_yes(&mut self, id: Option<&v1::Id>, lock: &LockName, out: &mut Vec<u8>) {
+        self.send_text(out, |out| {
+            if !v1::plain::encode_yes(id, lock, out) {
+                write_v1(&v1::Reply::yes(id, v1::Grant::of(lock)), out);
+            }
+        });
+    }
+
+    fn send_text(&mut self, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
         match &mut self.framing {
             Framing::Gob { .. } => {}
             Framing::WebSocket(socket) => socket.send(true, out, write),
@@ -242,6 +255,10 @@ impl Codec {
     }
 }
 
+fn write_v1(message: &impl Serialize, out: &mut Vec<u8>) {
+    serde_json::to_writer(out, message).expect("replies and events are plain values, and memory takes them");
+}
+
 impl Framing {
     /// No gob stream begins like text: its first message is a type definition, and the first byte
     /// of that is 0xF8 or more, or it is ASCII and the second byte is not. Other first bytes, such
@@ -258,6 +275,14 @@ impl Framing {
         let stream = Self::Gob { decoder: Box::default(), defined: false };
         Some(if gob { stream } else { Self::Lines { searched: 0, begun: false } })
     }
+}
+
+/// Where the first line ends.
+fn line_end(mut bytes: &[u8]) -> Option<usize> {
+    // The standard library searches many bytes at a time.
+    let whole = bytes;
+    let line = bytes.skip_until(b'\n').expect("reading from memory does not fail");
+    line.checked_sub(1).filter(|end| whole[*end] == b'\n')
 }
 
 /// U+FEFF in UTF-8. JSON text must not begin with it (RFC 8259, section 8.1).

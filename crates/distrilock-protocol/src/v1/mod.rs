@@ -7,6 +7,7 @@
 //! | [`reply`] | the envelope of replies, refusals ([`Refusal`]), events ([`Event`]) |
 //! | [`word`] | the words for errors and modes |
 //! | [`id`] | ids, and text borrowed from a message |
+//! | `plain` | a short way for what is asked and answered most often |
 //!
 //! The daemon reads strictly: [`decode`] makes a [`Request`] of an object, or a [`Rejected`] that
 //! names what is wrong with it. It reads each object once, into [`RequestObject`], whose text stays
@@ -23,6 +24,7 @@
 
 pub mod id;
 pub mod op;
+pub(crate) mod plain;
 pub mod reply;
 pub mod word;
 
@@ -90,6 +92,10 @@ pub fn has_op(text: &[u8]) -> bool {
 /// # Errors
 /// A [`Rejected`] that names the member at fault.
 pub fn decode(text: &[u8]) -> Result<Request, Rejected> {
+    plain::decode(text).map_or_else(|| decode_by_serde(text), Ok)
+}
+
+fn decode_by_serde(text: &[u8]) -> Result<Request, Rejected> {
     match serde_json::from_slice::<RequestObject<'_>>(text) {
         Ok(object) => object.request(),
         Err(error) => Err(reject(text, &error)),
