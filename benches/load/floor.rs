@@ -12,14 +12,14 @@
 //! | acquire, file open | fcntl (F_OFD_SETLK, F_WRLCK), newfstatat: does the name still mean this file? |
 //! | acquire, new name | openat, newfstatat: which file is it?, then the same two calls |
 //! | release, file stays open | fcntl (F_OFD_SETLK, F_UNLCK) |
-//! | release, file is deleted | unlink, fcntl (F_OFD_SETLK, F_UNLCK), close |
+//! | release, file is deleted | newfstatat: is it this file?, unlink, fcntl (as above), close |
 //!
 //! Like the daemon, it reads all requests of a burst before it writes the replies. It keeps files
 //! open for warm names, and deletes them on release for cold ones.
 //!
 //! The daemon makes a few calls more. Each burst takes it a second epoll_wait, which does not
-//! block. With `--linger 0` it looks once more before it deletes a file; with the default linger it
-//! unlocks the file on release, and locks it again before it looks and deletes.
+//! block. With the default linger it unlocks a file that has a place among those that are kept, and
+//! locks it again before it looks and deletes.
 //!
 //! The floor cannot wait, and does not release what a lost connection held. Any request that the
 //! benchmark would not send ends it.
@@ -165,8 +165,7 @@ impl Floor {
         };
         ensure!(held.holder.is_none(), "{} is held", name.escape_ascii());
         lock(&held.file, F_WRLCK)?;
-        let means = identity(&lstat(&*held.path)?);
-        ensure!(means == held.identity, "the lock file of {} was replaced", name.escape_ascii());
+        held.check(&name)?;
         held.holder = Some(number);
         Ok(())
     }
@@ -180,6 +179,7 @@ impl Floor {
             return lock(&held.get().file, F_UNLCK);
         }
         let held = held.remove();
+        held.check(&name)?;
         unlink(&*held.path)?;
         lock(&held.file, F_UNLCK)
     }
@@ -194,6 +194,13 @@ impl Lock {
         let file = File::from(open(&*path, flags, Mode::from_bits_truncate(0o664))?);
         let identity = identity(&fstat(&file)?);
         Ok(Self { file, path, identity, holder: None })
+    }
+
+    /// Checks that the name still means this file.
+    fn check(&self, name: &Name) -> Result<()> {
+        let means = identity(&lstat(&*self.path)?);
+        ensure!(means == self.identity, "the lock file of {} was replaced", name.escape_ascii());
+        Ok(())
     }
 }
 

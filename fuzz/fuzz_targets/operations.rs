@@ -17,6 +17,6 @@ mod run;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Some((first, rest)) = bytes.split_first() {
-        run::run(first & 1 == 1, rest.as_chunks().0.iter().copied());
+        run::run([first & 1 == 1, first & 2 == 2], rest.as_chunks().0.iter().copied());
     }
 });

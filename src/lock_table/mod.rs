@@ -157,6 +157,7 @@ impl LockTable {
         let config = Config {
             pace: if network { Pace::NETWORK } else { Pace::LOCAL },
             linger_ms: u64::try_from(linger.as_millis()).unwrap_or(u64::MAX),
+            linger_evicts: network,
             linger_files_max: usize::try_from(files_max).unwrap_or(usize::MAX).div_ceil(SHARDS),
         };
         Self {
@@ -261,7 +262,10 @@ impl LockTable {
                     let Some(task) = self.hand_to_threads(Task { shard, name, op, file }) else { continue };
                     let done = self.complete(task);
                     self.decide(shard, source, scratch, |engine, effects| {
-                        engine.input(Input::Now(clock::now_ms()), effects);
+                        // What a session's own task calls takes microseconds.
+                        if matches!(source, Source::Daemon) {
+                            engine.input(Input::Now(clock::now_ms()), effects);
+                        }
                         engine.input(done, effects);
                     });
                 }

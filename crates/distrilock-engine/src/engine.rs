@@ -26,6 +26,9 @@ pub struct Config {
     pub linger_ms: u64,
     /// How many released files are kept at most.
     pub linger_files_max: usize,
+    /// If as many are kept: whether one more takes the place of the oldest, or goes at once. Where
+    /// opening a file again is cheap, going through the queue would cost more than it saves.
+    pub linger_evicts: bool,
     /// How often a name is tried that another process holds.
     pub pace: Pace,
 }
@@ -36,30 +39,39 @@ pub struct Engine<F> {
     pub(crate) config: Config,
     /// Boxed: on average, half of the places in a tree's nodes are empty.
     pub(crate) records: BTreeMap<LockName, Box<Record<F>>>,
-    /// Names whose file was idle at some time since they joined the queue, oldest first. A name
-    /// leaves it when it retires, or when its turn comes and it is not idle.
-    lingering: VecDeque<LockName>,
-    linger_armed: bool,
-    contended: ContendedNames,
+    lists: Lists,
     /// What the clock is known to show; copied into claims for those who look, never compared.
     now_ms: u64,
     /// The daemon stops.
     closing: bool,
 }
 
+/// What names stand in, besides the records.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Lists {
+    /// Names whose file was idle at some time since they joined the queue, oldest first. A name
+    /// leaves it when it retires, or when its turn comes and it is not idle.
+    lingering: VecDeque<LockName>,
+    linger_armed: bool,
+    contended: ContendedNames,
+}
+
+/// What is left to do for a name that has come to rest.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    Done,
+    /// The record says nothing any more.
+    Drop,
+    /// Too many files linger.
+    Shed,
+}
+
 impl<F> Engine<F> {
     /// An engine without any name.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self {
-            config,
-            records: BTreeMap::new(),
-            lingering: VecDeque::new(),
-            linger_armed: false,
-            contended: ContendedNames::default(),
-            now_ms: 0,
-            closing: false,
-        }
+        Self { config, records: BTreeMap::new(), lists: Lists::default(), now_ms: 0, closing: false }
     }
 
     /// Takes one input and appends its effects, to be carried out in their order.
@@ -91,7 +103,7 @@ impl<F> Engine<F> {
             Input::Hint(name) => self.hint(&mut self.about(&name, effects)),
             Input::Promised(name) => self.promised(&mut self.about(&name, effects)),
             Input::PromisesBroken => {
-                let names = self.contended.break_promises();
+                let names = self.lists.contended.break_promises();
                 self.sweep(names, effects);
             }
             Input::Now(now_ms) => self.now_ms = now_ms,
@@ -116,7 +128,7 @@ impl<F> Engine<F> {
         if self.closing {
             return cx.answer(asker, Answer::Closing);
         }
-        let record = self.record(cx.name);
+        let record = self.records.entry(cx.name.clone()).or_default();
         match record.held_by(asker.session).map(|holder| holder.extent) {
             Some(held) if held == want.extent => {
                 record.queries.push(Query { asker, question: Question::Already { fence: want.fence } });
@@ -135,7 +147,8 @@ impl<F> Engine<F> {
                 waits,
             }),
         }
-        self.settle(cx);
+        let rest = self.lists.settle(&self.config, cx, record, None);
+        self.follow(cx, rest);
     }
 
     fn release(&mut self, cx: &mut Context<'_, F>, asker: Asker, looks: bool) {
@@ -153,7 +166,8 @@ impl<F> Engine<F> {
         } else {
             cx.answer(asker, Answer::Released { file_gone: false });
         }
-        self.settle(cx);
+        let rest = self.lists.settle(&self.config, cx, record, None);
+        self.follow(cx, rest);
     }
 
     /// A question of a holder about its lock.
@@ -166,7 +180,8 @@ impl<F> Engine<F> {
     }
 
     fn peek(&mut self, cx: &mut Context<'_, F>, asker: Asker) {
-        self.record(cx.name).queries.push(Query { asker, question: Question::Peek });
+        let record = self.records.entry(cx.name.clone()).or_default();
+        record.queries.push(Query { asker, question: Question::Peek });
         self.settle(cx);
     }
 
@@ -188,7 +203,8 @@ impl<F> Engine<F> {
     fn done(&mut self, cx: &mut Context<'_, F>, file: Option<F>, outcome: &Outcome) {
         let record = self.records.get_mut(cx.name).expect("a name with an operation in flight has a record (I10)");
         record.done(cx, file, outcome);
-        self.settle(cx);
+        let rest = self.lists.settle(&self.config, cx, record, None);
+        self.follow(cx, rest);
     }
 }
 
@@ -233,11 +249,11 @@ impl<F> Engine<F> {
     fn elapsed(&mut self, timer: &Timer, effects: &mut Vec<Effect<F>>) {
         match timer {
             Timer::Retry => {
-                let names = self.contended.retry();
+                let names = self.lists.contended.retry();
                 self.sweep(names, effects);
             }
             Timer::Recheck => {
-                let names = self.contended.recheck();
+                let names = self.lists.contended.recheck();
                 self.sweep(names, effects);
             }
             Timer::Linger => self.linger(effects),
@@ -271,29 +287,29 @@ impl<F> Engine<F> {
     /// A daemon holds the name and promises a wake-up on release.
     fn promised(&mut self, cx: &mut Context<'_, F>) {
         if !self.records.get(cx.name).is_some_and(|record| record.contention.is_disturbed()) {
-            self.contended.promise(cx);
+            self.lists.contended.promise(cx);
             self.check(cx.name);
         }
     }
 
     /// Idle files grow a tick older; those that are past the linger retire.
     fn linger(&mut self, effects: &mut Vec<Effect<F>>) {
-        self.linger_armed = false;
-        for _ in 0..self.lingering.len() {
-            let name = self.lingering.pop_front().expect("as many as were counted");
+        self.lists.linger_armed = false;
+        for _ in 0..self.lists.lingering.len() {
+            let name = self.lists.lingering.pop_front().expect("as many as were counted");
             let Some(record) = self.records.get_mut(&name) else { continue };
             if record.linger.tick() && record.idles() {
-                self.lingering.push_back(name);
+                self.lists.lingering.push_back(name);
                 continue;
             }
             self.retire(&mut self.about(&name, effects));
         }
-        self.arm_linger(effects);
+        self.lists.arm_linger(&self.config, effects);
     }
 
     /// Retires the file that has been idle longest.
     fn retire_oldest(&mut self, effects: &mut Vec<Effect<F>>) {
-        while let Some(name) = self.lingering.pop_front() {
+        while let Some(name) = self.lists.lingering.pop_front() {
             if self.records.contains_key(&name) && self.retire(&mut self.about(&name, effects)) {
                 return;
             }
@@ -309,7 +325,8 @@ impl<F> Engine<F> {
         if idles {
             record.begin(cx, FileOp::Retire);
         }
-        self.rest(cx);
+        let rest = self.lists.rest(&self.config, cx, record);
+        self.follow(cx, rest);
         idles
     }
 
@@ -317,7 +334,7 @@ impl<F> Engine<F> {
     fn drain(&mut self, effects: &mut Vec<Effect<F>>) {
         self.closing = true;
         self.config.linger_ms = 0;
-        for name in std::mem::take(&mut self.lingering) {
+        for name in std::mem::take(&mut self.lists.lingering) {
             if let Some(record) = self.records.get_mut(&name) {
                 record.linger.unlist();
             }
@@ -343,43 +360,18 @@ impl<F> Engine<F> {
     /// The same, and begins the given operation if there is no other.
     fn settle_or(&mut self, cx: &mut Context<'_, F>, otherwise: Option<FileOp>) {
         let Some(record) = self.records.get_mut(cx.name) else { return };
-        let lingers = self.config.linger_ms > 0;
-        if let Some(op) = record.next(cx, lingers).or(otherwise) {
-            record.begin(cx, op);
+        let rest = self.lists.settle(&self.config, cx, record, otherwise);
+        self.follow(cx, rest);
+    }
+
+    /// Does what is left to do for a name that has come to rest.
+    fn follow(&mut self, cx: &mut Context<'_, F>, rest: Rest) {
+        match rest {
+            Rest::Done => {}
+            Rest::Drop => drop(self.records.remove(cx.name)),
+            Rest::Shed => self.retire_oldest(cx.effects),
         }
-        self.rest(cx);
         self.check(cx.name);
-    }
-
-    /// Keeps the lists of contended and of idle names, and their timers, and drops a record that
-    /// says nothing.
-    fn rest(&mut self, cx: &mut Context<'_, F>) {
-        let Some(record) = self.records.get_mut(cx.name) else { return };
-        if record.waiters.is_empty() {
-            record.contention.due();
-        }
-        if record.contention.is_contended() {
-            self.contended.add(cx, record.contention.is_disturbed(), self.config.pace);
-        } else {
-            self.contended.remove(cx.name);
-        }
-        if record.idles() && !record.linger.is_listed() {
-            record.linger.list();
-            self.lingering.push_back(cx.name.clone());
-            self.arm_linger(cx.effects);
-            if self.lingering.len() > self.config.linger_files_max {
-                self.retire_oldest(cx.effects);
-            }
-        } else if record.is_void() {
-            self.records.remove(cx.name);
-        }
-    }
-
-    fn arm_linger(&mut self, effects: &mut Vec<Effect<F>>) {
-        if !self.linger_armed && !self.lingering.is_empty() && self.config.linger_ms > 0 {
-            self.linger_armed = true;
-            effects.push(Effect::Arm(Timer::Linger, self.config.linger_ms.div_ceil(LINGER_TICKS.into())));
-        }
     }
 
     /// Checks the invariants of one name, in debug builds.
@@ -387,7 +379,7 @@ impl<F> Engine<F> {
         if cfg!(debug_assertions)
             && let Some(record) = self.records.get(name)
         {
-            check::record(name, record, self.contended.will_try(name));
+            check::record(name, record, self.lists.contended.will_try(name));
         }
     }
 
@@ -397,11 +389,58 @@ impl<F> Engine<F> {
     /// If one does not hold; the message has its number.
     pub fn check_all(&self) {
         for (name, record) in &self.records {
-            check::record(name, record, self.contended.will_try(name));
+            check::record(name, record, self.lists.contended.will_try(name));
         }
-        for name in self.contended.names() {
+        for name in self.lists.contended.names() {
             let contended = self.records.get(name).is_some_and(|record| record.contention.is_contended());
             assert!(contended, "I7: {name} in a contended list");
+        }
+    }
+}
+
+impl Lists {
+    /// Settles a name that has this record: the record is looked up only once for each input.
+    fn settle<F>(
+        &mut self,
+        config: &Config,
+        cx: &mut Context<'_, F>,
+        record: &mut Record<F>,
+        otherwise: Option<FileOp>,
+    ) -> Rest {
+        let has_place =
+            config.linger_evicts || record.linger.is_listed() || self.lingering.len() < config.linger_files_max;
+        if let Some(op) = record.next(cx, config.linger_ms > 0 && has_place).or(otherwise) {
+            record.begin(cx, op);
+        }
+        self.rest(config, cx, record)
+    }
+
+    /// Keeps the lists of contended and of idle names, and their timers.
+    fn rest<F>(&mut self, config: &Config, cx: &mut Context<'_, F>, record: &mut Record<F>) -> Rest {
+        if record.waiters.is_empty() {
+            record.contention.due();
+        }
+        if record.contention.is_contended() {
+            self.contended.add(cx, record.contention.is_disturbed(), config.pace);
+        } else {
+            self.contended.remove(cx.name);
+        }
+        if record.idles() && !record.linger.is_listed() {
+            record.linger.list();
+            self.lingering.push_back(cx.name.clone());
+            self.arm_linger(config, cx.effects);
+            if self.lingering.len() > config.linger_files_max { Rest::Shed } else { Rest::Done }
+        } else if record.is_void() {
+            Rest::Drop
+        } else {
+            Rest::Done
+        }
+    }
+
+    fn arm_linger<F>(&mut self, config: &Config, effects: &mut Vec<Effect<F>>) {
+        if !self.linger_armed && !self.lingering.is_empty() && config.linger_ms > 0 {
+            self.linger_armed = true;
+            effects.push(Effect::Arm(Timer::Linger, config.linger_ms.div_ceil(LINGER_TICKS.into())));
         }
     }
 }

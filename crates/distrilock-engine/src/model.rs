@@ -318,7 +318,12 @@ fn asked(session: usize) -> Asked {
 impl World {
     fn new(scope: &Scope) -> Self {
         Self {
-            engine: Engine::new(Config { linger_ms: scope.linger_ms, linger_files_max: 1, pace: Pace::LOCAL }),
+            engine: Engine::new(Config {
+                linger_ms: scope.linger_ms,
+                linger_files_max: 1,
+                linger_evicts: false,
+                pace: Pace::LOCAL,
+            }),
             kernel: Kernel::default(),
             daemon: None,
             timers: BTreeSet::new(),

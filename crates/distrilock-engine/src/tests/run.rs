@@ -52,7 +52,7 @@ struct Outside {
 
 struct Run {
     engine: Engine<u32>,
-    linger_ms: u64,
+    config: Config,
     names: BTreeMap<LockName, Outside>,
     timers: BTreeSet<Timer>,
     /// Files that are open.
@@ -74,13 +74,13 @@ struct Run {
 ///
 /// # Panics
 /// If the engine, or what it answers, breaks a rule.
-pub(super) fn run(linger: bool, steps: impl IntoIterator<Item = [u8; 3]>) {
+pub(super) fn run([linger, evicts]: [bool; 2], steps: impl IntoIterator<Item = [u8; 3]>) {
     let linger_ms = if linger { 2000 } else { 0 };
-    let config = Config { linger_ms, linger_files_max: 2, pace: Pace::LOCAL };
+    let config = Config { linger_ms, linger_files_max: 2, linger_evicts: evicts, pace: Pace::LOCAL };
     let name = |text: &str| LockName::parse(text.as_bytes()).expect("the names of a run are valid");
     let mut run = Run {
-        engine: Engine::new(config),
-        linger_ms,
+        engine: Engine::new(config.clone()),
+        config,
         names: NAMES.iter().map(|text| (name(text), Outside::default())).collect(),
         timers: BTreeSet::new(),
         open: BTreeSet::new(),
@@ -333,7 +333,7 @@ impl Run {
         }
         self.timers.clear();
         let handed = self.engine.hand_over();
-        self.engine = Engine::new(Config { linger_ms: self.linger_ms, linger_files_max: 2, pace: Pace::LOCAL });
+        self.engine = Engine::new(self.config.clone());
         for handed in handed {
             let mut effects = Vec::new();
             self.engine.take_over(handed, |session| session != dead, &mut effects);
