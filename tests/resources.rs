@@ -94,26 +94,26 @@ fn a_reserve_for_lock_files() {
     assert_eq!(said(&daemon, "out of file descriptors"), 1, "{}", daemon.said());
 }
 
-/// Released lock files have all descriptors that connections left: they give way to a fence as
-/// well, which needs some for its mark.
+/// Released lock files have all descriptors that connections left: they give way to a fence and to
+/// a stamp as well, which need some for their own files.
 #[test]
-fn released_files_give_way_to_a_fence() {
+fn released_files_give_way_to_fences_and_stamps() {
     let daemon = Daemon::setup().script("ulimit -n 128").flag("--linger", "600").start();
     let mut client = V1::connect(&daemon.tcp());
     let _crowd = crowd(&daemon.tcp());
     eventually("the log speaks of descriptors", || said(&daemon, "kept for lock files") > 0);
-    for request in
-        [json!({"lock": "one", "fence": true}), json!({"lock": "some", "fence": true, "slots": 4, "take": 2})]
+    let fenced = json!({"op": "acquire", "lock": "one", "fence": true});
+    let slots = json!({"op": "acquire", "lock": "some", "fence": true, "slots": 4, "take": 2});
+    for (request, member) in
+        [(fenced, "fence"), (slots, "fence"), (json!({"op": "stamp", "lock": "one", "age_ms": 7}), "age_ms")]
     {
         for number in 0..40 {
             let lock = format!("n{number}");
             client.acquire(&lock);
             client.release(&lock);
         }
-        let mut request = request;
-        request["op"] = json!("acquire");
         let reply = client.request(request);
-        assert!(reply["ok"] == true && reply["fence"].is_u64(), "{reply}");
+        assert!(reply["ok"] == true && reply[member].is_u64(), "{reply}");
         assert_eq!(client.request(json!({"op": "verify", "lock": reply["lock"]}))["ok"], true);
     }
 }
@@ -149,6 +149,23 @@ fn a_restart_without_descriptors() {
         let reply = holder.request(json!({"op": "verify", "lock": "precious"}));
         assert_eq!(reply["ok"], true, "{reply}");
     }
+    manager.stop();
+}
+
+/// The next process cannot start for lack of descriptors: the sessions wait for the one after it.
+#[test]
+fn a_restart_that_fails_for_lack_of_descriptors() {
+    let mut manager = Manager::start();
+    let mut holder = V1::connect(&manager.address());
+    holder.acquire("precious");
+    manager.leave();
+    for count in [10, 16, 22] {
+        let status = manager.spawn(&format!("ulimit -n {count}")).wait().expect("it is our child");
+        assert_eq!(status.code(), Some(1), "{count}: {status}");
+    }
+    manager.run("");
+    let reply = holder.request(json!({"op": "verify", "lock": "precious"}));
+    assert_eq!(reply["ok"], true, "{reply}");
     manager.stop();
 }
 

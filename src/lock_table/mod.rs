@@ -401,8 +401,10 @@ impl LockTable {
                 (Some((slots, _)), Outcome::Fenced(fence)) => Outcome::Taken { slots, fence: Some(fence) },
                 (Some((slots, fault)), _) => Outcome::Taken { slots, fence: Some(Err(fault)) },
             };
-            let (Outcome::Failed(fault) | Outcome::Fenced(Err(fault)) | Outcome::Taken { fence: Some(Err(fault)), .. }) =
-                &outcome
+            let (Outcome::Failed(fault)
+            | Outcome::Fenced(Err(fault))
+            | Outcome::Stamped(Err(fault))
+            | Outcome::Taken { fence: Some(Err(fault)), .. }) = &outcome
             else {
                 return (left, outcome);
             };

@@ -56,6 +56,12 @@ impl Manager {
 
     /// Runs a process of the daemon, after a line of shell, until it is ready.
     pub(crate) fn run(&mut self, script: &str) {
+        self.child = Some(self.spawn(script));
+        while !self.hear().lines().any(|line| line == "READY=1") {}
+    }
+
+    /// Starts a process of the daemon, after a line of shell, without waiting for it.
+    pub(crate) fn spawn(&self, script: &str) -> Child {
         let copy = |end: &OwnedFd| end.try_clone().expect("there are descriptors");
         let mut descriptors = vec![OwnedFd::from(self.listener.try_clone().expect("there are descriptors"))];
         descriptors.extend(self.stored.iter().map(copy));
@@ -67,8 +73,7 @@ impl Manager {
         command.env("LISTEN_FDNAMES", &names).env("LISTEN_FDS", names.split(':').count().to_string());
         command.env("NOTIFY_SOCKET", self.folder.path().join("notify")).env_remove("JOURNAL_STREAM");
         command.fd_mappings(mappings.collect()).expect("each descriptor has its number");
-        self.child = Some(command.spawn().expect("the daemon runs"));
-        while !self.hear().lines().any(|line| line == "READY=1") {}
+        command.spawn().expect("the daemon runs")
     }
 
     /// Receives one message. Descriptors to be stored are kept; all others are closed, which

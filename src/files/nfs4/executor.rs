@@ -142,29 +142,20 @@ impl<'a> Nfs4Executor<'a> {
                 self.file().take_fence(mode, mark)
             }
             Call::Stamp(age_ms) => self.files.stamp(self.name, age_ms),
-            Call::LockTurn
-            | Call::UnlockTurn
-            | Call::LockHeld
-            | Call::LockNumber(_)
-            | Call::LockSlots(..)
-            | Call::UnlockSlots(..) => self.slots(call),
+            Call::LockTurn => stale_is_gone(self.taking().lock_turn()),
+            Call::UnlockTurn => stale_is_gone(self.taking().unlock_turn()),
+            Call::LockHeld => stale_is_gone(self.taking().lock_held()),
+            Call::LockNumber(of) => stale_is_gone(self.taking().lock_number(of)),
+            Call::LockSlots(of, take) => stale_is_gone(self.taking().lock_slots(of, take)),
+            Call::UnlockSlots(first, count) => stale_is_gone(self.taking().unlock_slots(first, count)),
             Call::Close => self.close(),
         }
     }
 
-    /// Makes a call that takes slots or gives them back.
-    fn slots(&mut self, call: Call) -> CallResult {
+    /// The file, for a call that takes slots or gives them back.
+    fn taking(&mut self) -> &mut OpenFile {
         self.takes = true;
-        let file = self.file();
-        stale_is_gone(match call {
-            Call::LockTurn => file.lock_turn(),
-            Call::UnlockTurn => file.unlock_turn(),
-            Call::LockHeld => file.lock_held(),
-            Call::LockNumber(of) => file.lock_number(of),
-            Call::LockSlots(of, take) => file.lock_slots(of, take),
-            Call::UnlockSlots(first, count) => file.unlock_slots(first, count),
-            call => unreachable!("{call:?} has nothing to do with slots"),
-        })
+        self.file()
     }
 
     /// Makes a call that the server grants only to a client whose locks it knows.
