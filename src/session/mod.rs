@@ -292,7 +292,7 @@ impl Session {
             Notice::Lost { name, reason } => {
                 self.forget(&name);
                 let gathered = self.asking.gathers(&name);
-                self.lost_part(&name, reason, out);
+                self.part_gone(&name, &Answer::Lost(reason), out);
                 if gathered {
                     // The client was never told that it holds the lock: the refusal is enough.
                 } else if self.codec.dialect() == Dialect::JsonV1 {
@@ -336,6 +336,10 @@ impl Session {
             ReplyTo::Part(number) => self.part(*number, name, answer, out),
             ReplyTo::Released(number) => self.released(*number, out),
             ReplyTo::Nobody => {}
+        }
+        if pending.kind == Kind::Release {
+            // A request for several locks had it, since the session held it before.
+            self.part_gone(name, &Answer::Cancelled, out);
         }
     }
 

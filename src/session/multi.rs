@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, ReplyTo, Session};
-use distrilock_engine::{Answer, Input, Mode, RequestId, Want, Withdrawal};
+use super::{Kind, Pending, ReplyTo, Session};
+use distrilock_engine::{Answer, Asked, Input, Mode, RequestId, Want, Withdrawal};
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{ErrorWord, Grant, Grants, Id, ModeWord, Refusal, Reply, Wait};
 
@@ -168,15 +168,35 @@ impl Session {
         self.codec.send_v1(&Reply::no(acquire.id.as_ref(), refusal), out);
     }
 
-    /// Refuses the request that had gathered a lock which is lost now.
-    pub(super) fn lost_part(&mut self, name: &LockName, reason: &'static str, out: &mut Vec<u8>) {
-        let Some(number) = self.asking.granted_to(name) else { return };
-        let waits = self.asking.acquire(number).and_then(|acquire| self.asking.get(acquire.asked?));
-        let asked = waits.map(|pending| self.asked(pending));
-        self.fall_apart(number, name, &Answer::Lost(reason), out);
+    /// Refuses the request that has been granted a lock which is lost now, or released.
+    pub(super) fn part_gone(&mut self, name: &LockName, why: &Answer, out: &mut Vec<u8>) {
+        if let Some(number) = self.asking.granted_to(name) {
+            self.break_off(number, name, why, out);
+        }
+    }
+
+    /// Refuses a request although the engine may be about to answer for its next lock.
+    fn break_off(&mut self, number: RequestId, name: &LockName, why: &Answer, out: &mut Vec<u8>) {
+        let asks = self.asking.acquire(number).and_then(|acquire| self.asking.get(acquire.asked?));
+        let asked = asks.map(|pending| self.asked(pending));
+        self.fall_apart(number, name, why, out);
         if let Some(asked) = asked {
             self.withdraw(asked, Withdrawal::Cancelled, out);
         }
+    }
+
+    /// Cancels a request for several locks, whatever the engine is about to answer for the next
+    /// one. Returns whether this request to the engine was a part of one.
+    pub(super) fn cancel_part(&mut self, asked: &Asked, out: &mut Vec<u8>) -> bool {
+        let Some(&Pending { to: ReplyTo::Part(number), .. }) = self.asking.get(asked.request) else { return false };
+        self.break_off(number, &asked.name, &Answer::Cancelled, out);
+        true
+    }
+
+    /// Whether the session does not hold the lock, but a request for several locks wants it, and
+    /// may have it already. The session cannot release it meanwhile.
+    pub(super) fn only_gathers(&self, lock: &LockName) -> bool {
+        self.asking.is_part(lock) && !self.held.contains(lock)
     }
 
     /// Whether others may wait for this session.

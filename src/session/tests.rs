@@ -87,6 +87,66 @@ fn a_lost_part_is_not_granted() {
     assert_eq!(holder.ask(r#"{"op":"acquire","lock":"b"}"#), [r#"{"ok":true,"lock":"b"}"#], "it was released");
 }
 
+/// A request for several locks has been granted one, and its session has not read that yet: it
+/// cannot release the lock all the same, which the request would then be granted without.
+#[test]
+fn a_part_that_was_just_granted_is_not_released() {
+    let table = Table::new();
+    let (mut holder, mut waiter) = (table.session(), table.session());
+    for lock in ["a", "b"] {
+        holder.ask(&format!(r#"{{"op":"acquire","lock":"{lock}"}}"#));
+    }
+    assert_eq!(waiter.ask(r#"{"op":"acquire","locks":["a","b"],"wait_ms":null}"#), [""; 0]);
+    holder.ask(r#"{"op":"release","lock":"a"}"#);
+    let refusal = r#"{"ok":false,"error":"not_held","message":"this session does not hold the lock a"}"#;
+    assert_eq!(waiter.ask(r#"{"op":"release","lock":"a"}"#), [refusal]);
+    holder.ask(r#"{"op":"release","lock":"b"}"#);
+    assert_eq!(waiter.read(), [r#"{"ok":true,"locks":[{"lock":"a"},{"lock":"b"}]}"#]);
+    assert_eq!(waiter.ask(r#"{"op":"verify","lock":"a"}"#), [r#"{"ok":true,"lock":"a"}"#]);
+}
+
+/// A session releases a lock that it held before it asked for several, of which it is one: the
+/// request is not granted without it.
+#[test]
+fn a_part_that_was_held_before_is_released() {
+    let table = Table::new();
+    let (mut holder, mut waiter) = (table.session(), table.session());
+    for release in [r#"{"op":"release","lock":"b"}"#, r#"{"op":"release","locks":["a","b"]}"#] {
+        holder.ask(r#"{"op":"acquire","lock":"c"}"#);
+        for lock in ["a", "b"] {
+            waiter.ask(&format!(r#"{{"op":"acquire","lock":"{lock}"}}"#));
+        }
+        assert_eq!(waiter.ask(r#"{"id":1,"op":"acquire","locks":["a","b","c"],"wait_ms":null}"#), [""; 0]);
+        let answers = waiter.ask(release);
+        let refused = |answer: &String| answer.starts_with(r#"{"id":1,"ok":false,"error":"cancelled""#);
+        assert_eq!(answers.iter().filter(|answer| refused(answer)).count(), 1, "{answers:?}");
+        assert!(answers.iter().any(|answer| answer.starts_with(r#"{"ok":true"#)), "{answers:?}");
+        holder.ask(r#"{"op":"release","lock":"c"}"#);
+        assert_eq!(waiter.read(), [""; 0]);
+        assert_eq!(holder.ask(r#"{"op":"acquire","lock":"b"}"#), [r#"{"ok":true,"lock":"b"}"#]);
+        holder.ask(r#"{"op":"release","lock":"b"}"#);
+        waiter.ask(r#"{"op":"release","lock":"a"}"#);
+    }
+}
+
+/// A request for several locks is cancelled when it has just been granted one and would wait for
+/// the next: it waits for nothing more.
+#[test]
+fn a_request_is_cancelled_between_its_parts() {
+    let table = Table::new();
+    let (mut holder, mut waiter) = (table.session(), table.session());
+    for lock in ["a", "b"] {
+        holder.ask(&format!(r#"{{"op":"acquire","lock":"{lock}"}}"#));
+    }
+    assert_eq!(waiter.ask(r#"{"id":1,"op":"acquire","locks":["a","b"],"wait_ms":null}"#), [""; 0]);
+    holder.ask(r#"{"op":"release","lock":"a"}"#);
+    let refusal = r#"{"id":1,"ok":false,"error":"cancelled","message":"the wait was cancelled","lock":"a"}"#;
+    assert_eq!(waiter.ask(r#"{"op":"cancel","request":1}"#), [refusal, r#"{"ok":true,"cancelled":true}"#]);
+    assert_eq!(holder.ask(r#"{"op":"acquire","lock":"a"}"#), [r#"{"ok":true,"lock":"a"}"#], "it was released");
+    holder.ask(r#"{"op":"release","lock":"b"}"#);
+    assert_eq!(waiter.read(), [""; 0]);
+}
+
 /// A session asks for the stamp of a lock again before it has an answer: that is refused, however
 /// many other requests there are, so that stamps do not pile up. Those of another lock are no
 /// matter.

@@ -32,8 +32,8 @@ impl Session {
             v0::ACQUIRE if self.asking.acquires(&name) => {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, v0::OTHER_SESSION, out);
             }
-            // The same, and that request has already gathered it.
-            v0::RELEASE | v0::VERIFY if self.asking.gathers(&name) => {
+            // The same, for several names, and that request may have this one already.
+            v0::RELEASE | v0::VERIFY if self.only_gathers(&name) => {
                 self.answer_v0(form, command, &request.name, Outcome::Failed, v0::NOT_FOUND, out);
             }
             v0::ACQUIRE => self.acquire_v0(&name, form, command, out),

@@ -27,8 +27,9 @@ impl Session {
             Op::Acquire { lock, want, wait } => self.acquire(id, &lock, want, wait, out),
             Op::AcquireAll { wants, wait } => self.acquire_all(id, wants, wait, out),
             Op::ReleaseAll(locks) => self.release_all(id, locks, out),
-            // A request for several locks has gathered it: the session does not hold it yet.
-            Op::Release(lock) | Op::Verify(lock) | Op::Stamp { lock, .. } if self.asking.gathers(&lock) => {
+            // The engine may grant it at any moment to a request for several locks: even then the
+            // session does not hold it yet.
+            Op::Release(lock) | Op::Verify(lock) | Op::Stamp { lock, .. } if self.only_gathers(&lock) => {
                 self.reply_v1(id.as_ref(), &lock, Answer::NotHeld { by_another: false }, out);
             }
             Op::Stamp { lock, age_ms } => self.stamp(id, &lock, age_ms, out),
@@ -86,6 +87,9 @@ impl Session {
         let asked = waiting.map(|pending| self.asked(pending));
         let number = asked.as_ref().map(|asked| asked.request);
         if let Some(asked) = asked {
+            if self.cancel_part(&asked, out) {
+                return self.codec.send_v1(&Reply::yes(id, Cancelled { cancelled: true }), out);
+            }
             self.withdraw(asked, Withdrawal::Cancelled, out);
             // Its answer is the last one in the mailbox.
             while self.unread {
