@@ -1,6 +1,6 @@
 //! [`Files`]: a lock directory, and what its lock files are called.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::stat;
@@ -63,10 +63,13 @@ impl Files {
     /// The path of a name's lock file.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
-        let mut file = String::with_capacity(name.len() + SUFFIX.len());
-        file.push_str(name);
-        file.push_str(SUFFIX);
-        self.directory.join(file)
+        // With room for a slash and a NUL byte: a path is allocated once.
+        let mut path = OsString::with_capacity(self.directory.as_os_str().len() + name.len() + SUFFIX.len() + 2);
+        path.push(&self.directory);
+        let mut path = PathBuf::from(path);
+        path.push(name);
+        path.as_mut_os_string().push(SUFFIX);
+        path
     }
 
     pub(super) fn c_path(&self, name: &LockName) -> CString {
