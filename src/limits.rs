@@ -79,6 +79,10 @@ pub const NOTICES_AT_ONCE: usize = 16;
 /// a time slice is over. The rest is left to the main thread.
 pub const EFFECTS_AT_ONCE: usize = 8;
 
+/// Names that are counted in a shard at once, for STATUS=: some hundred microseconds. Nobody waits
+/// for the shard of a million names meanwhile.
+pub const COUNTED_AT_ONCE: usize = if cfg!(test) { 10 } else { 4096 };
+
 /// Names that are read from a shard at once when names of all shards are listed in order: twice as
 /// many as each shard has of a full reply, on average.
 pub const NAMES_AT_ONCE: usize = 32;
@@ -91,9 +95,9 @@ pub const FEW_REQUESTS_MAX: usize = if cfg!(test) { 2 } else { 16 };
 /// smaller and no slower.
 pub const FEW_NAMES_MAX: usize = if cfg!(test) { 4 } else { 16 };
 
-/// A turn of a session that is at least this long, in milliseconds, shows in STATUS=: a few hundred
-/// times what a request takes.
-pub const TURN_SHOWN_MS: u128 = 5;
+/// A turn of a session that is at least this long, in milliseconds, shows in STATUS=: as long as a
+/// time slice, and some hundred times what a request takes.
+pub const TURN_SHOWN_MS: u128 = 1;
 
 /// A turn of a session that is longer than this, in milliseconds, is logged: people notice the
 /// pause.

@@ -63,9 +63,9 @@ pub(super) async fn report(table: Arc<LockTable>, notifier: Arc<Notifier>) {
 pub(super) fn status(table: &LockTable) -> String {
     let (held, waiting) = table.shards.count();
     let mut status = format!("{} sessions, {held} locks, {waiting} waiting requests", table.mailboxes.count());
-    let longest_ms = table.turns.longest().as_millis();
-    if longest_ms >= TURN_SHOWN_MS {
-        status += &format!(", longest turn {longest_ms} ms");
+    let longest = table.turns.longest();
+    if longest.as_millis() >= TURN_SHOWN_MS {
+        status += &format!(", longest turn {:.1} ms", longest.as_secs_f64() * 1000.0);
     }
     status
 }

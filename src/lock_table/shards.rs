@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::files::OpenFile;
-use crate::limits::{NAMES_AT_ONCE, QUEUE_ENTRIES_PER_READ};
+use crate::limits::{COUNTED_AT_ONCE, NAMES_AT_ONCE, QUEUE_ENTRIES_PER_READ};
 use crate::sync::locked;
 use distrilock_engine::deadlock::Queue;
 use distrilock_engine::limits::SHARDS;
@@ -75,7 +75,19 @@ impl Shards {
     /// How many locks are held, and how many requests wait.
     #[must_use]
     pub fn count(&self) -> (usize, usize) {
-        self.each().map(|shard| shard.count()).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+        let mut sum = (0, 0);
+        for shard in Self::all() {
+            let mut after = None;
+            loop {
+                let ((held, waiting), next) = self.lock(shard).count(after.as_ref(), COUNTED_AT_ONCE);
+                sum = (sum.0 + held, sum.1 + waiting);
+                after = next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        sum
     }
 
     /// The first names after `after` that are held or waited for, at most `count`, in order.
@@ -185,6 +197,7 @@ mod tests {
             let rest = &all[after + 1..];
             assert_eq!(shards.names(Some(&all[after]), count), rest[..rest.len().min(count)]);
         }
+        assert_eq!(shards.count(), (0, 1500));
         assert_eq!(shards.held(None, 257), [], "nobody has carried out a try");
     }
 }

@@ -79,6 +79,9 @@ impl Session {
             // Version 0.1 cannot ask for a stamp.
             | Answer::Stamped(_) => (Outcome::Success, "".into()),
             Answer::Released { file_gone: true } => (Outcome::InternalError, self.removed(name)),
+            Answer::QueueFull if matches!(command, v0::PEEK | v0::VERIFY) => {
+                (Outcome::InternalError, "too many requests".into())
+            }
             Answer::BusyHere(_)
             | Answer::QueueFull
             | Answer::NotHeld { by_another: true }

@@ -6,7 +6,7 @@ use super::{Kind, ReplyTo, Session};
 use crate::clock::now_ms;
 use crate::limits::LIST_BYTES_ENOUGH;
 use crate::slice::TimeSlice;
-use distrilock_engine::limits::QUEUE_MAX;
+use distrilock_engine::limits::{QUERIES_MAX, QUEUE_MAX};
 use distrilock_engine::{Answer, Claim, Extent, Input, Mode, View, Want, Withdrawal};
 use distrilock_protocol::limits::LIST_LOCKS_MAX;
 use distrilock_protocol::name::LockName;
@@ -197,7 +197,8 @@ impl Session {
             Answer::QueueFull => (
                 ErrorWord::Limit,
                 format!(
-                    "{QUEUE_MAX} requests wait for the lock {name}, which is the limit for one lock; try again later"
+                    "{QUEUE_MAX} requests wait for the lock {name}, or {QUERIES_MAX} questions about it, which is the \
+                     limit for one lock; try again later"
                 ),
             ),
             Answer::Mismatch => (

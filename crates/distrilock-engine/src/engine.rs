@@ -15,7 +15,7 @@ use crate::deadlock::{Holder, Queue};
 use crate::fault::Fault;
 use crate::limits::{LINGER_TICKS, QUEUE_MAX};
 use crate::message::{Answer, Asker, Effect, FileOp, Input, Outcome, Timer, Withdrawal};
-use crate::record::{File, Query, Question, Record, Release};
+use crate::record::{File, Question, Record, Release};
 use crate::state::Contention;
 use crate::waiters::Waiter;
 
@@ -131,7 +131,7 @@ impl<F> Engine<F> {
         let record = self.records.entry(cx.name.clone()).or_default();
         match record.held_by(asker.session).map(|holder| holder.extent) {
             Some(held) if held == want.extent => {
-                record.queries.push(Query { asker, question: Question::Already { fence: want.fence } });
+                record.ask(cx, asker, Question::Already { fence: want.fence });
             }
             Some(held) if held.mode().disagrees_with(want.mode()) => {
                 cx.answer(asker, Answer::Disagrees { held: held.mode(), asked: want.mode() });
@@ -175,13 +175,12 @@ impl<F> Engine<F> {
         let Some(record) = self.records.get_mut(cx.name) else {
             return cx.answer(asker, Answer::NotHeld { by_another: false });
         };
-        record.queries.push(Query { asker, question });
+        record.ask(cx, asker, question);
         self.settle(cx);
     }
 
     fn peek(&mut self, cx: &mut Context<'_, F>, asker: Asker) {
-        let record = self.records.entry(cx.name.clone()).or_default();
-        record.queries.push(Query { asker, question: Question::Peek });
+        self.records.entry(cx.name.clone()).or_default().ask(cx, asker, Question::Peek);
         self.settle(cx);
     }
 
@@ -447,12 +446,20 @@ impl Lists {
 
 /// What is known of names, for those who look: the file system is not asked.
 impl<F> Engine<F> {
-    /// How many locks sessions hold, and how many requests wait.
+    /// How many locks sessions hold, and how many requests wait, of the first names after `after`,
+    /// at most `most`; and the name after which to go on, if there may be more.
     #[must_use]
-    pub fn count(&self) -> (usize, usize) {
-        let add =
-            |(held, waiting), record: &Box<Record<F>>| (held + record.holders.len(), waiting + record.waiters.len());
-        self.records.values().fold((0, 0), add)
+    pub fn count(&self, after: Option<&LockName>, most: usize) -> ((usize, usize), Option<LockName>) {
+        let (mut held, mut waiting, mut counted) = (0, 0, 0);
+        for (name, record) in self.after(after) {
+            held += record.holders.len();
+            waiting += record.waiters.len();
+            counted += 1;
+            if counted == most {
+                return ((held, waiting), Some(name.clone()));
+            }
+        }
+        ((held, waiting), None)
     }
 
     /// Whether sessions of this daemon hold the name.

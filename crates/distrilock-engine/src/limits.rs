@@ -62,6 +62,10 @@ pub(crate) const DISTURBED_MS_MAX: u64 = if cfg!(test) { 0 } else { 6000 };
 /// milliseconds.
 pub const QUEUE_MAX: usize = 16_384;
 
+/// Questions about one name, such as verify and peek, that wait for a file operation: an operation
+/// answers all of them at once, and that takes a few milliseconds.
+pub const QUERIES_MAX: usize = if cfg!(test) { 64 } else { 4096 };
+
 /// How many shared requests enter at once after a try or a probe has shown that the lock is real.
 /// The next ones enter after another probe: a step stays below a millisecond.
 pub(crate) const GRANTS_MAX: usize = if cfg!(test) { 2 } else { 256 };

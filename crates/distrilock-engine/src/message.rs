@@ -324,7 +324,7 @@ pub enum Answer {
     BusyHere(Option<Claim>),
     /// Another process holds the name.
     BusyElsewhere,
-    /// As many requests wait for the name as may.
+    /// As many requests wait for the name, or questions about it, as may.
     QueueFull,
     /// The session holds the lock in another mode, or holds another number of its slots.
     Mismatch,

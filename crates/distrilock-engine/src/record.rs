@@ -17,7 +17,7 @@ use distrilock_protocol::want::Mode;
 use crate::claim::{Claim, View};
 use crate::context::Context;
 use crate::fault::Fault;
-use crate::limits::{REFUSALS_MAX, TURN_MS, YIELD_MS};
+use crate::limits::{QUERIES_MAX, REFUSALS_MAX, TURN_MS, YIELD_MS};
 use crate::line::{Entry, Line};
 use crate::message::{Answer, Asker, FileOp};
 use crate::state::{Contention, Linger, Turn};
@@ -195,6 +195,14 @@ impl<F> Record<F> {
 
 /// What inputs, decisions and completions change alike.
 impl<F> Record<F> {
+    /// Adds a question, unless there are too many.
+    pub(crate) fn ask(&mut self, cx: &mut Context<'_, F>, asker: Asker, question: Question) {
+        if self.queries.len() >= QUERIES_MAX {
+            return cx.answer(asker, Answer::QueueFull);
+        }
+        self.queries.push(Query { asker, question });
+    }
+
     pub(crate) fn remove_holder(&mut self, session: SessionId) -> bool {
         let removed = self.holders.remove(session, |_| true);
         self.freed.extend(removed.iter().flat_map(|holder| &holder.slots));

@@ -2,7 +2,7 @@
 //! them. In tests [`GRANTS_MAX`] and [`REFUSALS_MAX`] are small.
 
 use super::*;
-use crate::limits::{GRANTS_MAX, QUEUE_MAX, REFUSALS_MAX};
+use crate::limits::{GRANTS_MAX, QUERIES_MAX, QUEUE_MAX, REFUSALS_MAX};
 
 const CROWD: u64 = 9;
 
@@ -122,4 +122,19 @@ fn any_of_a_crowd_may_leave() {
     assert_eq!(n.done(Outcome::Locked), [released(5), granted(11, Exclusive)]);
     n.release(11);
     assert_eq!(n.done(Outcome::Locked), [released(11), granted(14, Shared)]);
+}
+
+/// Questions pile up while an operation is under way: there are only so many, and those beyond are
+/// refused at once. The operation's end answers the others.
+#[test]
+fn questions_are_bounded() {
+    let mut n = Scenario::new();
+    assert_eq!(n.try_it(1, Exclusive), [first_try(Exclusive)]);
+    let first = 2..2 + u64::try_from(QUERIES_MAX).unwrap();
+    for session in first.clone() {
+        assert_eq!(n.input(Input::Peek(asked(session))), []);
+    }
+    assert_eq!(n.input(Input::Peek(asked(1000))), [says(1000, Answer::QueueFull)]);
+    assert_eq!(n.done(Outcome::Locked).len(), 1 + first.count());
+    assert_eq!(n.input(Input::Peek(asked(1000))).len(), 1);
 }

@@ -585,7 +585,7 @@ fn peeks() {
     let seen = |session, mode: Mode, since_ms| Claim::new(SessionId(session), mode.into(), since_ms);
     let answer = Answer::Peeked(view(&[seen(1, Shared, 50)], &[seen(2, Exclusive, 60)], false));
     assert_eq!(n.input(Input::Peek(asked(9))), [says(9, answer)]);
-    assert_eq!(n.engine.count(), (1, 1));
+    assert_eq!(n.engine.count(None, 9), ((1, 1), None));
     assert_eq!(n.engine.names(None).map(LockName::as_str).collect::<Vec<_>>(), ["n"]);
     assert_eq!(n.engine.names(Some(&name("n"))).count(), 0);
 }
@@ -678,7 +678,7 @@ fn the_daemon_drains() {
     assert_eq!(n.wait(3, Exclusive), [says(3, Answer::Closing)]);
     assert_eq!(n.release(1), [file(FileOp::Retire)]);
     assert_eq!(n.closed(UNLOCKED), [released(1)]);
-    assert_eq!(n.engine.count(), (0, 0));
+    assert_eq!(n.engine.count(None, 9), ((0, 0), None));
     let mut n = Scenario::new();
     n.held(1, Exclusive);
     n.release(1);

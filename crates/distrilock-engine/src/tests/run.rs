@@ -472,7 +472,7 @@ impl Run {
             assert!(outside.questions.is_empty(), "I6: {name}: {:?} without an answer", outside.questions);
         }
         assert_eq!(self.open, BTreeSet::new(), "files stay open");
-        assert_eq!(self.engine.count(), (0, 0));
+        assert_eq!(self.engine.count(None, usize::MAX), ((0, 0), None));
     }
 
     fn holder(&self) -> Option<(LockName, SessionId)> {
