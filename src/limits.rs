@@ -258,6 +258,10 @@ pub const MARK_WAIT_MS_MAX: u64 = 500;
 /// start, since parts of it would panic or work without what they need.
 pub const START_DESCRIPTORS: usize = 20;
 
+/// For this many descriptors the kernel's table has room from the start, if the limit allows as
+/// many: it takes 2 MiB of the kernel's memory. Beyond that it grows when it has to.
+pub const DESCRIPTORS_READY: u64 = 262_144;
+
 /// With fewer descriptors than this, the daemon explains at start how to raise the limit: a session
 /// with one lock takes two.
 pub const DESCRIPTORS_LOW: u64 = 4096;

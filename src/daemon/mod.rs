@@ -16,9 +16,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::SIGXFSZ;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::close;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -30,7 +32,7 @@ use crate::files::mount::Mount;
 use crate::files::{FileId, presence};
 use crate::front::{Listening, SessionThreads, Transport, accept};
 use crate::host::host_name;
-use crate::limits::{DESCRIPTORS_LOW, FAREWELL_MS_MAX, START_DESCRIPTORS};
+use crate::limits::{DESCRIPTORS_LOW, DESCRIPTORS_READY, FAREWELL_MS_MAX, START_DESCRIPTORS};
 use crate::lock_table::storage::watch;
 use crate::lock_table::turns::Turns;
 use crate::lock_table::{LockTable, Storage, deadlocks, hints};
@@ -392,10 +394,22 @@ fn survive_file_size_limit(runtime: &Runtime) -> io::Result<()> {
     signal(SignalKind::from_raw(SIGXFSZ)).map(drop)
 }
 
+/// Makes the kernel's table of descriptors as large as it will be. Later, each time it has to grow,
+/// opening a file or accepting a connection would take some ten milliseconds: in a process with
+/// threads, the kernel waits until no processor reads the old table (expand_fdtable in fs/file.c).
+fn make_room_for_descriptors(limit: u64) {
+    let last = i32::try_from(limit.min(DESCRIPTORS_READY)).unwrap_or(i32::MAX) - 1;
+    // Without room, the table grows later.
+    if let Ok(number) = fcntl(io::stderr(), FcntlArg::F_DUPFD_CLOEXEC(last)) {
+        let _ = close(number);
+    }
+}
+
 /// Raises the limit of open files as far as possible. Returns the new limit.
 fn raise_descriptor_limit() -> io::Result<u64> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    make_room_for_descriptors(hard);
     Ok(hard)
 }
 
