@@ -1,7 +1,7 @@
-//! The worst turns. A session keeps its thread for as long as a turn lasts, and everybody else on the
-//! thread waits. Each scenario has hostile clients do what may take long, and prints the longest
-//! turn that the daemon's stall meter has seen, and the longest ping of a client that has nothing to
-//! do with it: that one also waits for everybody's turn before its own.
+//! The worst turns. A session keeps its thread for as long as a turn lasts, and everybody else on
+//! the thread waits. Each scenario has hostile clients do what may take long, and prints the
+//! longest turn that the daemon's stall meter has seen, and the longest ping of a client that has
+//! nothing to do with it: that one also waits for everybody's turn before its own.
 //!
 //! `cargo bench --bench turns [-- --quick] [-- --assert]`: with `--assert`, a turn above the goal
 //! ends it with status 1. A thread that is preempted has a longer turn, so compare figures of an

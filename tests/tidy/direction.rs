@@ -136,7 +136,7 @@ const FILE_WORDS: [&str; 7] = ["fcntl", "F_OFD", "unlink", "remove_file", "opena
 const FILE_PLACES: [&str; 2] = ["src/files", "crates/distrilock-engine/src/steps"];
 
 /// What uses such a word elsewhere, by the file's end, and why.
-const FILE_WORDS_ELSEWHERE: [(&str, &str, &str); 10] = [
+const FILE_WORDS_ELSEWHERE: [(&str, &str, &str); 11] = [
     ("command/fence.rs", "fcntl", "where nix has the type for flock(2), which locks the records of fences"),
     ("command/exec.rs", "fcntl", "leaves a descriptor open for the next program"),
     ("command/exec.rs", "OpenOptions", "opens an inherited descriptor anew, by /proc/self/fd"),
@@ -146,6 +146,7 @@ const FILE_WORDS_ELSEWHERE: [(&str, &str, &str); 10] = [
     ("command/run/job.rs", "fcntl", "where nix has the flags of pipe2(2)"),
     ("systemd/notify.rs", "fcntl", "where nix has the flags of pipe2(2)"),
     ("systemd/sockets.rs", "fcntl", "names the call in an error of a socket"),
+    ("daemon/mod.rs", "fcntl", "duplicates a descriptor to a high number, so that the table has room"),
     ("daemon/listen.rs", "remove_file", "removes the Unix socket that a dead daemon left"),
 ];
 
