@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use distrilock_engine::limits::SHARDS;
+
 /// Bytes that one read takes from a socket: the largest frame.
 pub const READ_BYTES_MAX: usize = distrilock_protocol::limits::FRAME_BYTES_MAX;
 
@@ -58,6 +60,61 @@ pub const SESSIONS_MAX: usize = 65_536;
 /// Stamps in a lock directory, each a small file that stays. A new one is counted in, which takes
 /// about a millisecond with this many.
 pub const STAMPS_MAX: usize = 4096;
+
+/// After how many milliseconds a lock is shown to other daemons: whoever asks who holds a lock
+/// waits for a longer time than this, and short holds cost no write.
+pub const BOARD_AFTER_MS: u64 = 1000;
+
+/// How often a daemon writes its board and reads those of others at most, in milliseconds.
+pub const BOARD_EVERY_MS: u64 = 1000;
+
+/// After reading the lock table or the other boards, the thread of the board rests this many times
+/// as long as that took.
+pub const BOARD_REST_FACTOR: u32 = 10;
+
+/// For how long the boards of others are read again after somebody has asked for them, in
+/// milliseconds.
+pub const BOARD_ASKED_MS: u64 = 10_000;
+
+/// What was read from the boards of others is shown for this time, in milliseconds, before a
+/// request that asks for it waits for the next reading.
+pub const BOARD_FRESH_MS: u64 = 1500;
+
+/// How long such a request waits at most, in milliseconds: then it is answered with what is known.
+pub const BOARD_WAIT_MS_MAX: u64 = 1500;
+
+/// Requests of a session that wait for the boards of others. Further ones are answered with what is
+/// known.
+pub const BOARD_QUESTIONS_MAX: usize = 16;
+
+/// A board's content, without its first line: some thousand locks.
+pub const BOARD_BYTES_MAX: usize = 1024 * 1024;
+
+/// Locks on a board, of each shard of the engine, and in all: as many as fit into its bytes.
+pub const BOARD_LOCKS_PER_SHARD_MAX: usize = BOARD_LOCKS_MAX / SHARDS;
+/// See [`BOARD_LOCKS_PER_SHARD_MAX`].
+pub const BOARD_LOCKS_MAX: usize = 4096;
+
+/// Names of a shard that are looked at for its part of the board.
+pub const BOARD_NAMES_MAX: usize = 4096;
+
+/// Holders of a lock, and waiters, on a board: those who came first.
+pub const BOARD_SESSIONS_MAX: usize = 8;
+
+/// Other daemons' boards that are read: more than there are hosts with one lock directory.
+pub const BOARDS_MAX: usize = 256;
+
+/// Bytes of other daemons' boards that are read at once.
+pub const BOARDS_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Boards of daemons that do not run any more, and for how many milliseconds they are kept: a day,
+/// so that the morning knows who held a lock at night.
+pub const BOARDS_KEPT_MAX: usize = 64;
+/// See [`BOARDS_KEPT_MAX`].
+pub const BOARDS_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Holders of a name that are last known: the latest ones.
+pub const LAST_KNOWN_MAX: usize = 8;
 
 /// A reply to `list` of this size gets no further lock. Even if the last lock's holders and waiters
 /// have long names and notes, the reply stays far below the outbox.

@@ -113,6 +113,10 @@ pub struct Settings {
     #[arg(long, value_name = "ORIGIN")]
     pub allow_origin: Vec<String>,
 
+    /// Do not show other daemons of the lock directory who holds the locks of this one
+    #[arg(long)]
+    pub no_board: bool,
+
     /// Number of threads that serve sessions. Default: one for every two processors
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,

@@ -5,13 +5,16 @@ use std::time::{Duration, Instant};
 
 use super::error::CommandError;
 use super::options::AcquireOptions;
-use super::output::{self, StatusLine};
+use super::output::{self, StatusLine, escaped};
 use super::sessions;
 use super::time_limit::TimeLimit;
 use distrilock_client::{Acquire, Client, Held, Wanted};
 
 /// How long a wait lasts before the terminal shows it, and how often the line is renewed.
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a refused request may take to find out who holds the lock.
+const HOLDERS_WITHIN: Duration = Duration::from_secs(2);
 
 /// What is held, and the connection that it lives by.
 pub(super) struct AcquiredLock {
@@ -39,10 +42,16 @@ pub(super) async fn acquire(
         after: limit.elapsed(),
         so: "the lock was not acquired",
     };
-    let held = acquired
-        .await
-        .ok_or_else(no_answer)?
-        .map_err(|error| CommandError::Acquire { server: client.server().clone(), error })?;
+    let held = match acquired.await.ok_or_else(no_answer)? {
+        Ok(held) => held,
+        Err(error) => {
+            let error = CommandError::Acquire { server: client.server().clone(), error };
+            if options.verbose && error.is_busy() {
+                say_who_holds(&client, options).await;
+            }
+            return Err(error);
+        }
+    };
     if options.verbose {
         output::message(&format!("the lock was granted after {:.3} s", began.elapsed().as_secs_f64()));
     }
@@ -71,6 +80,20 @@ fn request(client: &Client, options: &AcquireOptions, limit: &TimeLimit) -> Acqu
     }
 }
 
+/// Says who holds the locks that were refused, as far as daemons know it. This has a time limit of
+/// its own.
+async fn say_who_holds(client: &Client, options: &AcquireOptions) {
+    let say = async {
+        for name in &options.names.0 {
+            let Ok(peeked) = client.peek_everywhere(name.as_str()).await else { continue };
+            if let Some(holder) = sessions::holder(&peeked) {
+                output::message(&format!("{name} is held by {}", escaped(&holder)));
+            }
+        }
+    };
+    let _ = tokio::time::timeout(HOLDERS_WITHIN, say).await;
+}
+
 /// Shows who holds the lock that we wait for, and for how long, until it is dropped.
 async fn show_wait(client: &Client, options: &AcquireOptions) -> Infallible {
     let Some(mut line) = StatusLine::new() else { return std::future::pending().await };
@@ -78,12 +101,8 @@ async fn show_wait(client: &Client, options: &AcquireOptions) -> Infallible {
         tokio::time::sleep(SHOW_INTERVAL).await;
         for name in &options.names.0 {
             // The line is a courtesy: if something is wrong, the acquire reports it.
-            let Ok(peeked) = client.peek(name.as_str()).await else { continue };
-            let holder = match peeked.holders.first() {
-                Some(holder) => sessions::describe(holder),
-                None if peeked.contender => "another process on the daemon's host, or another daemon".to_owned(),
-                None => continue,
-            };
+            let Ok(peeked) = client.peek_everywhere(name.as_str()).await else { continue };
+            let Some(holder) = sessions::holder(&peeked) else { continue };
             line.show(&format!("waiting for {name}: held by {holder}"));
             break;
         }

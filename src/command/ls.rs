@@ -1,4 +1,4 @@
-//! `distrilock ls`: the daemon's locks, with their holders and waiters.
+//! `distrilock ls`: the locks of all daemons of a directory, with their holders and waiters.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -27,7 +27,8 @@ pub(super) fn main(options: &LsOptions, servers: &ServerOptions) -> Result<u8, C
         let clears = !options.json && io::stdout().is_terminal();
         let mut again = false;
         loop {
-            let locks = client.list().await.map_err(CommandError::request(&client))?;
+            let listed = if options.here { client.list().await } else { client.list_everywhere().await };
+            let locks = listed.map_err(CommandError::request(&client))?;
             let text = if options.json { to_json(&locks) } else { table(&locks) };
             if !options.watch {
                 print(&text)?;
@@ -49,9 +50,12 @@ pub(super) fn main(options: &LsOptions, servers: &ServerOptions) -> Result<u8, C
 fn to_json(locks: &[Listed]) -> String {
     let objects = locks.iter().map(|lock| {
         let (holders, waiters) = (sessions::to_json(&lock.holders), sessions::to_json(&lock.waiters));
-        let object = json!({
+        let mut object = json!({
             "lock": lock.lock, "mode": lock.mode, "holders": holders, "waiters": waiters, "contender": lock.contender,
         });
+        if !lock.last_known.is_empty() {
+            object["last_known"] = json!(sessions::to_json(&lock.last_known));
+        }
         json_line(&object)
     });
     objects.collect()
@@ -62,13 +66,14 @@ fn table(locks: &[Listed]) -> String {
     let mut rows = vec![HEADINGS.map(str::to_owned)];
     for lock in locks {
         rows.extend(lock.holders.iter().map(|holder| row(&lock.lock, &state(holder), holder)));
-        if lock.contender {
+        if lock.contender && lock.holders.iter().all(|holder| holder.node.is_none()) {
             let mut row = [const { String::new() }; HEADINGS.len()];
             row[0] = escaped(&lock.lock);
             row[1] = "elsewhere".to_owned();
             rows.push(row);
         }
         rows.extend(lock.waiters.iter().map(|waiter| row(&lock.lock, "waits", waiter)));
+        rows.extend(lock.last_known.iter().map(|holder| row(&lock.lock, &last_known(holder), holder)));
     }
     let widths: Vec<usize> = (0..HEADINGS.len())
         .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
@@ -90,12 +95,16 @@ fn state(holder: &SessionInfo) -> String {
     }
 }
 
+/// A holder whose daemon does not run any more.
+fn last_known(holder: &SessionInfo) -> String {
+    format!("last known, {} ago", duration(holder.seen_ms.unwrap_or_default()))
+}
+
 fn row(lock: &str, state: &str, session: &SessionInfo) -> [String; HEADINGS.len()] {
     let text = |text: &Option<String>| escaped(text.as_deref().unwrap_or_default());
     let name = match (&session.introduction.name, &session.introduction.host) {
-        (Some(name), _) => escaped(name),
         (None, Some(host)) => escaped(&format!("{}@{host}", session.session)),
-        (None, None) => escaped(&session.session),
+        _ => escaped(&sessions::called(session)),
     };
     let pid = session.introduction.pid.map(|pid| pid.to_string()).unwrap_or_default();
     let since = duration(session.since_ms);

@@ -2,8 +2,8 @@
 //! comes from [`distrilock_client`]; this module decides about processes and about what people
 //! read.
 //!
-//! - A module for each verb: `run`, `lock` (and `try`), `verify`, `peek`, `ls`, `wait`, `ping`,
-//!   `fence`, `bench`, `doctor`, `gc`, `completions`, `man`.
+//! - A module for each verb: `run`, `lock` (and `try`), `verify`, `peek` (and `who`), `ls`, `wait`,
+//!   `ping`, `fence`, `bench`, `doctor`, `gc`, `completions`, `man`.
 //! - `options` is the command line, and `values` the types of its values.
 //! - `connect` and `acquire` get from options to a held lock within a `time_limit`; `sessions`
 //!   shows the sessions of others.
@@ -93,6 +93,7 @@ fn dispatch(line: CommandLine, arguments: &[OsString]) -> ExitCode {
         Verb::Try(options) => lock::main_of_try(options, servers),
         Verb::Verify(options) => verify::main(&options),
         Verb::Peek(options) => peek::main(&options, servers),
+        Verb::Who(options) => peek::main_of_who(&options, servers),
         Verb::Ls(options) => ls::main(&options, servers),
         Verb::Wait(options) => wait::main(&options, servers),
         Verb::Ping => ping::main(servers),

@@ -35,7 +35,7 @@ use crate::host::host_name;
 use crate::limits::{DESCRIPTORS_LOW, DESCRIPTORS_READY, FAREWELL_MS_MAX, START_DESCRIPTORS};
 use crate::lock_table::storage::watch;
 use crate::lock_table::turns::Turns;
-use crate::lock_table::{LockTable, Storage, deadlocks, hints};
+use crate::lock_table::{LockTable, Storage, boards, deadlocks, hints};
 use crate::settings::{Address, Settings};
 use crate::shortage::{check_descriptors, remedy};
 use crate::sync::locked;
@@ -212,6 +212,7 @@ impl Daemon {
         let registered = listeners.register()?;
         table.start_storage()?;
         deadlocks::start(&table)?;
+        boards::start(&table)?;
         let remounted = watch::remounted(Arc::clone(&table), directory.path.clone(), directory.mount.clone())?;
         let prepared = prepare_watch(&table, &directory, &notifier)?;
         let (store, left) = look_into(&table, kept.store, place, &notifier);
@@ -273,6 +274,7 @@ impl Daemon {
             (Ending::HandOver, _) => self.stop("SIGUSR2").await,
             (Ending::Stop(signal), _) => self.stop(signal).await,
         }
+        self.table.boards.leave();
         if let Some(place) = self.own_file {
             presence::leave(&locked(&place));
         }
@@ -284,6 +286,7 @@ impl Daemon {
         self.tasks.iter().for_each(JoinHandle::abort);
         self.table.hints.leave();
         self.table.deadlocks.end();
+        self.table.boards.end(&self.table);
         match hand_over::hand_over(&self.table, &self.threads, store, self.place).await {
             Ok(count) => {
                 tracing::info!(
@@ -314,6 +317,7 @@ impl Daemon {
         self.made.iter().for_each(MadeSocket::remove);
         self.table.hints.leave();
         self.table.deadlocks.end();
+        self.table.boards.end(&self.table);
         self.table.drain();
         self.table.mailboxes.stop_all();
         // A session releases its locks before it says farewell, which may take a while: twice that

@@ -7,6 +7,8 @@
 //!   (`open_gate`). On a network file system the first daemon that opens a lock file creates it.
 //! - [`PRESENCE_PREFIX`]`UUID`: who a daemon is, locked while the daemon runs (`presence`). Each
 //!   daemon on NFSv4 has one.
+//! - [`BOARD_PREFIX`]`UUID`: what a daemon shows the others of its locks, locked while the daemon
+//!   runs (`board`). A daemon creates it when a lock has been held for a while.
 //! - [`STAMPS`]`/NAME.run`: when a run began that asked to be remembered (`stamp`). The first
 //!   daemon that writes a stamp creates the folder.
 //! - [`CLOCK_PREFIX`]`UUID`: exists for a moment, to read the file server's clock
@@ -45,6 +47,9 @@ pub(super) const STAMPS: &str = "stamps";
 
 /// How the names of presence files begin.
 pub(super) const PRESENCE_PREFIX: &str = "node-";
+
+/// How the names of boards begin.
+pub(super) const BOARD_PREFIX: &str = "board-";
 
 /// How the names of files begin that are created only to read the file server's clock.
 const CLOCK_PREFIX: &str = "clock-";

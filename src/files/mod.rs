@@ -10,6 +10,7 @@
 //! heard. `.distrilock/` (`daemon_folder`) is where the daemons of a directory find each other: on
 //! a network file system by their [`presence`], on a local one by their [`peer_sockets`].
 
+pub mod board;
 mod collect;
 mod daemon_folder;
 mod fence;

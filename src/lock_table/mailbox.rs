@@ -40,6 +40,8 @@ pub enum Notice {
         /// For how many milliseconds it is certain to be held; `None`: the doubt is over.
         valid_ms: Option<u64>,
     },
+    /// The boards of other daemons were read, or it takes too long.
+    BoardsRead,
     /// The next process of the daemon will continue the session.
     HandOver,
     /// The daemon stops.

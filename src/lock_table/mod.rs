@@ -14,9 +14,11 @@
 //!
 //! The table is made of parts that own their data: [`Shards`] has the engine, [`Storage`] the files
 //! and their threads, [`Mailboxes`] the notices to sessions, `Deadlocks` the deadlock detector,
-//! `Hints` what passes between daemons, [`Turns`] how long sessions keep their threads, and
-//! [`ThrottledLog`] the messages that must not flood the journal.
+//! `Boards` who holds what at which daemon, `Hints` the wake-ups between daemons, [`Turns`] how
+//! long sessions keep their threads, and [`ThrottledLog`] the messages that must not flood the
+//! journal.
 
+pub(crate) mod boards;
 pub(crate) mod budget;
 pub(crate) mod deadlocks;
 pub(crate) mod hints;
@@ -42,6 +44,7 @@ use crate::files::{OpenFile, Performed};
 use crate::limits::{self, EFFECTS_AT_ONCE, SHEDS_PER_CALL_MAX};
 use crate::settings::Settings;
 use crate::slice::TimeSlice;
+use boards::Boards;
 use budget::Budget;
 use deadlocks::Deadlocks;
 use distrilock_engine::limits::SHARDS;
@@ -125,6 +128,8 @@ pub struct LockTable {
     pub shards: Shards,
     /// The deadlock detector.
     pub deadlocks: Deadlocks,
+    /// What this daemon and others show each other of their locks.
+    pub boards: Boards,
     /// How long sessions keep their threads.
     pub turns: Arc<Turns>,
     /// What there is for all sessions together.
@@ -168,6 +173,7 @@ impl LockTable {
             storage,
             shards: Shards::new(&config),
             deadlocks: Deadlocks::default(),
+            boards: Boards::default(),
             turns,
             log: ThrottledLog::default(),
             hints: Hints::default(),

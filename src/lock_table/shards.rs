@@ -96,6 +96,12 @@ impl Shards {
         self.first(after, count, |shard, after| shard.names(after).take(NAMES_AT_ONCE).cloned().collect())
     }
 
+    /// The next names of one shard after `after` that are held or waited for: a few at a time, none
+    /// after the last one.
+    pub(super) fn names_of(&self, shard: ShardIndex, after: Option<&LockName>) -> Vec<LockName> {
+        self.lock(shard).names(after).take(NAMES_AT_ONCE).cloned().collect()
+    }
+
     /// The first held names after `after`, at most `count`, in order.
     pub(super) fn held(&self, after: Option<&LockName>, count: usize) -> Vec<LockName> {
         self.first(after, count, |shard, after| shard.held(after).take(NAMES_AT_ONCE).cloned().collect())

@@ -6,6 +6,7 @@
 //! session ask is answered by a later notice.
 
 mod asking;
+mod boards;
 mod budgets;
 mod bye;
 mod hand_over;
@@ -28,6 +29,7 @@ use crate::lock_table::mailbox::{Mailbox, Notice};
 use crate::lock_table::{LockInput, LockTable, Source};
 use crate::slice::TimeSlice;
 use asking::Asking;
+use boards::Question;
 use budgets::Charged;
 use bye::{Bye, Leaving};
 use distrilock_engine::{Answer, Asked, Input, RequestId, SessionId, Withdrawal};
@@ -71,6 +73,8 @@ pub struct Session {
     unread: bool,
     /// What it has of the daemon's budgets.
     charged: Charged,
+    /// What it is asked and cannot answer before the boards of other daemons are read.
+    questions: Vec<Question>,
 }
 
 /// Whether the session handles its notices right now.
@@ -103,6 +107,7 @@ enum Kind {
     Release,
     Verify,
     Peek,
+    PeekAll,
     Stamp,
 }
 
@@ -154,6 +159,7 @@ impl Session {
             reading: Reading::Idle,
             unread: false,
             charged: Charged::default(),
+            questions: Vec::new(),
         }
     }
 
@@ -311,7 +317,11 @@ impl Session {
                 self.codec.send_v1(&event, out);
             }
             Notice::Doubt { .. } => {}
-            Notice::HandOver => self.hands_over = true,
+            Notice::BoardsRead => self.answer_questions(out),
+            Notice::HandOver => {
+                self.hands_over = true;
+                self.answer_questions(out);
+            }
             // The engine has refused the waiting requests; the session's locks are released when it
             // leaves.
             Notice::Stop => self.finish(End::Stop, CloseCode::Away, "the daemon stops", out),
@@ -332,7 +342,12 @@ impl Session {
         }
         match &pending.to {
             ReplyTo::V0(form, command) => self.reply_v0(*form, *command, name, answer, out),
-            ReplyTo::V1(id) => self.reply_v1(id.as_ref(), name, answer, out),
+            ReplyTo::V1(id) => match answer {
+                Answer::Peeked(view) if pending.kind == Kind::PeekAll => {
+                    self.look_everywhere(Question::Peek { id: id.clone(), lock: name.clone(), view }, out);
+                }
+                answer => self.reply_v1(id.as_ref(), name, answer, out),
+            },
             ReplyTo::Part(number) => self.part(*number, name, answer, out),
             ReplyTo::Released(number) => self.released(*number, out),
             ReplyTo::Nobody => {}

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use super::boards::Question;
 use super::{Kind, ReplyTo, Session};
 use crate::clock::now_ms;
 use crate::limits::LIST_BYTES_ENOUGH;
 use crate::slice::TimeSlice;
 use distrilock_engine::limits::{QUERIES_MAX, QUEUE_MAX};
-use distrilock_engine::{Answer, Claim, Extent, Input, Mode, View, Want, Withdrawal};
+use distrilock_engine::{Answer, Claim, Input, Mode, View, Want, Withdrawal};
 use distrilock_protocol::limits::LIST_LOCKS_MAX;
 use distrilock_protocol::name::LockName;
 use distrilock_protocol::v1::{
@@ -35,14 +36,21 @@ impl Session {
             Op::Stamp { lock, age_ms } => self.stamp(id, &lock, age_ms, out),
             Op::Release(lock) => self.ask(&lock, Kind::Release, ReplyTo::V1(id), out, Input::Release),
             Op::Verify(lock) => self.ask(&lock, Kind::Verify, ReplyTo::V1(id), out, Input::Verify),
-            Op::Peek(lock) => self.ask(&lock, Kind::Peek, ReplyTo::V1(id), out, Input::Peek),
+            Op::Peek { lock, all } => {
+                let kind = if all { Kind::PeekAll } else { Kind::Peek };
+                self.ask(&lock, kind, ReplyTo::V1(id), out, Input::Peek);
+            }
             Op::Cancel(request) => self.cancel(id.as_ref(), &request, out),
-            Op::List(after) => self.list(id.as_ref(), after.as_ref(), out),
+            Op::List { after, all: true } => self.look_everywhere(Question::List { id, after }, out),
+            Op::List { after, all: false } => self.list(id.as_ref(), after.as_ref(), out),
             Op::Ping => {
                 let valid_ms = self.table.storage.valid_ms();
                 self.codec.send_v1(&Reply::yes(id.as_ref(), Pong { valid_ms }), out);
             }
-            Op::Bye => self.bye(id, out),
+            Op::Bye => {
+                self.answer_questions(out);
+                self.bye(id, out);
+            }
         }
     }
 
@@ -116,10 +124,10 @@ impl Session {
             }
         }
         let more = rest.next().is_some();
-        self.codec.send_v1(&Reply::yes(id, Listing { locks, more }), out);
+        self.codec.send_v1(&Reply::yes(id, Listing { locks, more, unlisted: 0 }), out);
     }
 
-    fn listed(&self, name: &LockName, view: &View) -> Listed {
+    pub(super) fn listed(&self, name: &LockName, view: &View) -> Listed {
         let seen = |sessions: &[Claim]| sessions.iter().map(|session| self.seen(session)).collect::<Vec<_>>();
         let (holders, waiters) = (seen(&view.holders), seen(&view.waiters));
         Listed {
@@ -130,26 +138,12 @@ impl Session {
             holders,
             waiters,
             contender: view.contender,
+            last_known: Vec::new(),
         }
     }
 
     fn seen(&self, session: &Claim) -> SessionInfo {
-        let introduction = self.table.mailboxes.introduction(session.session);
-        let since_ms = now_ms().saturating_sub(session.since_ms);
-        let (slots, take) = match session.extent {
-            Extent::Slots { of, take } => (Some(of), session.slots.is_empty().then_some(take)),
-            Extent::Shared | Extent::Exclusive => (None, None),
-        };
-        SessionInfo {
-            session: session.session.to_string(),
-            introduction,
-            mode: session.mode().into(),
-            slots,
-            taken: session.slots.clone(),
-            take,
-            fence: session.fence,
-            since_ms,
-        }
+        self.table.seen(session, now_ms().saturating_sub(session.since_ms))
     }
 
     pub(super) fn reply_v1(&mut self, id: Option<&Id>, name: &LockName, answer: Answer, out: &mut Vec<u8>) {
@@ -173,7 +167,7 @@ impl Session {
             Answer::Stamped(age_ms) => {
                 self.codec.send_v1(&Reply::yes(id, Stamped { lock: name.as_str().into(), age_ms }), out);
             }
-            Answer::Peeked(view) => self.look(id, name, &view, out),
+            Answer::Peeked(view) => self.codec.send_v1(&Reply::yes(id, self.peeked(name, &view)), out),
             answer => {
                 let (error, message) = self.refusal(name, &answer);
                 self.refuse(id, error, &message, out);
@@ -193,7 +187,7 @@ impl Session {
                 unreachable!("{answer:?} is no refusal")
             }
             Answer::BusyHere(holder) => (ErrorWord::Busy, self.busy(holder.as_ref())),
-            Answer::BusyElsewhere => (ErrorWord::Busy, "held through another daemon or by another process".into()),
+            Answer::BusyElsewhere => (ErrorWord::Busy, self.busy_elsewhere(name)),
             Answer::QueueFull => (
                 ErrorWord::Limit,
                 format!(
@@ -225,17 +219,18 @@ impl Session {
         }
     }
 
-    fn look(&mut self, id: Option<&Id>, name: &LockName, view: &View, out: &mut Vec<u8>) {
+    pub(super) fn peeked(&self, name: &LockName, view: &View) -> Peeked {
         let holders: Vec<SessionInfo> = view.holders.iter().map(|holder| self.seen(holder)).collect();
-        let peeked = Peeked {
+        Peeked {
             lock: name.to_string(),
             locked: view.contender || view.holders_total > 0,
             holders_total: (view.holders_total > holders.len()).then_some(view.holders_total),
             holders,
             waiters: view.waiters_total,
+            waiters_elsewhere: 0,
             contender: view.contender,
-        };
-        self.codec.send_v1(&Reply::yes(id, peeked), out);
+            last_known: Vec::new(),
+        }
     }
 
     pub(super) fn refuse(&mut self, id: Option<&Id>, error: ErrorWord, message: &str, out: &mut Vec<u8>) {

@@ -12,8 +12,22 @@ fn page(name: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-const VERBS: [&str; 13] =
-    ["run", "lock", "try", "verify", "peek", "ls", "wait", "ping", "fence", "bench", "doctor", "gc", "completions"];
+const VERBS: [&str; 14] = [
+    "run",
+    "lock",
+    "try",
+    "verify",
+    "peek",
+    "who",
+    "ls",
+    "wait",
+    "ping",
+    "fence",
+    "bench",
+    "doctor",
+    "gc",
+    "completions",
+];
 
 /// The long options that a help text lists.
 fn options(help: &str) -> Vec<String> {

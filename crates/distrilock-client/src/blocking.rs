@@ -156,6 +156,15 @@ impl Client {
         block_on(self.0.peek(name))
     }
 
+    /// Asks who holds a lock, through any daemon of the lock directory; see
+    /// [`Client::peek_everywhere`](crate::Client::peek_everywhere).
+    ///
+    /// # Errors
+    /// If the daemon refuses, or the connection has ended.
+    pub fn peek_everywhere(&self, name: &str) -> Result<Peeked, RequestError> {
+        block_on(self.0.peek_everywhere(name))
+    }
+
     /// Asks whether this session holds a lock and the lock is still real; see [`Client`] for an
     /// example.
     ///
@@ -171,6 +180,15 @@ impl Client {
     /// If the daemon refuses, or the connection has ended.
     pub fn list(&self) -> Result<Vec<Listed>, RequestError> {
         block_on(self.0.list())
+    }
+
+    /// Lists the locks of all daemons of the lock directory; see
+    /// [`Client::list_everywhere`](crate::Client::list_everywhere).
+    ///
+    /// # Errors
+    /// If the daemon refuses, or the connection has ended.
+    pub fn list_everywhere(&self) -> Result<Vec<Listed>, RequestError> {
+        block_on(self.0.list_everywhere())
     }
 
     /// Asks whether the daemon answers; see [`Client`] for an example.

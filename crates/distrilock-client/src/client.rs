@@ -12,7 +12,9 @@ use crate::error::{DisconnectedError, RequestError};
 use crate::shared::{Handle, Shared};
 use crate::wanted::Wanted;
 use distrilock_protocol::name::LockName;
-use distrilock_protocol::v1::{Done, Introduction, Listed, Listing, Op, Peeked, RequestObject, Text, Welcome};
+use distrilock_protocol::v1::{
+    Done, ErrorWord, Introduction, Listed, Listing, Op, Peeked, RequestObject, Text, Welcome,
+};
 
 /// How large a list may become: hundreds of thousands of locks. A server that invents names without
 /// end must not fill this program's memory.
@@ -209,7 +211,35 @@ impl Client {
     /// ```
     pub async fn peek(&self, name: &str) -> Result<Peeked, RequestError> {
         let lock = LockName::parse(name.as_bytes())?;
-        self.ask(&RequestObject::from(&Op::Peek(lock))).await
+        self.ask(&RequestObject::from(&Op::Peek { lock, all: false })).await
+    }
+
+    /// Asks who holds a lock, and looks at what the other daemons of the lock directory show:
+    /// holders there have a [`node`](distrilock_protocol::v1::SessionInfo::node). This can take as
+    /// long as the daemon reads that, about a second at most. A daemon that is too old for that is
+    /// asked like [`peek`](Self::peek).
+    ///
+    /// # Errors
+    /// If the daemon refuses, or the connection has ended.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("nightly").acquire().await?;
+    /// let peeked = client.peek_everywhere("nightly").await?;
+    /// assert_eq!(peeked.holders[0].node, None, "it is held through the daemon that was asked");
+    /// # Ok(()) }
+    /// ```
+    pub async fn peek_everywhere(&self, name: &str) -> Result<Peeked, RequestError> {
+        let lock = LockName::parse(name.as_bytes())?;
+        match self.ask(&RequestObject::from(&Op::Peek { lock, all: true })).await {
+            Err(RequestError::Refused { word: ErrorWord::BadRequest, .. }) => self.peek(name).await,
+            peeked => peeked,
+        }
     }
 
     /// Asks whether this session holds a lock and the lock is still real. With a
@@ -243,11 +273,41 @@ impl Client {
     /// # Ok(()) }
     /// ```
     pub async fn list(&self) -> Result<Vec<Listed>, RequestError> {
+        self.list_all_of(None).await
+    }
+
+    /// Lists the locks of all daemons of the lock directory, in the order of their names: those of
+    /// this daemon, and those that others show, whose sessions have a
+    /// [`node`](distrilock_protocol::v1::SessionInfo::node). A daemon that is too old for that
+    /// lists its own.
+    ///
+    /// # Errors
+    /// If the daemon refuses, the connection has ended, or the list takes more than 64 MiB.
+    ///
+    /// ```
+    /// use distrilock_client::Client;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let daemon = distrilock_testing::Daemon::start();
+    /// # let servers = daemon.servers();
+    /// let client = Client::connect(&servers).await?;
+    /// let held = client.lock("nightly").acquire().await?;
+    /// assert_eq!(client.list_everywhere().await?[0].lock, "nightly");
+    /// # Ok(()) }
+    /// ```
+    pub async fn list_everywhere(&self) -> Result<Vec<Listed>, RequestError> {
+        match self.list_all_of(Some(true)).await {
+            Err(RequestError::Refused { word: ErrorWord::BadRequest, .. }) => self.list().await,
+            listed => listed,
+        }
+    }
+
+    async fn list_all_of(&self, all: Option<bool>) -> Result<Vec<Listed>, RequestError> {
         let mut locks: Vec<Listed> = Vec::new();
         let mut bytes = 0;
         loop {
             let after = locks.last().map(|last| last.lock.as_str());
-            let request = RequestObject { after: after.map(Text::from), ..RequestObject::new("list") };
+            let request = RequestObject { after: after.map(Text::from), all, ..RequestObject::new("list") };
             let page: Listing = self.ask(&request).await?;
             // With a page that makes no progress, this would never end.
             let names = after.into_iter().chain(page.locks.iter().map(|lock| lock.lock.as_str()));
@@ -296,9 +356,8 @@ impl Client {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
-    /// let client = Client::connect(&servers).await?;
-    /// let introduction = Introduction { note: Some("second half".into()), ..Introduction::default() };
-    /// client.hello(&introduction).await?;
+    /// let client = Client::connect(&servers).await?; let introduction = Introduction { note:
+    /// Some("second half".into()), ..Introduction::default() }; client.hello(&introduction).await?;
     /// # Ok(()) }
     /// ```
     pub async fn hello(&self, introduction: &Introduction) -> Result<Welcome, RequestError> {

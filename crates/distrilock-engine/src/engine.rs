@@ -462,6 +462,12 @@ impl<F> Engine<F> {
         ((held, waiting), None)
     }
 
+    /// What the clock showed at the last input: nothing has changed since.
+    #[must_use]
+    pub fn changed_ms(&self) -> u64 {
+        self.now_ms
+    }
+
     /// Whether sessions of this daemon hold the name.
     #[must_use]
     pub fn holds(&self, name: &LockName) -> bool {

@@ -62,7 +62,10 @@ pub(super) enum Verb {
     Verify(VerifyOptions),
     /// Show whether a lock is held, and by whom; status 0 if it is free, 1 if it is held
     Peek(PeekOptions),
-    /// List the daemon's locks, with their holders and waiters
+    /// Explain who holds a lock, through any daemon of the directory, and who was last known to
+    /// hold it; status as for peek
+    Who(PeekOptions),
+    /// List the locks of all daemons of the lock directory, with their holders and waiters
     Ls(LsOptions),
     /// Wait until a lock is free, without taking it
     Wait(WaitOptions),
@@ -105,7 +108,7 @@ pub(super) struct VerifyOptions {
     pub(super) names: Option<Names>,
 }
 
-/// The options of `peek`.
+/// The options of `peek` and `who`.
 #[derive(Args, Clone, Debug)]
 pub(super) struct PeekOptions {
     /// Print a line of JSON for each name
@@ -123,6 +126,10 @@ pub(super) struct LsOptions {
     /// Print a line of JSON for each lock
     #[arg(long)]
     pub(super) json: bool,
+
+    /// List only the locks of the daemon that is asked
+    #[arg(long)]
+    pub(super) here: bool,
 
     /// List again every second until interrupted
     #[arg(long)]

@@ -136,7 +136,10 @@ mod tests {
             (r#"{"id":7,"op":"bye"}"#, number(7), Op::Bye),
             (r#"{"id":"\u0061","op":"verify","lock":"b"}"#, Some(Id::Text("a".into())), Op::Verify(lock("b"))),
             (r#"{"id":5,"op":"cancel","request":4}"#, number(5), Op::Cancel(Id::Number(4))),
-            (r#"{"op":"list","after":"x"}"#, None, Op::List(Some(lock("x")))),
+            (r#"{"op":"list","after":"x"}"#, None, Op::List { after: Some(lock("x")), all: false }),
+            (r#"{"op":"list","all":true}"#, None, Op::List { after: None, all: true }),
+            (r#"{"op":"peek","lock":"b","all":true}"#, None, Op::Peek { lock: lock("b"), all: true }),
+            (r#"{"op":"peek","lock":"b"}"#, None, Op::Peek { lock: lock("b"), all: false }),
         ] {
             assert_eq!(decode(text.as_bytes()), Ok(Request { id, op }), "{text}");
         }

@@ -13,18 +13,29 @@ pub struct Peeked {
     pub lock: String,
     /// Whether any session or process holds it.
     pub locked: bool,
-    /// The sessions that hold it through this daemon.
+    /// The sessions that hold it through this daemon, and those that other daemons show, with
+    /// [`SessionInfo::node`].
     #[serde(default)]
     pub holders: Vec<SessionInfo>,
-    /// How many hold it, if more do than are listed.
+    /// How many hold it through this daemon, if more do than are listed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub holders_total: Option<usize>,
     /// How many wait for it at this daemon.
     #[serde(default)]
     pub waiters: usize,
+    /// How many wait for it at other daemons, as far as these show it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub waiters_elsewhere: usize,
     /// Whether another process holds it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub contender: bool,
+    /// The sessions that were last known to hold it through daemons that do not run any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_known: Vec<SessionInfo>,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// The body of the reply to `list`: a page of the daemon's locks.
@@ -35,6 +46,9 @@ pub struct Listing {
     /// Whether there are more locks after these.
     #[serde(default)]
     pub more: bool,
+    /// How many locks other daemons hold that are in no list, since these show only so many.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unlisted: usize,
 }
 
 /// A lock in a [`Listing`], with the sessions that hold it or wait for it at this daemon.
@@ -60,6 +74,9 @@ pub struct Listed {
     /// Whether another process holds it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub contender: bool,
+    /// The sessions that were last known to hold it through daemons that do not run any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_known: Vec<SessionInfo>,
 }
 
 /// A session that holds a lock or waits for it.
@@ -88,6 +105,15 @@ pub struct SessionInfo {
     /// How long it has held the lock or waited for it, in milliseconds.
     #[serde(default)]
     pub since_ms: u64,
+    /// The host of its daemon, if that is another one than the one that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The process of its daemon, in the same case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_pid: Option<u32>,
+    /// How long ago that daemon showed it, in milliseconds, if it does not run any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_ms: Option<u64>,
 }
 
 impl Listed {
@@ -96,7 +122,7 @@ impl Listed {
     pub fn bytes(&self) -> usize {
         const ROW: usize = 100;
         const SLOT: usize = 5;
-        let sessions = self.holders.iter().chain(&self.waiters);
+        let sessions = self.holders.iter().chain(&self.waiters).chain(&self.last_known);
         let bytes = sessions.map(|it| ROW + it.introduction.bytes() + SLOT * it.taken.len());
         ROW + self.lock.len() + bytes.sum::<usize>()
     }

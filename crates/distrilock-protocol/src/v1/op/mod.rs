@@ -67,11 +67,21 @@ pub enum Op {
         age_ms: Option<u32>,
     },
     /// Ask who holds a lock.
-    Peek(LockName),
+    Peek {
+        /// Which lock.
+        lock: LockName,
+        /// Whether to look at what other daemons show as well.
+        all: bool,
+    },
     /// End the wait of another request.
     Cancel(Id),
-    /// List locks with their holders, from the first name after this one.
-    List(Option<LockName>),
+    /// List locks with their holders.
+    List {
+        /// From the first name after this one.
+        after: Option<LockName>,
+        /// Whether to list those that other daemons show as well.
+        all: bool,
+    },
     /// Ask for a sign of life.
     Ping,
     /// Release everything and close.
@@ -155,6 +165,8 @@ pub struct RequestObject<'a> {
     pub request: Option<Id>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<Text<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub all: Option<bool>,
 }
 
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Wait>, D::Error> {
@@ -185,6 +197,7 @@ impl<'a> RequestObject<'a> {
             user: None,
             request: None,
             after: None,
+            all: None,
         }
     }
 
@@ -230,9 +243,11 @@ impl<'a> RequestObject<'a> {
             "release" => Op::Release(self.lock()?),
             "verify" => Op::Verify(self.lock()?),
             "stamp" => Op::Stamp { lock: self.lock()?, age_ms: self.age()? },
-            "peek" => Op::Peek(self.lock()?),
+            "peek" => Op::Peek { lock: self.lock()?, all: self.all() },
             "cancel" => Op::Cancel(self.request.take().ok_or_else(|| missing("request"))?),
-            "list" => Op::List(self.after.take().map(|Text(after)| name(&after)).transpose()?),
+            "list" => {
+                Op::List { after: self.after.take().map(|Text(after)| name(&after)).transpose()?, all: self.all() }
+            }
             "ping" => Op::Ping,
             "bye" => Op::Bye,
             op => return Err((ErrorWord::UnknownOp, unknown(op))),
@@ -246,6 +261,10 @@ impl<'a> RequestObject<'a> {
     fn lock(&mut self) -> Result<LockName, Wrong> {
         let Text(lock) = self.lock.take().ok_or_else(|| missing("lock"))?;
         name(&lock)
+    }
+
+    fn all(&mut self) -> bool {
+        self.all.take().unwrap_or_default()
     }
 
     fn age(&mut self) -> Result<Option<u32>, Wrong> {
@@ -275,6 +294,7 @@ impl<'a> RequestObject<'a> {
             ("user", self.user.is_some()),
             ("request", self.request.is_some()),
             ("after", self.after.is_some()),
+            ("all", self.all.is_some()),
         ]
         .into_iter()
         .find_map(|(member, there)| there.then_some(member))
@@ -294,9 +314,12 @@ impl<'a> From<&'a Op> for RequestObject<'a> {
             }
             Op::Verify(lock) => Self::of_lock("verify", lock),
             Op::Stamp { lock, age_ms } => Self { age_ms: age_ms.map(u64::from), ..Self::of_lock("stamp", lock) },
-            Op::Peek(lock) => Self::of_lock("peek", lock),
+            Op::Peek { lock, all } => Self { all: all.then_some(true), ..Self::of_lock("peek", lock) },
             Op::Cancel(request) => Self { request: Some(request.clone()), ..Self::new("cancel") },
-            Op::List(after) => Self { after: after.as_ref().map(|after| after.as_str().into()), ..Self::new("list") },
+            Op::List { after, all } => {
+                let after = after.as_ref().map(|after| after.as_str().into());
+                Self { after, all: all.then_some(true), ..Self::new("list") }
+            }
             Op::Ping => Self::new("ping"),
             Op::Bye => Self::new("bye"),
         }
