@@ -121,6 +121,12 @@ pub struct Settings {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
 
+    /// What the log keeps for distrilock history, whatever the log level: with locks, what was held
+    /// or waited for at least a second, and losses; with all, every grant, release and session;
+    /// with off, nothing
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "locks")]
+    pub audit: Audit,
+
     /// Log level: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log: tracing::Level,
@@ -133,6 +139,30 @@ pub enum OnSilence {
     Fence,
     /// They are kept, whatever happens.
     RideThrough,
+}
+
+/// What the log keeps of who held which lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Audit {
+    /// Nothing.
+    Off,
+    /// Locks that were held or waited for at least
+    /// [`HISTORY_FROM_MS`](limits::HISTORY_FROM_MS), and losses.
+    Locks,
+    /// Every grant and every release, and the ends of sessions.
+    All,
+}
+
+impl Audit {
+    /// How long a lock has to be held or waited for, in milliseconds.
+    #[must_use]
+    pub fn from_ms(self) -> u64 {
+        match self {
+            Self::Off => u64::MAX,
+            Self::Locks => limits::HISTORY_FROM_MS,
+            Self::All => 0,
+        }
+    }
 }
 
 /// Where to listen.

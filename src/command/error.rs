@@ -53,6 +53,13 @@ pub(super) enum CommandError {
         "/proc does not show this process, so what CMD starts could not be ended; mount it (mount -t proc proc /proc), or run with -F"
     )]
     NoProc,
+    #[error(
+        "cannot run journalctl: {0}; the history is in the journal of systemd; without it, the daemon writes it to its \
+         standard error"
+    )]
+    NoJournal(#[source] io::Error),
+    #[error("journalctl failed ({0}), so the history is not complete; see its message")]
+    Journal(std::process::ExitStatus),
     #[error("cannot {what}: {error}")]
     System { what: &'static str, error: io::Error },
     #[error("cannot {what} {path}: {error}")]
@@ -83,12 +90,16 @@ impl CommandError {
             Self::NoRecord { .. } => status::PROTOCOL,
             Self::ReaderGone => status::DONE,
             Self::Lost { .. } => status::LOST,
+            Self::NoJournal(_) => status::NOT_RUN,
             Self::NotHeld(_) => status::BUSY,
             Self::AskGuard(_) => status::UNREACHABLE,
             Self::Collect(CollectError::OldMount { .. }) => status::REFUSED,
-            Self::Collect(_) | Self::Descriptors { .. } | Self::NoProc | Self::System { .. } | Self::File { .. } => {
-                status::SYSTEM
-            }
+            Self::Collect(_)
+            | Self::Descriptors { .. }
+            | Self::NoProc
+            | Self::Journal(_)
+            | Self::System { .. }
+            | Self::File { .. } => status::SYSTEM,
         }
     }
 

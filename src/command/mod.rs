@@ -3,7 +3,7 @@
 //! read.
 //!
 //! - A module for each verb: `run`, `lock` (and `try`), `verify`, `peek` (and `who`), `ls`, `wait`,
-//!   `ping`, `fence`, `bench`, `doctor`, `gc`, `completions`, `man`.
+//!   `ping`, `fence`, `bench`, `doctor`, `gc`, `history`, `completions`, `man`.
 //! - `options` is the command line, and `values` the types of its values.
 //! - `connect` and `acquire` get from options to a held lock within a `time_limit`; `sessions`
 //!   shows the sessions of others.
@@ -29,6 +29,7 @@ mod fence;
 mod gc;
 mod given_signals;
 mod guard_socket;
+mod history;
 mod lock;
 mod ls;
 mod man;
@@ -101,6 +102,7 @@ fn dispatch(line: CommandLine, arguments: &[OsString]) -> ExitCode {
         Verb::Bench(options) => bench::main(&options, servers),
         Verb::Doctor(options) => doctor::main(&options),
         Verb::Gc(options) => gc::main(options),
+        Verb::History(options) => history::main(&options),
         Verb::Completions { shell } => completions::main(shell),
         Verb::Man { directory } => man::main(&directory),
     };

@@ -17,7 +17,7 @@ pub(super) const REFUSED: u8 = 65;
 /// No daemon could be reached (EX_NOHOST).
 pub(super) const UNREACHABLE: u8 = 68;
 
-/// CMD could not be run (EX_UNAVAILABLE).
+/// CMD could not be run, or journalctl, whose journal has the history (EX_UNAVAILABLE).
 pub(super) const NOT_RUN: u8 = 69;
 
 /// The system failed, here or in the daemon's lock directory (EX_OSERR).

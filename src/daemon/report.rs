@@ -47,6 +47,7 @@ pub(super) async fn report(table: Arc<LockTable>, notifier: Arc<Notifier>) {
     loop {
         ticks.tick().await;
         table.log.summarise();
+        table.history.summarise();
         if let Some((thread, turn)) = table.turns.take_lately()
             && turn.as_millis() > TURN_LOGGED_MS
         {

@@ -5,6 +5,7 @@
 //! connection keeps only the rest of an incomplete message, or a short reply.
 
 use std::cell::RefCell;
+use std::fmt::Display;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::lock_table::budget::Budget;
 use crate::lock_table::mailbox::{Mailbox, OpenedMailbox};
 use crate::lock_table::{LockTable, Offender};
 use crate::session::{End, Session};
+use crate::settings::Audit;
 use crate::slice::TimeSlice;
 use distrilock_protocol::Codec;
 
@@ -36,7 +38,7 @@ pub(super) struct Connection {
     session: Session,
     mailbox: Arc<Mailbox>,
     /// The peer, for logs.
-    peer: Box<str>,
+    peer: Arc<str>,
     /// Bytes that have arrived and are not a whole message yet, or may not be handled yet.
     input: Vec<u8>,
     /// Bytes that the socket has not taken yet.
@@ -128,11 +130,13 @@ impl Connection {
         output: Vec<u8>,
         outbox_bytes_max: usize,
     ) -> Self {
+        let peer: Arc<str> = peer.into();
+        mailbox.connected_from(Arc::clone(&peer));
         Self {
             stream,
             session,
             mailbox,
-            peer: peer.into(),
+            peer,
             unsent: !output.is_empty(),
             // What arrived with the handshake may be a request.
             held_back: !input.is_empty(),
@@ -415,6 +419,17 @@ impl Connection {
                 SESSION = %id, PEER = peer, DIALECT = dialect, "session {id} of {peer} ended: {error}"
             ),
             _ => tracing::debug!(SESSION = %id, PEER = peer, DIALECT = dialect, "session {id} of {peer} ended"),
+        }
+        let table = self.session.table();
+        if table.settings.audit == Audit::All {
+            let why: &dyn Display = match (ended, self.session.ended()) {
+                (_, Some(End::Violation(violation))) => violation,
+                (_, Some(End::LockLost)) => &"its lock was lost",
+                (_, Some(End::Stop)) => &"the daemon stops",
+                (Ended::Failed(error), _) => error,
+                _ => &"the client ended it",
+            };
+            table.history.session_ended(id, &self.mailbox.identity(), dialect, why);
         }
     }
 }

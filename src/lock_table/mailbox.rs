@@ -59,6 +59,15 @@ struct Inbox {
     notices: Vec<Notice>,
     waker: Option<Waker>,
     introduction: Option<Box<Introduction>>,
+    /// Where the session connected from, for logs.
+    peer: Option<Arc<str>>,
+}
+
+/// What a session says of itself, and where it connected from.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Identity {
+    pub(crate) introduction: Option<Box<Introduction>>,
+    pub(crate) peer: Option<Arc<str>>,
 }
 
 impl Mailbox {
@@ -111,6 +120,17 @@ impl Mailbox {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.inbox().notices.is_empty()
+    }
+
+    /// Keeps where the session connected from.
+    pub(crate) fn connected_from(&self, peer: Arc<str>) {
+        self.inbox().peer = Some(peer);
+    }
+
+    /// Who the session is, for logs.
+    pub(crate) fn identity(&self) -> Identity {
+        let inbox = self.inbox();
+        Identity { introduction: inbox.introduction.clone(), peer: inbox.peer.clone() }
     }
 
     /// Keeps how the session introduces itself.
@@ -281,6 +301,12 @@ impl Mailboxes {
         let mailbox = self.shard(session).get(&session.0).cloned();
         let introduction = mailbox.and_then(|mailbox| mailbox.inbox().introduction.clone());
         introduction.map(|introduction| *introduction).unwrap_or_default()
+    }
+
+    /// Who a session is, for logs.
+    pub(crate) fn identity(&self, session: SessionId) -> Identity {
+        let mailbox = self.shard(session).get(&session.0).cloned();
+        mailbox.map(|mailbox| mailbox.identity()).unwrap_or_default()
     }
 
     fn shard(&self, session: SessionId) -> MutexGuard<'_, HashMap<u64, Arc<Mailbox>>> {

@@ -15,13 +15,14 @@
 //! The table is made of parts that own their data: [`Shards`] has the engine, [`Storage`] the files
 //! and their threads, [`Mailboxes`] the notices to sessions, `Deadlocks` the deadlock detector,
 //! `Boards` who holds what at which daemon, `Hints` the wake-ups between daemons, [`Turns`] how
-//! long sessions keep their threads, and [`ThrottledLog`] the messages that must not flood the
-//! journal.
+//! long sessions keep their threads, [`ThrottledLog`] the messages that must not flood the journal,
+//! and `History` who held what.
 
 pub(crate) mod boards;
 pub(crate) mod budget;
 pub(crate) mod deadlocks;
 pub(crate) mod hints;
+mod history;
 mod log;
 pub mod mailbox;
 mod shards;
@@ -51,6 +52,7 @@ use distrilock_engine::limits::SHARDS;
 use distrilock_engine::{Config, Effect, FileOp, Handed, Input, Mode, Outcome, Pace, SessionId, Timer};
 use distrilock_protocol::name::LockName;
 use hints::Hints;
+use history::{History, Moment};
 pub use log::{Offender, ThrottledLog};
 use mailbox::{Mailbox, Mailboxes, Notice};
 pub use shards::Shards;
@@ -136,6 +138,8 @@ pub struct LockTable {
     pub(crate) budgets: Budgets,
     /// Messages that could come in floods.
     pub log: ThrottledLog,
+    /// Who held what, for the log.
+    pub(crate) history: History,
     pub(crate) hints: Hints,
     /// The main thread's runtime, which has the engine's timers.
     timers: tokio::runtime::Handle,
@@ -163,6 +167,7 @@ impl LockTable {
             pace: if network { Pace::NETWORK } else { Pace::LOCAL },
             linger_ms: u64::try_from(linger.as_millis()).unwrap_or(u64::MAX),
             linger_evicts: network,
+            history_from_ms: settings.audit.from_ms(),
             linger_files_max: usize::try_from(files_max).unwrap_or(usize::MAX).div_ceil(SHARDS),
         };
         Self {
@@ -176,6 +181,7 @@ impl LockTable {
             boards: Boards::default(),
             turns,
             log: ThrottledLog::default(),
+            history: History::default(),
             hints: Hints::default(),
             timers,
             left: AtomicUsize::new(0),
@@ -277,8 +283,8 @@ impl LockTable {
                 }
                 Effect::Arm(timer, after_ms) => self.arm(shard, timer, after_ms),
                 Effect::Contended(name) => self.hints.contended(name),
-                Effect::Answer { .. } | Effect::Lost { .. } | Effect::Doubt { .. } => {
-                    unreachable!("notices are posted at once")
+                Effect::Answer { .. } | Effect::Lost { .. } | Effect::Doubt { .. } | Effect::Past { .. } => {
+                    unreachable!("notices are posted at once, and what is past is logged")
                 }
             }
             carried_out += 1;
@@ -353,7 +359,7 @@ impl LockTable {
         scratch: &mut Scratch,
         feed: impl FnOnce(&mut Shard, &mut Vec<LockEffect>),
     ) {
-        let mut wakers = Vec::new();
+        let (mut wakers, mut past) = (Vec::new(), Vec::new());
         let mut post = |session, notice| match source {
             Source::Session(own, mailbox) if own == session => mailbox.leave(notice),
             _ => wakers.extend(self.mailboxes.post(session, notice)),
@@ -370,11 +376,17 @@ impl LockTable {
                     post(session, Notice::Lost { name, reason });
                 }
                 Effect::Doubt { name, session, valid_ms } => post(session, Notice::Doubt { name, valid_ms }),
+                Effect::Past { .. } => past.push(effect),
                 effect => scratch.due.push_back(effect),
             }
         }
         drop(engine);
         wakers.into_iter().for_each(Waker::wake);
+        for effect in past {
+            if let Effect::Past { name, session, mode, past } = effect {
+                self.history.log(&Moment { name: &name, session, mode, mailboxes: &self.mailboxes }, past);
+            }
+        }
     }
 
     fn arm(self: &Arc<Self>, shard: ShardIndex, timer: Timer, after_ms: u64) {

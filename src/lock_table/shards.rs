@@ -187,8 +187,13 @@ mod tests {
     /// Names of all shards come in their order, whatever page is asked for.
     #[test]
     fn names_in_order() {
-        let shards =
-            Shards::new(&Config { linger_ms: 0, linger_files_max: 0, linger_evicts: false, pace: Pace::LOCAL });
+        let shards = Shards::new(&Config {
+            linger_ms: 0,
+            linger_files_max: 0,
+            linger_evicts: false,
+            pace: Pace::LOCAL,
+            history_from_ms: u64::MAX,
+        });
         let mut all = BTreeSet::new();
         for number in 0..1500 {
             let name = LockName::parse(format!("n{number}").as_bytes()).unwrap();

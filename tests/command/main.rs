@@ -3,6 +3,7 @@
 
 mod doctor;
 mod faults;
+mod history;
 mod pages;
 mod scripts;
 #[cfg(feature = "system-tests")]

@@ -12,7 +12,7 @@ fn page(name: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-const VERBS: [&str; 14] = [
+const VERBS: [&str; 15] = [
     "run",
     "lock",
     "try",
@@ -26,6 +26,7 @@ const VERBS: [&str; 14] = [
     "bench",
     "doctor",
     "gc",
+    "history",
     "completions",
 ];
 

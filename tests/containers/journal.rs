@@ -40,6 +40,7 @@ pub(crate) fn explains(report: &Report) {
     let reply = holder.request(json!({"op": "verify", "lock": "precious"}));
     report.check("a lock whose file is gone is lost", reply["error"] == "lost", &reply);
     found(report, "a lock was lost", ids::LOCK_LOST, &[("LOCK", "precious"), ("SESSION", "")]);
+    history(report);
     violation();
     let told = [("SESSION", ""), ("PEER", "127.0.0.1:"), ("DIALECT", "")];
     found(report, "a peer broke the protocol", ids::SESSION_VIOLATION, &told);
@@ -54,6 +55,25 @@ pub(crate) fn explains(report: &Report) {
     report.check("found by LOCK=", !by_field.is_empty(), by_field.len());
     let of_unit = by_field.iter().all(|event| field(event, "_SYSTEMD_UNIT") == SERVICE);
     report.check("it is the unit's", of_unit, SERVICE);
+}
+
+/// Who held a lock, and who waited for it in vain: events, and what `distrilock history` makes of
+/// them.
+fn history(report: &Report) {
+    let mut holder = V1::connect(guest::TCP);
+    assert_eq!(holder.request(json!({"op": "hello", "name": "backup@db1"}))["ok"], true);
+    holder.acquire("remembered");
+    let refused = V1::connect(guest::TCP).request(json!({"op": "acquire", "lock": "remembered", "wait_ms": 1200}));
+    report.check("a wait runs out", refused["error"] == "timeout", &refused);
+    holder.release("remembered");
+    let told = [("LOCK", "remembered"), ("SESSION", ""), ("HOLDER", "127.0.0.1:"), ("ENDED", "timed out")];
+    found(report, "a wait has ended", ids::WAIT_ENDED, &told);
+    let told = [("LOCK", "remembered"), ("HOLDER", "backup@db1"), ("HELD_MS", "1"), ("ENDED", "released")];
+    found(report, "a lock was held", ids::LOCK_ENDED, &told);
+    let (_, text) = attempt("distrilock history --since=-1h 'remember*'");
+    let has = |parts: &[&str]| text.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+    report.check("history has the hold", has(&["remembered", "backup@db1", "released"]), &text);
+    report.check("history has the wait", has(&["remembered", "not granted: timed out"]), &text);
 }
 
 /// Waits for an event in the journal, checks its fields, and checks the catalog's text.

@@ -19,8 +19,8 @@ const RUNGS: [&[&str]; 7] = [
 const BESIDE: [(&str, &[&str]); 2] = [
     // The doctor examines a directory without a daemon.
     ("doctor", &["files", "directory"]),
-    // The command knows daemons only through distrilock-client.
-    ("command", &["doctor"]),
+    // The command knows daemons only through distrilock-client, and their events by the ids.
+    ("command", &["doctor", "systemd"]),
 ];
 
 /// Where no file may use another one that uses it, directly or not.

@@ -13,6 +13,8 @@ pub struct Claim {
     pub extent: Extent,
     /// What `Input::Now` last said when the lock was granted, or when the request came.
     pub since_ms: u64,
+    /// How long the request waited for the grant, in milliseconds.
+    pub waited_ms: u64,
     /// Which slots it holds.
     pub slots: Box<[u16]>,
     /// The fence of its grant.
@@ -23,7 +25,7 @@ impl Claim {
     /// The claim of a session that wants a lock, or holds it without slots and fence.
     #[must_use]
     pub fn new(session: SessionId, want: Want, since_ms: u64) -> Self {
-        Self { session, extent: want.extent, since_ms, slots: Box::default(), fence: None }
+        Self { session, extent: want.extent, since_ms, waited_ms: 0, slots: Box::default(), fence: None }
     }
 
     /// The mode in which it holds the lock or wants it.

@@ -2,15 +2,19 @@
 
 use distrilock_protocol::ids::SessionId;
 use distrilock_protocol::name::LockName;
+use distrilock_protocol::want::Mode;
 
-use crate::message::{Answer, Asker, Effect, FileOp, Timer};
+use crate::claim::Claim;
+use crate::message::{Answer, Asker, Effect, FileOp, HoldEnd, Past, Timer, WaitEnd};
+use crate::waiters::Waiter;
 
 /// The name that an input is about, the time, and the effects to which a decision appends.
 #[derive(Debug)]
 pub(crate) struct Context<'a, F> {
     pub(crate) name: &'a LockName,
-    /// What the clock is known to show; copied into claims, never compared.
+    /// What the clock is known to show; copied into claims, and compared for the history alone.
     pub(crate) now_ms: u64,
+    pub(crate) history_from_ms: u64,
     pub(crate) effects: &'a mut Vec<Effect<F>>,
 }
 
@@ -28,6 +32,36 @@ impl<F> Context<'_, F> {
 
     pub(crate) fn lost(&mut self, session: SessionId, reason: &'static str) {
         self.effects.push(Effect::Lost { name: self.name.clone(), session, reason });
+    }
+
+    /// A session was granted the name.
+    pub(crate) fn was_granted(&mut self, holder: &Claim) {
+        let waited_ms = holder.waited_ms;
+        if waited_ms >= self.history_from_ms {
+            self.remember(holder.session, holder.mode(), Past::Granted { waited_ms });
+        }
+    }
+
+    /// A session holds the name no longer. A grant in the history always gets an end, and so does a
+    /// loss, however short.
+    pub(crate) fn hold_ended(&mut self, holder: &Claim, end: HoldEnd) {
+        let (held_ms, waited_ms) = (self.now_ms.saturating_sub(holder.since_ms), holder.waited_ms);
+        let is_lost = matches!(end, HoldEnd::Lost(_)) && self.history_from_ms != u64::MAX;
+        if is_lost || held_ms.max(waited_ms) >= self.history_from_ms {
+            self.remember(holder.session, holder.mode(), Past::Ended { held_ms, waited_ms, end });
+        }
+    }
+
+    /// A request waits no longer, without a grant.
+    pub(crate) fn gave_up(&mut self, waiter: &Waiter, why: WaitEnd) {
+        let waited_ms = self.now_ms.saturating_sub(waiter.since_ms);
+        if waited_ms >= self.history_from_ms {
+            self.remember(waiter.session, waiter.mode(), Past::GaveUp { waited_ms, why });
+        }
+    }
+
+    fn remember(&mut self, session: SessionId, mode: Mode, past: Past) {
+        self.effects.push(Effect::Past { name: self.name.clone(), session, mode, past });
     }
 
     pub(crate) fn doubt(&mut self, session: SessionId, valid_ms: Option<u64>) {

@@ -106,8 +106,10 @@ impl<F> Record<F> {
     fn grant(&mut self, cx: &mut Context<'_, F>, slots: Box<[u16]>, fence: Option<u64>) {
         let head = self.waiters.pop_front().expect("there is a first waiter");
         let asker = head.asker();
-        let holder = Claim { since_ms: cx.now_ms, slots, fence, ..head.claim() };
+        let waited_ms = cx.now_ms.saturating_sub(head.since_ms);
+        let holder = Claim { since_ms: cx.now_ms, waited_ms, slots, fence, ..head.claim() };
         cx.answer(asker, Answer::granted(&holder, false));
+        cx.was_granted(&holder);
         self.holders.push_back(holder);
     }
 

@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::deadlock::{Holder, Queue};
 use crate::fault::Fault;
 use crate::limits::{LINGER_TICKS, QUEUE_MAX};
-use crate::message::{Answer, Asker, Effect, FileOp, Input, Outcome, Timer, Withdrawal};
+use crate::message::{Answer, Asker, Effect, FileOp, HoldEnd, Input, Outcome, Timer, WaitEnd, Withdrawal};
 use crate::record::{File, Question, Record, Release};
 use crate::state::Contention;
 use crate::waiters::Waiter;
@@ -31,6 +31,9 @@ pub struct Config {
     pub linger_evicts: bool,
     /// How often a name is tried that another process holds.
     pub pace: Pace,
+    /// How long a lock has to be held or waited for to be in the history ([`Effect::Past`]), in
+    /// milliseconds; 0: always; `u64::MAX`: never.
+    pub history_from_ms: u64,
 }
 
 /// One shard of the lock engine. `F` is an open lock file.
@@ -40,7 +43,8 @@ pub struct Engine<F> {
     /// Boxed: on average, half of the places in a tree's nodes are empty.
     pub(crate) records: BTreeMap<LockName, Box<Record<F>>>,
     lists: Lists,
-    /// What the clock is known to show; copied into claims for those who look, never compared.
+    /// What the clock is known to show; copied into claims for those who look, and compared for the
+    /// history alone.
     now_ms: u64,
     /// The daemon stops.
     closing: bool,
@@ -114,7 +118,8 @@ impl<F> Engine<F> {
 
     /// What a decision about a name is given.
     pub(crate) fn about<'a>(&self, name: &'a LockName, effects: &'a mut Vec<Effect<F>>) -> Context<'a, F> {
-        Context { name, now_ms: self.now_ms, effects }
+        let history_from_ms = self.config.history_from_ms;
+        Context { name, now_ms: self.now_ms, history_from_ms, effects }
     }
 
     fn record(&mut self, name: &LockName) -> &mut Record<F> {
@@ -156,7 +161,7 @@ impl<F> Engine<F> {
             return cx.answer(asker, Answer::NotHeld { by_another: false });
         };
         record.answer_before_release(cx, asker.session);
-        if !record.remove_holder(asker.session) {
+        if !record.remove_holder(cx, asker.session, HoldEnd::Released) {
             let by_another = !record.holders.is_empty();
             return cx.answer(asker, Answer::NotHeld { by_another });
         }
@@ -186,16 +191,15 @@ impl<F> Engine<F> {
 
     fn withdraw(&mut self, cx: &mut Context<'_, F>, asker: Asker, why: Withdrawal) {
         let Some(record) = self.records.get_mut(cx.name) else { return };
-        if !record.waiters.remove(asker) {
-            return;
-        }
+        let Some(waiter) = record.waiters.remove(asker) else { return };
+        cx.gave_up(&waiter, WaitEnd::from(&why));
         cx.answer(asker, why.into());
         self.settle(cx);
     }
 
     pub(crate) fn leave(&mut self, cx: &mut Context<'_, F>, session: SessionId) {
         let Some(record) = self.records.get_mut(cx.name) else { return };
-        record.leave(session);
+        record.leave(cx, session);
         self.settle(cx);
     }
 

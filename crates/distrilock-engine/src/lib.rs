@@ -61,4 +61,4 @@ pub use distrilock_protocol::ids::{RequestId, SessionId};
 pub use distrilock_protocol::want::{Extent, Mode, Want};
 pub use engine::{Config, Engine};
 pub use hand_over::{Handed, HandedWaiter};
-pub use message::{Answer, Asked, Effect, FileOp, Input, Outcome, Timer, Withdrawal};
+pub use message::{Answer, Asked, Effect, FileOp, HoldEnd, Input, Outcome, Past, Timer, WaitEnd, Withdrawal};

@@ -299,11 +299,83 @@ pub enum Effect<F> {
         /// How many milliseconds it is certain for; `None`: the doubt is over.
         valid_ms: Option<u64>,
     },
+    /// Something for the history of a name, which nobody has to answer.
+    Past {
+        /// The name.
+        name: LockName,
+        /// The session.
+        session: SessionId,
+        /// In which mode it held the lock or wanted it.
+        mode: Mode,
+        /// What happened.
+        past: Past,
+    },
     /// A try has shown that another process holds a name that sessions wait for: other daemons may
     /// be asked for word.
     Contended(LockName),
     /// Send [`Input::Elapsed`] after this many milliseconds.
     Arm(Timer, u64),
+}
+
+/// Something that happened to a session and a name, and took long enough for the history
+/// ([`Config::history_from_ms`](crate::Config)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Past {
+    /// The session was granted the lock.
+    Granted {
+        /// How long it had waited.
+        waited_ms: u64,
+    },
+    /// The session holds the lock no longer.
+    Ended {
+        /// How long it held the lock.
+        held_ms: u64,
+        /// How long it had waited for it.
+        waited_ms: u64,
+        /// How that ended.
+        end: HoldEnd,
+    },
+    /// The session waits no longer, without a grant.
+    GaveUp {
+        /// How long it waited.
+        waited_ms: u64,
+        /// Why it ended.
+        why: WaitEnd,
+    },
+}
+
+/// How a session came not to hold a lock any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HoldEnd {
+    /// It released the lock.
+    Released,
+    /// The session ended.
+    SessionEnded,
+    /// The lock is lost, for this reason.
+    Lost(&'static str),
+}
+
+/// How a wait ended without a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WaitEnd {
+    /// Its time ran out.
+    TimedOut,
+    /// Its session cancelled it.
+    Cancelled,
+    /// It was part of a deadlock.
+    Deadlock,
+    /// Its session ended.
+    SessionEnded,
+}
+
+impl From<&Withdrawal> for WaitEnd {
+    fn from(why: &Withdrawal) -> Self {
+        match why {
+            Withdrawal::Cancelled => Self::Cancelled,
+            Withdrawal::TimedOut => Self::TimedOut,
+            Withdrawal::Deadlock(_) => Self::Deadlock,
+        }
+    }
 }
 
 /// The engine's answer to a request.

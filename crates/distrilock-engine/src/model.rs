@@ -323,6 +323,7 @@ impl World {
                 linger_files_max: 1,
                 linger_evicts: false,
                 pace: Pace::LOCAL,
+                history_from_ms: u64::MAX,
             }),
             kernel: Kernel::default(),
             daemon: None,
@@ -521,6 +522,7 @@ impl World {
                 }
                 Effect::Answer { session, answer, .. } => self.answered(usize::try_from(session.0).unwrap(), answer),
                 Effect::Lost { session, .. } => self.sessions[usize::try_from(session.0).unwrap()].holds = None,
+                Effect::Past { .. } => unreachable!("no model keeps a history"),
                 Effect::Doubt { .. } => unreachable!("no model has a file server that is silent"),
                 Effect::Arm(timer, _) => {
                     self.timers.insert(timer);

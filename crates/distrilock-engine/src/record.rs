@@ -19,7 +19,7 @@ use crate::context::Context;
 use crate::fault::Fault;
 use crate::limits::{QUERIES_MAX, REFUSALS_MAX, TURN_MS, YIELD_MS};
 use crate::line::{Entry, Line};
-use crate::message::{Answer, Asker, FileOp};
+use crate::message::{Answer, Asker, FileOp, HoldEnd, WaitEnd};
 use crate::state::{Contention, Linger, Turn};
 use crate::waiters::{Waiter, Waiters};
 
@@ -203,16 +203,17 @@ impl<F> Record<F> {
         self.queries.push(Query { asker, question });
     }
 
-    pub(crate) fn remove_holder(&mut self, session: SessionId) -> bool {
-        let removed = self.holders.remove(session, |_| true);
-        self.freed.extend(removed.iter().flat_map(|holder| &holder.slots));
-        removed.is_some()
+    pub(crate) fn remove_holder(&mut self, cx: &mut Context<'_, F>, session: SessionId, end: HoldEnd) -> bool {
+        let Some(removed) = self.holders.remove(session, |_| true) else { return false };
+        self.freed.extend(&removed.slots);
+        cx.hold_ended(&removed, end);
+        true
     }
 
     /// A session has ended: nothing that it holds, wants or asks is left.
-    pub(crate) fn leave(&mut self, session: SessionId) {
-        self.remove_holder(session);
-        self.waiters.leave(session);
+    pub(crate) fn leave(&mut self, cx: &mut Context<'_, F>, session: SessionId) {
+        self.remove_holder(cx, session, HoldEnd::SessionEnded);
+        self.waiters.leave(session, |waiter| cx.gave_up(&waiter, WaitEnd::SessionEnded));
         self.releases.retain(|release| release.asker.session != session);
         self.retain_queries(|query| query.asker.session != session);
     }
@@ -325,6 +326,7 @@ impl<F> Record<F> {
             // A take that joins them may be under way: what the file has of theirs is given back
             // then.
             self.freed.extend(&holder.slots);
+            cx.hold_ended(&holder, HoldEnd::Lost(reason));
             cx.lost(holder.session, reason);
         }
     }

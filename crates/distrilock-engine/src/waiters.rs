@@ -98,14 +98,14 @@ impl Waiters {
         self.line.pop_front()
     }
 
-    /// Takes one request out. Returns whether it was there.
-    pub(crate) fn remove(&mut self, asker: Asker) -> bool {
-        self.line.remove(asker.session, |waiter| waiter.request == asker.request).is_some()
+    /// Takes one request out, if it is there.
+    pub(crate) fn remove(&mut self, asker: Asker) -> Option<Waiter> {
+        self.line.remove(asker.session, |waiter| waiter.request == asker.request)
     }
 
-    /// A session has ended.
-    pub(crate) fn leave(&mut self, session: SessionId) {
-        while self.line.remove(session, |_| true).is_some() {}
+    /// A session has ended: takes out its requests.
+    pub(crate) fn leave(&mut self, session: SessionId, each: impl FnMut(Waiter)) {
+        std::iter::from_fn(|| self.line.remove(session, |_| true)).for_each(each);
     }
 
     pub(crate) fn take(&mut self) -> Vec<Waiter> {

@@ -80,6 +80,8 @@ pub(super) enum Verb {
     Doctor(DoctorOptions),
     /// Delete the unused lock files in a directory
     Gc(GcOptions),
+    /// Show who held which lock, from when to when, and how it ended, as this host's journal has it
+    History(HistoryOptions),
     /// Print completions for a shell
     Completions {
         /// Which shell
@@ -218,4 +220,41 @@ pub(super) struct GcOptions {
     /// Delete nothing; list the files that would be tried
     #[arg(short = 'n', long)]
     pub(super) dry_run: bool,
+}
+
+/// The options of `history`.
+#[derive(Args, Debug)]
+pub(super) struct HistoryOptions {
+    /// Begin at this time, as journalctl(1) takes it: "2026-11-28 03:00", yesterday, -2h
+    #[arg(short = 'S', long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(super) since: Option<String>,
+
+    /// End at this time
+    #[arg(short = 'U', long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(super) until: Option<String>,
+
+    /// Print a line of JSON for each
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// Look for daemons in these units; repeatable. Default: distrilock.service and
+    /// distrilock@NAME.service
+    #[arg(short, long, value_name = "UNIT")]
+    pub(super) unit: Vec<String>,
+
+    /// Read the journal of this container
+    #[arg(short = 'M', long, value_name = "CONTAINER")]
+    pub(super) machine: Option<String>,
+
+    /// Read the journal files in this folder
+    #[arg(short = 'D', long, value_name = "DIR")]
+    pub(super) directory: Option<PathBuf>,
+
+    /// Read these journal files, which may be a pattern; repeatable
+    #[arg(long, value_name = "FILE")]
+    pub(super) file: Vec<PathBuf>,
+
+    /// Show only locks of these names; * and ? are wildcards
+    #[arg(value_name = "NAME")]
+    pub(super) names: Vec<String>,
 }

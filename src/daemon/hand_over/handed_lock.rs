@@ -21,10 +21,17 @@ struct WrittenClaim {
     session: SessionId,
     mode: Mode,
     since_ms: u64,
+    /// How long its request waited: the previous process may not say.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    waited_ms: u64,
     /// How many slots it holds or wants; 0 unless the mode has slots.
     take: u16,
     slots: Box<[u16]>,
     fence: Option<u64>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,15 +62,15 @@ impl<F> From<HandedLock<F>> for Handed<F> {
 
 impl From<Claim> for WrittenClaim {
     fn from(claim: Claim) -> Self {
-        let Claim { session, extent, since_ms, slots, fence } = claim;
-        Self { session, mode: extent.mode(), since_ms, take: extent.slots(), slots, fence }
+        let Claim { session, extent, since_ms, waited_ms, slots, fence } = claim;
+        Self { session, mode: extent.mode(), since_ms, waited_ms, take: extent.slots(), slots, fence }
     }
 }
 
 impl From<WrittenClaim> for Claim {
     fn from(written: WrittenClaim) -> Self {
-        let WrittenClaim { session, mode, since_ms, take, slots, fence } = written;
-        Self { session, extent: Extent::new(mode, take), since_ms, slots, fence }
+        let WrittenClaim { session, mode, since_ms, waited_ms, take, slots, fence } = written;
+        Self { session, extent: Extent::new(mode, take), since_ms, waited_ms, slots, fence }
     }
 }
 
@@ -92,7 +99,7 @@ mod tests {
     fn the_text_between_processes() {
         let extent = Extent::Slots { of: 4, take: 2 };
         let slots = Box::from([0, 3]);
-        let holder = Claim { session: SessionId(0x7f4a), extent, since_ms: 50, slots, fence: Some(91) };
+        let holder = Claim { session: SessionId(0x7f4a), extent, since_ms: 50, waited_ms: 8, slots, fence: Some(91) };
         let waiter = |mode: Mode, waits, fence| {
             let claim = Claim::new(SessionId(2), Want::from(mode), 60);
             HandedWaiter { claim, request: RequestId(7), waits, fence }
@@ -115,7 +122,7 @@ mod tests {
         for (handed, text) in [
             (
                 held,
-                r#"{"name":"gpu","file":5,"locked":{"Slots":4},"holders":[{"session":32586,"mode":{"Slots":4},"since_ms":50,"take":2,"slots":[0,3],"fence":91}],"waiters":[{"seen":{"session":2,"mode":"Exclusive","since_ms":60,"take":0,"slots":[],"fence":null},"request":7,"waits":true,"fence":false}]}"#,
+                r#"{"name":"gpu","file":5,"locked":{"Slots":4},"holders":[{"session":32586,"mode":{"Slots":4},"since_ms":50,"waited_ms":8,"take":2,"slots":[0,3],"fence":91}],"waiters":[{"seen":{"session":2,"mode":"Exclusive","since_ms":60,"take":0,"slots":[],"fence":null},"request":7,"waits":true,"fence":false}]}"#,
             ),
             (
                 wanted,

@@ -6,6 +6,7 @@
 //! protocol gives each value a length, so a value may hold anything; `stderr` escapes what is not
 //! printable.
 
+mod history_target;
 mod queue;
 mod stderr;
 
@@ -15,8 +16,10 @@ use std::os::unix::net::UnixDatagram;
 use libsystemd::logging::{SD_JOURNAL_SOCK_PATH, connected_to_journal};
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Subscriber};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
+pub use history_target::HISTORY_TARGET;
 use queue::Queue;
 use stderr::Lines;
 
@@ -44,7 +47,7 @@ pub struct Log {
     _flush: Option<queue::Flush>,
 }
 
-/// Starts the log of this process, for events of `level` and above.
+/// Starts the log of this process, for events of `level` and above, and for the history.
 ///
 /// If stderr is connected to journald, events go to journald, with their fields as journal fields;
 /// otherwise, or if journald cannot be reached, they go to stderr. Names of journal fields are in
@@ -57,19 +60,20 @@ pub struct Log {
 /// If the log was started before.
 pub fn start(level: Level) -> Result<Log, LogError> {
     let level = LevelFilter::from_level(level);
+    let filter = Targets::new().with_default(level).with_target(HISTORY_TARGET, LevelFilter::INFO);
     // JOURNAL_STREAM names the device and inode that systemd connected to journald
     // (systemd.exec(5)); the variable alone proves nothing, because it is inherited.
     if !connected_to_journal() {
-        set(tracing_subscriber::registry().with(level).with(Lines { prefix: false }))?;
+        set(tracing_subscriber::registry().with(filter).with(Lines { prefix: false }))?;
         return Ok(Log { _flush: None });
     }
-    match journald(level) {
+    match journald(&filter) {
         Ok((queue, flush)) => {
-            set(tracing_subscriber::registry().with(level).with(queue))?;
+            set(tracing_subscriber::registry().with(filter).with(queue))?;
             Ok(Log { _flush: Some(flush) })
         }
         Err(error) => {
-            set(tracing_subscriber::registry().with(level).with(Lines { prefix: true }))?;
+            set(tracing_subscriber::registry().with(filter).with(Lines { prefix: true }))?;
             tracing::warn!(%error, "journald cannot be used directly, logging to stderr");
             Ok(Log { _flush: None })
         }
@@ -81,10 +85,10 @@ fn set(subscriber: impl Subscriber + Send + Sync) -> Result<(), LogError> {
 }
 
 /// Starts the thread that talks to journald, if journald is there and has room for a message.
-fn journald(level: LevelFilter) -> Result<(Queue, queue::Flush), JournaldError> {
+fn journald(filter: &Targets) -> Result<(Queue, queue::Flush), JournaldError> {
     let first = UnixDatagram::unbound().map_err(JournaldError::Connect)?;
     // journald discards an empty datagram.
     let sent = first.set_nonblocking(true).and_then(|()| first.send_to(&[], SD_JOURNAL_SOCK_PATH));
     sent.map_err(JournaldError::Connect)?;
-    queue::start(level).map_err(JournaldError::Thread)
+    queue::start(filter.clone()).map_err(JournaldError::Thread)
 }

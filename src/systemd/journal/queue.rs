@@ -18,9 +18,9 @@ use std::thread;
 use std::time::Duration;
 
 use tracing::field::{Field, Value, Visit};
-use tracing::level_filters::LevelFilter;
 use tracing::{Dispatch, Event, Metadata, Subscriber, dispatcher};
 use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::sync::locked;
@@ -40,11 +40,11 @@ const FLUSH_MAX: Duration = Duration::from_millis(250);
 /// As many fields as a copied event carries; no event of the daemon has half as many.
 const FIELDS_MAX: usize = 32;
 
-/// Starts the thread that sends to journald the events of `level` and above.
-pub(super) fn start(level: LevelFilter) -> io::Result<(Queue, Flush)> {
+/// Starts the thread that sends to journald the events that pass the filter.
+pub(super) fn start(filter: Targets) -> io::Result<(Queue, Flush)> {
     let shared = Arc::new(Shared::default());
     let ours = Arc::clone(&shared);
-    thread::Builder::new().name("journal".into()).spawn(move || send(&ours, level, journald))?;
+    thread::Builder::new().name("journal".into()).spawn(move || send(&ours, &filter, journald))?;
     Ok((Queue(Arc::clone(&shared)), Flush(shared)))
 }
 
@@ -155,11 +155,11 @@ impl State {
 }
 
 /// Sends what is queued, for ever. Only this thread waits while journald does not read.
-fn send<L>(shared: &Shared, level: LevelFilter, connect: impl Fn() -> io::Result<L>)
+fn send<L>(shared: &Shared, filter: &Targets, connect: impl Fn() -> io::Result<L>)
 where
     L: Layer<tracing_subscriber::Registry> + Send + Sync,
 {
-    let connected = || Some(Dispatch::new(tracing_subscriber::registry().with(connect().ok()?).with(level)));
+    let connected = || Some(Dispatch::new(tracing_subscriber::registry().with(connect().ok()?).with(filter.clone())));
     // Now, since there may be no descriptor for it later.
     let mut journal = connected();
     loop {
@@ -240,6 +240,7 @@ impl Visit for Copied {
 mod tests {
     use std::time::Instant;
 
+    use tracing::level_filters::LevelFilter;
     use tracing_subscriber::Registry;
 
     use super::*;
@@ -264,7 +265,7 @@ mod tests {
     fn log_to(journal: &Journal, log: impl FnOnce(&Arc<Shared>)) -> Flush {
         let shared = Arc::new(Shared::default());
         let (ours, theirs) = (Arc::clone(&shared), journal.clone());
-        thread::spawn(move || send(&ours, LevelFilter::INFO, || Ok(theirs.clone())));
+        thread::spawn(move || send(&ours, &Targets::new().with_default(LevelFilter::INFO), || Ok(theirs.clone())));
         let subscriber = tracing_subscriber::registry().with(LevelFilter::INFO).with(Queue(Arc::clone(&shared)));
         tracing::subscriber::with_default(subscriber, || log(&shared));
         Flush(shared)

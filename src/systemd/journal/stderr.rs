@@ -5,19 +5,24 @@ use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
 
+use jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
+use super::history_target::HISTORY_TARGET;
 use crate::sync::locked;
 
 /// The longest line on stderr. A pipe that polls as writable takes this much without blocking:
 /// `PIPE_BUF`, pipe(7).
 const LINE_BYTES_MAX: usize = 4096;
 
-/// A log for people on stderr: one line an event, without time, which journald or the terminal's
-/// user knows. Spans do not show.
+/// How a time is written: UTC, as RFC 3339 has it, with milliseconds.
+const TIME: &str = "%Y-%m-%dT%H:%M:%S.%3fZ";
+
+/// A log for people on stderr: one line an event. Only events of the history have a time: others
+/// are for whoever looks at the terminal, and journald knows it. Spans do not show.
 pub(super) struct Lines {
     /// Each line begins with its priority, sd-daemon(3), because stderr leads to journald.
     pub(super) prefix: bool,
@@ -29,6 +34,9 @@ impl<S: Subscriber> Layer<S> for Lines {
         let bold = stderr.is_terminal();
         let mut words = Words::default();
         event.record(&mut words);
+        if !self.prefix && event.metadata().target() == HISTORY_TARGET {
+            words.message.insert_str(0, &format!("{} ", Timestamp::now().strftime(TIME)));
+        }
         write_line(stderr.as_fd(), &line(*event.metadata().level(), &words, self.prefix, bold));
     }
 }

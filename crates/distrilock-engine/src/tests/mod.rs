@@ -34,11 +34,23 @@ struct Scenario {
 
 impl Scenario {
     fn new() -> Self {
-        Self::with(Config { linger_ms: 2000, linger_files_max: 2, linger_evicts: true, pace: Pace::LOCAL })
+        Self::with(Config {
+            linger_ms: 2000,
+            linger_files_max: 2,
+            linger_evicts: true,
+            pace: Pace::LOCAL,
+            history_from_ms: u64::MAX,
+        })
     }
 
     fn without_linger() -> Self {
-        Self::with(Config { linger_ms: 0, linger_files_max: 2, linger_evicts: false, pace: Pace::LOCAL })
+        Self::with(Config {
+            linger_ms: 0,
+            linger_files_max: 2,
+            linger_evicts: false,
+            pace: Pace::LOCAL,
+            history_from_ms: u64::MAX,
+        })
     }
 
     fn with(config: Config) -> Self {
@@ -588,6 +600,45 @@ fn peeks() {
     assert_eq!(n.engine.count(None, 9), ((1, 1), None));
     assert_eq!(n.engine.names(None).map(LockName::as_str).collect::<Vec<_>>(), ["n"]);
     assert_eq!(n.engine.names(Some(&name("n"))).count(), 0);
+}
+
+/// What took a second is in the history: a grant after a wait, with its end however short, a long
+/// hold, and a wait that ends without a grant. What is short leaves nothing, except a loss.
+#[test]
+fn what_the_history_has() {
+    let config = Config { history_from_ms: 1000, ..Scenario::new().engine.config };
+    let mut n = Scenario::with(config);
+    let past = |session, mode, past| Effect::Past { name: name("n"), session: SessionId(session), mode, past };
+    let is_past = |effect: &Effect<u32>| matches!(effect, Effect::Past { .. });
+    n.input(Input::Now(50));
+    n.held(1, Exclusive);
+    n.wait(2, Exclusive);
+    n.wait(3, Exclusive);
+    n.input(Input::Now(1049));
+    assert!(!n.release(1).iter().any(is_past), "held for 999 ms");
+    n.input(Input::Now(1050));
+    let entered = n.done(Outcome::Locked);
+    assert!(entered.contains(&past(2, Exclusive, Past::Granted { waited_ms: 1000 })), "{entered:?}");
+    let end = HoldEnd::Released;
+    assert!(n.release(2).contains(&past(2, Exclusive, Past::Ended { held_ms: 0, waited_ms: 1000, end })));
+    n.done(Outcome::Locked);
+    n.wait(4, Exclusive);
+    n.wait(5, Exclusive);
+    n.input(Input::Now(2100));
+    let withdrawn = n.input(Input::Withdraw { asked: asked(4), why: Withdrawal::TimedOut });
+    assert!(withdrawn.contains(&past(4, Exclusive, Past::GaveUp { waited_ms: 1050, why: WaitEnd::TimedOut })));
+    assert!(n.leave(5).contains(&past(5, Exclusive, Past::GaveUp { waited_ms: 1050, why: WaitEnd::SessionEnded })));
+    let left = n.leave(3);
+    let end = HoldEnd::SessionEnded;
+    assert!(left.contains(&past(3, Exclusive, Past::Ended { held_ms: 1050, waited_ms: 1000, end })), "{left:?}");
+    let mut n = Scenario::with(Config { history_from_ms: 1000, ..Scenario::new().engine.config });
+    n.held(1, Exclusive);
+    let end = HoldEnd::Lost("silent");
+    assert!(n.input(Input::Silence("silent")).contains(&past(
+        1,
+        Exclusive,
+        Past::Ended { held_ms: 0, waited_ms: 0, end }
+    )));
 }
 
 /// Released files are kept: the one that has been idle longest goes when there are too many, when

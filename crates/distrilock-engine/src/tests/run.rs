@@ -76,7 +76,8 @@ struct Run {
 /// If the engine, or what it answers, breaks a rule.
 pub(super) fn run([linger, evicts]: [bool; 2], steps: impl IntoIterator<Item = [u8; 3]>) {
     let linger_ms = if linger { 2000 } else { 0 };
-    let config = Config { linger_ms, linger_files_max: 2, linger_evicts: evicts, pace: Pace::LOCAL };
+    let config =
+        Config { linger_ms, linger_files_max: 2, linger_evicts: evicts, pace: Pace::LOCAL, history_from_ms: u64::MAX };
     let name = |text: &str| LockName::parse(text.as_bytes()).expect("the names of a run are valid");
     let mut run = Run {
         engine: Engine::new(config.clone()),
@@ -361,6 +362,7 @@ impl Run {
                     // release.
                     self.outside(&name).holders.remove(&session);
                 }
+                Effect::Past { .. } => unreachable!("no history is asked for"),
                 Effect::Doubt { name, session, .. } => {
                     assert!(
                         self.outside(&name).holders.contains_key(&session),
