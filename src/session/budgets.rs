@@ -104,7 +104,7 @@ impl Session {
         locks: impl IntoIterator<Item = &'a LockName> + Clone,
         wait: Wait,
     ) -> Option<(ErrorWord, String)> {
-        let new = locks.clone().into_iter().filter(|lock| !self.held.contains(*lock)).count();
+        let new = locks.clone().into_iter().filter(|lock| !self.held.contains(lock)).count();
         if let Some(full) = self.refusal_of_locks(new) {
             let locks_per_session = self.table.settings.locks_per_session;
             let message = match full {

@@ -206,7 +206,7 @@ impl Session {
 
     /// Releases several locks, all of which the session has to hold.
     pub(super) fn release_all(&mut self, id: Option<Id>, locks: Vec<LockName>, out: &mut Vec<u8>) {
-        if let Some(lock) = locks.iter().find(|lock| !self.held.contains(*lock)) {
+        if let Some(lock) = locks.iter().find(|lock| !self.held.contains(lock)) {
             let message = format!("this session does not hold the lock {lock}; none was released");
             let refusal = Refusal { lock: Some(lock.as_str().into()), ..Refusal::new(ErrorWord::NotHeld, message) };
             return self.codec.send_v1(&Reply::no(id.as_ref(), refusal), out);

@@ -132,7 +132,7 @@ impl Contention {
         };
         disturbance.tries = (disturbance.tries + 1).min(DISTURBED_MAX + 1);
         *self = Self::Disturbed(disturbance);
-        disturbance.tries > DISTURBED_MAX && now_ms.saturating_sub(disturbance.since_ms) >= DISTURBED_MS_MAX
+        disturbance.tries > DISTURBED_MAX && disturbance.since_ms + DISTURBED_MS_MAX <= now_ms
     }
 
     /// An operation on the file has shown that nobody deletes it.
