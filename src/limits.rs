@@ -72,6 +72,10 @@ pub const BOARD_EVERY_MS: u64 = 1000;
 /// as long as that took.
 pub const BOARD_REST_FACTOR: u32 = 10;
 
+/// How long it rests at most, in milliseconds. What took longer than a tenth of this mostly waited
+/// for the storage: after a minute without a file server, the board must not stay as it is for ten.
+pub const BOARD_REST_MS_MAX: u64 = 5000;
+
 /// For how long the boards of others are read again after somebody has asked for them, in
 /// milliseconds.
 pub const BOARD_ASKED_MS: u64 = 10_000;

@@ -26,7 +26,7 @@ use crate::clock::now_ms;
 use crate::files::board::{self, FoundBoard, OwnBoard, ReadBoards};
 use crate::limits::{
     BOARD_AFTER_MS, BOARD_ASKED_MS, BOARD_EVERY_MS, BOARD_FRESH_MS, BOARD_LOCKS_PER_SHARD_MAX, BOARD_NAMES_MAX,
-    BOARD_REST_FACTOR, BOARD_SESSIONS_MAX, BOARD_WAIT_MS_MAX, LAST_KNOWN_MAX,
+    BOARD_REST_FACTOR, BOARD_REST_MS_MAX, BOARD_SESSIONS_MAX, BOARD_WAIT_MS_MAX, LAST_KNOWN_MAX,
 };
 use crate::sync::locked;
 use content::Board;
@@ -283,7 +283,7 @@ impl Keeper {
                 self.look();
                 table.boards.answer(&table);
             }
-            let earliest = Instant::now() + begun.elapsed() * BOARD_REST_FACTOR;
+            let earliest = Instant::now() + rest_after(begun.elapsed());
             rest(&table, earliest, begun + every);
         }
     }
@@ -351,6 +351,11 @@ impl Keeper {
         let found = files.boards(self.own.as_ref(), now_ms, &mut self.read);
         *locked(&self.table.boards.shown) = Arc::new(Elsewhere::of(found));
     }
+}
+
+/// How long the thread rests after a round that took this long.
+fn rest_after(took: Duration) -> Duration {
+    took.saturating_mul(BOARD_REST_FACTOR).min(Duration::from_millis(BOARD_REST_MS_MAX))
 }
 
 /// Rests until the next round is due, or, if a session waits for one, until the earliest time for
@@ -477,4 +482,17 @@ impl LockTable {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A round that was short is followed by a rest that is longer; one that waited long for the
+    /// storage is not.
+    #[test]
+    fn rests() {
+        let rests = |took_ms| millis(rest_after(Duration::from_millis(took_ms)));
+        assert_eq!([0, 20, 500, 501, 60_000, u64::MAX].map(rests), [0, 200, 5000, 5000, 5000, 5000]);
+    }
 }
