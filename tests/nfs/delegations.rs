@@ -17,7 +17,7 @@ use crate::locker::{Locker, Opened};
 use crate::machine::COMMAND;
 use crate::partition::{Rival, Watch, works_again};
 use crate::report::Report;
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, eventually};
 
 /// A call that is not answered within this time hangs. It is shorter than the lease.
 const HANGS: Duration = Duration::from_secs(3);
@@ -174,12 +174,13 @@ fn daemons(server: &Server, report: &Report) {
     if COMMAND.is_some() {
         a.distrilock(&["doctor", "/mnt"]);
     }
+    eventually("the daemon shows what it holds", || server.opened(folder).iter().any(|file| file.contains("/board-")));
     let checked = |when: &str| {
         let mut delegated = server.delegated(folder);
         delegated.retain(|file| !file.starts_with("control"));
         let opened = server.opened(folder);
         let has = |part: &str| opened.iter().any(|file| file.contains(part));
-        let all = ["held.lck", "shared.lck", "slots.lck", "fenced.lck", "warm0.lck", "gate", "node-"];
+        let all = ["held.lck", "shared.lck", "slots.lck", "fenced.lck", "warm0.lck", "gate", "node-", "board-"];
         let seen = all.iter().all(|part| has(part)) && control.is_some() == grants(server);
         let detail = format!("delegations: {delegated:?}; open: {opened:?}");
         report.check(&format!("no delegation lies on a file of ours ({when})"), seen && delegated.is_empty(), detail);

@@ -7,6 +7,7 @@
 //! the host this program builds and boots the machines (`machine`); inside, as `payload guest`, it
 //! is the lab itself. This is why the test has no harness.
 
+mod board;
 mod booted;
 mod command;
 mod contention;
@@ -85,6 +86,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "delegations", together: true, machines: NEW, run: delegations::none },
     Scenario { name: "gone", together: true, machines: OLD, run: loss::gone },
     Scenario { name: "hung", together: true, machines: OLD, run: loss::hung_server },
+    Scenario { name: "board", together: true, machines: BOTH, run: board::who_holds },
     Scenario { name: "crowd", together: true, machines: BOTH_WITH_SESSIONS, run: loss::crowd },
     Scenario { name: "mounts", together: true, machines: OLD, run: mounts::refused },
     Scenario { name: "readme", together: true, machines: &[V42], run: readme::several_hosts },
