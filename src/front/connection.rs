@@ -241,7 +241,7 @@ impl Connection {
         {
             return Poll::Ready(ready.map(|()| Wake::Writable));
         }
-        if self.session.has_work() {
+        if self.session.has_work() || self.session.has_answers() && !self.stuck() {
             return Poll::Ready(Ok(Wake::Work));
         }
         if self.reads() && self.held_back {

@@ -3,7 +3,8 @@
 //! just now, the session keeps the question until they are.
 
 use super::Session;
-use crate::limits::{BOARD_QUESTIONS_MAX, LIST_BYTES_ENOUGH};
+use crate::limits::{BOARD_QUESTIONS_MAX, LIST_BYTES_ENOUGH, OUTBOX_BYTES_PAUSE};
+use crate::slice::TimeSlice;
 use distrilock_engine::{Mode, View};
 use distrilock_protocol::limits::LIST_LOCKS_MAX;
 use distrilock_protocol::name::LockName;
@@ -23,14 +24,29 @@ impl Session {
     pub(super) fn look_everywhere(&mut self, question: Question, out: &mut Vec<u8>) {
         let may_wait = !self.hands_over && self.bye.is_none() && self.questions.len() < BOARD_QUESTIONS_MAX;
         if may_wait && self.table.await_boards(self.id) {
-            self.questions.push(question);
+            self.questions.push_back(question);
         } else {
             self.answer_question(question, out);
         }
     }
 
-    /// Answers what was asked, with the boards as they are known.
-    pub(super) fn answer_questions(&mut self, out: &mut Vec<u8>) {
+    /// Answers what was asked, with the boards as they are known, as much as the time and the
+    /// client allow: replies as long as lists must not add up to more than is kept for a client.
+    pub(super) fn answer_questions(&mut self, slice: &mut TimeSlice, out: &mut Vec<u8>) {
+        while self.answerable > 0 && self.end.is_none() && out.len() < OUTBOX_BYTES_PAUSE {
+            self.answerable -= 1;
+            let Some(question) = self.questions.pop_front() else { break };
+            self.answer_question(question, out);
+            if slice.is_over() {
+                break;
+            }
+        }
+        self.say_bye(out);
+    }
+
+    /// Answers everything that was asked.
+    pub(super) fn answer_all_questions(&mut self, out: &mut Vec<u8>) {
+        self.answerable = 0;
         for question in std::mem::take(&mut self.questions) {
             self.answer_question(question, out);
         }

@@ -89,6 +89,7 @@ impl Session {
     pub(super) fn say_bye(&mut self, out: &mut Vec<u8>) {
         if self.end.is_none()
             && self.asking.is_empty()
+            && self.questions.is_empty()
             && let Some(bye) = self.bye.take_if(|bye| bye.is_done())
         {
             self.codec.send_v1(&Reply::yes(bye.id.as_ref(), Done {}), out);

@@ -18,6 +18,7 @@ mod v0;
 mod v1;
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -74,7 +75,9 @@ pub struct Session {
     /// What it has of the daemon's budgets.
     charged: Charged,
     /// What it is asked and cannot answer before the boards of other daemons are read.
-    questions: Vec<Question>,
+    questions: VecDeque<Question>,
+    /// So many of the first ones can be answered now.
+    answerable: usize,
 }
 
 /// Whether the session handles its notices right now.
@@ -159,7 +162,8 @@ impl Session {
             reading: Reading::Idle,
             unread: false,
             charged: Charged::default(),
-            questions: Vec::new(),
+            questions: VecDeque::new(),
+            answerable: 0,
         }
     }
 
@@ -199,6 +203,12 @@ impl Session {
     #[must_use]
     pub fn has_work(&self) -> bool {
         self.end.is_none() && self.bye.as_ref().is_some_and(|bye| !bye.is_done())
+    }
+
+    /// Whether it can answer questions about other daemons, which may take as much room as lists.
+    #[must_use]
+    pub fn has_answers(&self) -> bool {
+        self.end.is_none() && self.answerable > 0
     }
 
     /// The earliest deadline of its waits.
@@ -275,6 +285,7 @@ impl Session {
     /// Goes on with what it could not do in one turn.
     pub fn work(&mut self, slice: &mut TimeSlice, out: &mut Vec<u8>) {
         self.go_on_with_bye(slice, out);
+        self.answer_questions(slice, out);
     }
 
     /// Ends the waits whose time is over, as many as this turn has time for.
@@ -317,10 +328,10 @@ impl Session {
                 self.codec.send_v1(&event, out);
             }
             Notice::Doubt { .. } => {}
-            Notice::BoardsRead => self.answer_questions(out),
+            Notice::BoardsRead => self.answerable = self.questions.len(),
             Notice::HandOver => {
                 self.hands_over = true;
-                self.answer_questions(out);
+                self.answer_all_questions(out);
             }
             // The engine has refused the waiting requests; the session's locks are released when it
             // leaves.

@@ -3,7 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::FEW_REQUESTS_MAX;
+use crate::limits::{BOARD_QUESTIONS_MAX, FEW_REQUESTS_MAX, OUTBOX_BYTES_PAUSE};
 use crate::lock_table::Budgets;
 
 /// A daemon's lock table over a directory of its own.
@@ -278,4 +278,44 @@ fn says_goodbye_in_pieces() {
     assert_eq!((cancelled, lines.len(), lines.last().map(String::as_str)), (40, 41, Some(r#"{"ok":true}"#)));
     assert_eq!(leaver.0.ended(), Some(&End::Goodbye));
     assert_eq!(table.table.shards.count(), (40, 0));
+}
+
+/// Answers to questions about other daemons may be as long as lists: they come one after the other,
+/// and only while the client reads, so that a session is not closed since it asked many at once. A
+/// goodbye comes after them.
+#[test]
+fn questions_are_answered_in_pieces() {
+    let table = Table::new();
+    let mut asker = table.session();
+    for id in 0..BOARD_QUESTIONS_MAX {
+        let request = format!(r#"{{"id":{id},"op":"list","all":true}}"#);
+        assert_eq!(asker.ask(&request), [""; 0]);
+    }
+    assert!(!asker.0.has_answers());
+    table.table.boards.end(&table.table);
+    assert_eq!(asker.read(), [""; 0]);
+    assert_eq!(asker.ask(r#"{"id":"bye","op":"bye"}"#), [""; 0]);
+    let mut full = vec![b'x'; OUTBOX_BYTES_PAUSE];
+    asker.0.work(&mut TimeSlice::endless(), &mut full);
+    assert_eq!(full.len(), OUTBOX_BYTES_PAUSE);
+    for id in 0..BOARD_QUESTIONS_MAX {
+        assert!(asker.0.has_answers() && asker.0.ended().is_none());
+        let mut out = Vec::new();
+        asker.0.work(&mut TimeSlice::over(), &mut out);
+        assert!(lines(&out)[0].starts_with(&format!(r#"{{"id":{id},"ok":true"#)), "{out:?}");
+    }
+    assert_eq!((asker.0.has_answers(), asker.0.ended()), (false, Some(&End::Goodbye)));
+}
+
+/// Who is handed over is answered before.
+#[test]
+fn questions_are_answered_before_the_next_process() {
+    let table = Table::new();
+    let mut asker = table.session();
+    for _ in 0..3 {
+        assert_eq!(asker.ask(r#"{"op":"list","all":true}"#), [""; 0]);
+    }
+    table.table.mailboxes.hand_over_all();
+    assert_eq!(asker.read().len(), 3);
+    assert!(asker.0.hands_over() && asker.0.is_at_rest() && !asker.0.has_answers());
 }

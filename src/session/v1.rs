@@ -48,7 +48,7 @@ impl Session {
                 self.codec.send_v1(&Reply::yes(id.as_ref(), Pong { valid_ms }), out);
             }
             Op::Bye => {
-                self.answer_questions(out);
+                self.answerable = self.questions.len();
                 self.bye(id, out);
             }
         }
