@@ -356,8 +356,9 @@ impl Client {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
-    /// let client = Client::connect(&servers).await?; let introduction = Introduction { note:
-    /// Some("second half".into()), ..Introduction::default() }; client.hello(&introduction).await?;
+    /// let client = Client::connect(&servers).await?;
+    /// let introduction = Introduction { note: Some("second half".into()), ..Default::default() };
+    /// client.hello(&introduction).await?;
     /// # Ok(()) }
     /// ```
     pub async fn hello(&self, introduction: &Introduction) -> Result<Welcome, RequestError> {
