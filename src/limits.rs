@@ -108,7 +108,7 @@ pub const BOARD_SESSIONS_MAX: usize = 8;
 /// Other daemons' boards that are read: more than there are hosts with one lock directory.
 pub const BOARDS_MAX: usize = 256;
 
-/// Bytes of other daemons' boards that are read at once.
+/// Bytes of other daemons' boards that are read and kept in mind, those of running daemons first.
 pub const BOARDS_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Boards of daemons that do not run any more, and for how many milliseconds they are kept: a day,

@@ -86,12 +86,21 @@ struct ReadBoard<C> {
 struct Found<C> {
     file: File,
     name: String,
-    written_ms: i64,
+    bytes: usize,
+    written: (i64, i64),
     runs: bool,
     /// `None` if the file is no board, or was read while it was written.
     board: Option<Arc<C>>,
     /// Whether it is one of ours, whatever is left of it.
     is_ours: bool,
+    /// There was no room for what it shows.
+    is_left_out: bool,
+}
+
+impl<C> Found<C> {
+    fn written_ms(&self) -> i64 {
+        self.written.0.saturating_mul(1000).saturating_add(self.written.1 / 1_000_000)
+    }
 }
 
 /// FNV-1a.
@@ -181,19 +190,19 @@ impl Files {
         now_ms: i64,
         read: &mut ReadBoards<C>,
     ) -> Vec<FoundBoard<C>> {
+        let mut found: Vec<Found<C>> =
+            self.board_names(own).into_iter().filter_map(|name| self.open_board(name)).collect();
+        found.sort_by_key(|found| (!found.runs, Reverse(found.written)));
         let mut bytes_left = BOARDS_BYTES_MAX;
-        let mut found: Vec<Found<C>> = self
-            .board_names(own)
-            .into_iter()
-            .filter_map(|name| self.look_at_board(name, &mut bytes_left, read))
-            .collect();
-        read.0.retain(|name, _| found.iter().any(|found| found.name == *name));
-        found.sort_by_key(|found| (!found.runs, Reverse(found.written_ms)));
+        found.retain_mut(|found| found.read(&mut bytes_left, read).is_ok());
+        read.0.retain(|name, _| found.iter().any(|found| found.name == *name && !found.is_left_out));
         let mut kept = 0;
         let mut boards = Vec::new();
-        for Found { file, name, written_ms, runs, board, is_ours } in found {
-            let age_ms = u64::try_from(now_ms.saturating_sub(written_ms)).unwrap_or(0);
-            let is_old = age_ms > BOARDS_KEPT_MS || board.is_some() && kept >= BOARDS_KEPT_MAX;
+        for found in found {
+            let age_ms = u64::try_from(now_ms.saturating_sub(found.written_ms())).unwrap_or(0);
+            let Found { file, name, runs, board, is_ours, is_left_out, .. } = found;
+            let counts = board.is_some() || is_ours && is_left_out;
+            let is_old = age_ms > BOARDS_KEPT_MS || counts && kept >= BOARDS_KEPT_MAX;
             let says_nothing = board.as_ref().is_some_and(|board| board.is_empty());
             if !runs && is_ours && (is_old || says_nothing) {
                 // Nobody else is removing it right now, and its daemon is gone.
@@ -202,7 +211,7 @@ impl Files {
                 }
                 continue;
             }
-            kept += usize::from(!runs && board.is_some());
+            kept += usize::from(!runs && counts);
             boards.extend(board.map(|board| FoundBoard { board, runs, age_ms }));
         }
         boards
@@ -223,39 +232,47 @@ impl Files {
         others.take(BOARDS_MAX).collect()
     }
 
-    fn look_at_board<C: BoardContent>(
-        &self,
-        name: String,
-        bytes_left: &mut usize,
-        read: &mut ReadBoards<C>,
-    ) -> Option<Found<C>> {
+    fn open_board<C>(&self, name: String) -> Option<Found<C>> {
         let file = daemon_folder::open_file(self.directory(), &name, self.board_flags(), 0).ok()?;
         let metadata = file.metadata().ok()?;
         let bytes = usize::try_from(metadata.size()).ok().filter(|bytes| *bytes <= BOARD_BYTES_MAX + HEAD_BYTES)?;
         let written = (metadata.mtime(), metadata.mtime_nsec());
-        let written_ms = written.0.saturating_mul(1000).saturating_add(written.1 / 1_000_000);
         // Asked before it is read: a daemon that ends in between has written what is read.
         let runs = ofd_lock::in_the_way(&file, Mode::Exclusive, ALL).ok()?.is_some();
-        let known = read.0.get(&name).filter(|known| known.written == written).map(|known| Arc::clone(&known.board));
-        let mut is_ours = known.is_some() || bytes == 0;
-        let mut board = known;
-        if board.is_none() && bytes > 0 {
-            *bytes_left = bytes_left.checked_sub(bytes)?;
-            let mut content = vec![0; bytes];
-            let count = read_up_to(&file, &mut content).ok()?;
-            content.truncate(count);
-            is_ours = content.starts_with(MAGIC.as_bytes());
-            match content_of(&content).and_then(C::read) {
-                Some(new) => {
-                    let new = Arc::new(new);
-                    read.0.insert(name.clone(), ReadBoard { written, board: Arc::clone(&new) });
-                    board = Some(new);
-                }
-                // It is being written: what it said a moment ago will do.
-                None => board = read.0.get(&name).filter(|_| is_ours).map(|known| Arc::clone(&known.board)),
-            }
+        Some(Found { file, name, bytes, written, runs, board: None, is_ours: bytes == 0, is_left_out: false })
+    }
+}
+
+impl<C: BoardContent> Found<C> {
+    /// Reads what it shows, unless that is known, or there is no room for it: what is known takes
+    /// room as well.
+    fn read(&mut self, bytes_left: &mut usize, read: &mut ReadBoards<C>) -> io::Result<()> {
+        self.is_left_out = self.bytes > *bytes_left;
+        let known = read.0.get(&self.name);
+        if let Some(known) = known.filter(|known| known.written == self.written && !self.is_left_out) {
+            *bytes_left -= self.bytes;
+            (self.board, self.is_ours) = (Some(Arc::clone(&known.board)), true);
+            return Ok(());
         }
-        Some(Found { file, name, written_ms, runs, board, is_ours })
+        let mut content = vec![0; if self.is_left_out { MAGIC.len() } else { self.bytes }];
+        let count = read_up_to(&self.file, &mut content)?;
+        content.truncate(count);
+        self.is_ours |= content.starts_with(MAGIC.as_bytes());
+        if self.is_left_out || self.bytes == 0 {
+            return Ok(());
+        }
+        *bytes_left -= self.bytes;
+        match content_of(&content).and_then(C::read) {
+            Some(new) => {
+                let new = Arc::new(new);
+                let board = Arc::clone(&new);
+                read.0.insert(self.name.clone(), ReadBoard { written: self.written, board });
+                self.board = Some(new);
+            }
+            // It is being written: what it said a moment ago will do.
+            None => self.board = known.filter(|_| self.is_ours).map(|known| Arc::clone(&known.board)),
+        }
+        Ok(())
     }
 }
 
@@ -341,6 +358,31 @@ mod tests {
         assert_eq!(count(), 1);
         fs::remove_file(own.path()).unwrap();
         assert!(!own.is_valid(&files));
+    }
+
+    /// There is room for so many bytes of boards, those that were read before included. Boards of
+    /// daemons that run come first, and those for which there is no room are removed like others.
+    #[test]
+    fn there_is_room_for_so_much() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = files(directory.path());
+        let content = vec![b'x'; BOARD_BYTES_MAX];
+        let fit = BOARDS_BYTES_MAX / text(&content).len();
+        for _ in 0..fit + 2 {
+            files.create_board().unwrap().write(&content).unwrap();
+        }
+        let mut read = ReadBoards::default();
+        for _ in 0..3 {
+            assert_eq!(look(&files, &mut read).len(), fit);
+            assert_eq!(read.0.len(), fit);
+        }
+        let own = files.create_board().unwrap();
+        own.write(&content).unwrap();
+        let found = look(&files, &mut read);
+        assert_eq!((found.len(), found[0].runs, read.0.len()), (fit, true, fit));
+        let later = now_ms(directory.path()) + i64::try_from(BOARDS_KEPT_MS).unwrap() + 60_000;
+        assert_eq!(files.boards(None, later, &mut read).len(), 1);
+        assert_eq!(fs::read_dir(daemon_folder::path(directory.path())).unwrap().count(), 1);
     }
 
     /// What is no board of this version is passed over, at once, and left alone: torn, foreign and

@@ -55,11 +55,14 @@ impl BoardContent for Board {
         board.locks.retain(|lock| LockName::parse(lock.lock.as_bytes()).is_ok());
         board.unlisted = board.unlisted.saturating_add(board.locks.len().saturating_sub(BOARD_LOCKS_MAX));
         board.locks.truncate(BOARD_LOCKS_MAX);
+        // What is left out, or was never there, must not take memory either.
+        board.locks.shrink_to_fit();
         for lock in &mut board.locks {
-            lock.last_known.clear();
+            lock.last_known = Vec::new();
             lock.mode = lock.mode.take().filter(is_known);
             for sessions in [&mut lock.holders, &mut lock.waiters] {
                 sessions.truncate(BOARD_SESSIONS_MAX);
+                sessions.shrink_to_fit();
                 sessions.iter_mut().for_each(|session| tidy(session, board.now_ms));
             }
         }

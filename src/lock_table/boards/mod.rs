@@ -292,7 +292,8 @@ impl Keeper {
     fn show(&mut self) {
         for (index, shown) in Shards::all().zip(&mut self.shards) {
             let changed_ms = self.table.shards.lock(index).changed_ms();
-            if changed_ms >= shown.read_ms || shown.is_young {
+            // An input that followed from another one has the time of that.
+            if changed_ms.saturating_add(BOARD_EVERY_MS) >= shown.read_ms || shown.is_young {
                 let new = self.table.shown(index);
                 self.is_unwritten |= new.locks != shown.locks || new.unlisted != shown.unlisted;
                 *shown = new;
@@ -349,7 +350,13 @@ impl Keeper {
         // Without a clock nothing is old.
         let now_ms = self.clock.map_or(i64::MIN, |(ahead_ms, _)| here_ms + ahead_ms);
         let found = files.boards(self.own.as_ref(), now_ms, &mut self.read);
-        *locked(&self.table.boards.shown) = Arc::new(Elsewhere::of(found));
+        let new = Arc::new(Elsewhere::of(found));
+        let old = std::mem::replace(&mut *locked(&self.table.boards.shown), new);
+        // It may take long to drop, which neither those who look now nor those who still look into
+        // the old one should wait for.
+        while Arc::strong_count(&old) > 1 {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
