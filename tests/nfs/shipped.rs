@@ -145,7 +145,7 @@ fn session(booted: &Booted) -> V1 {
 
 /// Runs a command under a lock on a host without waiting for the lock; returns the exit status.
 fn try_run(booted: &Booted, lock: &str, options: &[&str]) -> (Option<i32>, String) {
-    booted.run("distrilock", &[&["run", "-n"], options, &[lock, "--", "hostname"]].concat())
+    booted.run("distrilock", &[&["run", "-n", "--connect-timeout", "60"], options, &[lock, "--", "hostname"]].concat())
 }
 
 /// A lock of one host is refused to the others; then they get it.
