@@ -27,8 +27,8 @@
 //! - [`systemd`] takes passed sockets, notifies systemd, logs to the journal, and keeps what one
 //!   process leaves to the next.
 //! - [`settings`] is the command line; [`timing`] has the times on which exclusion over NFS rests.
-//! - [`limits`], [`clock`], [`host`], [`shortage`], [`slice`](mod@slice), [`readiness`] and
-//!   [`sync`] are small and used by several of the others.
+//! - [`limits`], [`clock`], [`host`], [`shortage`], [`slice`](mod@slice), [`checksum`],
+//!   [`readiness`] and [`sync`] are small and used by several of the others.
 //!
 //! Next to the daemon:
 //!
@@ -43,6 +43,7 @@
 //!
 //! docs/architecture.md follows a request, a restart and a lost lock through these modules.
 
+pub mod checksum;
 pub mod clock;
 pub mod command;
 pub mod daemon;

@@ -21,6 +21,7 @@ use super::given_signals::GivenSignals;
 use super::options::FenceOptions;
 use super::paths::{ResolveError, resolve};
 use super::{output, status};
+use crate::checksum::fnv1a;
 
 /// A line has 20 digits, a space, 8 hexadecimal digits and LF.
 const LINE_BYTES: usize = 30;
@@ -131,18 +132,13 @@ impl FenceRecord {
 
 fn text_of(number: u64) -> String {
     let digits = format!("{number:020}");
-    format!("{digits} {:08x}\n", checksum(digits.as_bytes()))
+    format!("{digits} {:08x}\n", fnv1a(digits.as_bytes()))
 }
 
 fn number_of(line: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(line).ok()?;
     let number = text.get(..20)?.parse().ok()?;
     (text == text_of(number)).then_some(number)
-}
-
-/// FNV-1a (RFC 9923), which is good enough to tell a torn line from a whole one.
-fn checksum(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |sum, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use super::daemon_folder::{self, BOARD_PREFIX};
 use super::lock_directory::Files;
 use super::ofd_lock;
 use super::ranges::ALL;
+use crate::checksum::fnv1a;
 use crate::limits::{
     BOARD_BYTES_MAX, BOARDS_BYTES_MAX, BOARDS_KEPT_MAX, BOARDS_KEPT_MS, BOARDS_MAX, FOLDER_ENTRIES_MAX,
 };
@@ -103,14 +104,9 @@ impl<C> Found<C> {
     }
 }
 
-/// FNV-1a.
-fn checksum(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
-}
-
 /// A board's text.
 fn text(content: &[u8]) -> Vec<u8> {
-    let mut text = format!("{HEAD}{:010} {:08x}\n", content.len(), checksum(content)).into_bytes();
+    let mut text = format!("{HEAD}{:010} {:08x}\n", content.len(), fnv1a(content)).into_bytes();
     text.extend(content);
     text
 }
@@ -120,7 +116,7 @@ fn content_of(text: &[u8]) -> Option<&[u8]> {
     let head = std::str::from_utf8(text.strip_prefix(HEAD.as_bytes())?.get(..HEAD_BYTES - HEAD.len())?).ok()?;
     let (length, sum) = head.strip_suffix('\n')?.split_once(' ')?;
     let content = text.get(HEAD_BYTES..)?.get(..length.parse().ok()?)?;
-    (u32::from_str_radix(sum, 16) == Ok(checksum(content))).then_some(content)
+    (u32::from_str_radix(sum, 16) == Ok(fnv1a(content))).then_some(content)
 }
 
 impl OwnBoard {

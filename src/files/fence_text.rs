@@ -8,6 +8,8 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
+use crate::checksum::fnv1a;
+
 /// How each of our texts begins.
 const MAGIC: &str = "distrilock fence ";
 
@@ -24,15 +26,9 @@ pub(super) enum Content {
     Foreign,
 }
 
-/// FNV-1a over the digits.
-fn checksum(digits: &str) -> u32 {
-    digits.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
 pub(super) fn text(number: u64) -> String {
     let digits = format!("{number:020}");
-    let checksum = checksum(&digits);
-    format!("{MAGIC}{digits} {checksum:08x}\n")
+    format!("{MAGIC}{digits} {:08x}\n", fnv1a(digits.as_bytes()))
 }
 
 pub(super) fn content(bytes: &[u8]) -> Content {

@@ -6,7 +6,7 @@ use crate::sources::{Source, mentions, none, sources, text};
 /// The modules of the daemon from the bottom. One may use those below, and on the lowest rung also
 /// its neighbours.
 const RUNGS: [&[&str]; 7] = [
-    &["clock", "host", "limits", "readiness", "settings", "shortage", "slice", "sync", "timing"],
+    &["checksum", "clock", "host", "limits", "readiness", "settings", "shortage", "slice", "sync", "timing"],
     &["files", "systemd"],
     &["directory"],
     &["lock_table"],
