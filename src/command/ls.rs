@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::connect::{block_on, connect_to_ask};
 use super::error::CommandError;
 use super::options::{LsOptions, ServerOptions};
-use super::output::{duration, escaped, json_line, print};
+use super::output::{columns, duration, escaped, json_line, print};
 use super::{sessions, status};
 use distrilock_client::{Listed, SessionInfo};
 
@@ -75,14 +75,7 @@ fn table(locks: &[Listed]) -> String {
         rows.extend(lock.waiters.iter().map(|waiter| row(&lock.lock, "waits", waiter)));
         rows.extend(lock.last_known.iter().map(|holder| row(&lock.lock, &last_known(holder), holder)));
     }
-    let widths: Vec<usize> = (0..HEADINGS.len())
-        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    let line = |row: &[String; HEADINGS.len()]| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  "));
-        format!("{}\n", cells.collect::<String>().trim_end())
-    };
-    rows.iter().map(line).collect()
+    columns(&rows)
 }
 
 /// How a holder holds.

@@ -51,6 +51,17 @@ pub(super) fn escaped(text: &str) -> String {
     escaped
 }
 
+/// The rows as lines, with each column as wide as its widest cell.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  "));
+        format!("{}\n", cells.collect::<String>().trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
 /// A value as a line of JSON that can be shown on a terminal: what [`escaped`] would escape is
 /// written as `\u` and four hexadecimal digits (RFC 8259, section 7), which means the same.
 pub(super) fn json_line(value: &Value) -> String {

@@ -75,27 +75,41 @@ fn is_unknown(peeked: &Peeked) -> bool {
     peeked.locked && peeked.holders.is_empty()
 }
 
+/// What `peek` says.
 fn to_text(name: &LockName, peeked: &Peeked) -> String {
+    let unknown = "through another daemon, or by another program that locks its file";
+    let mut text = holders_and_waiters(name, peeked, unknown, |_| String::new());
+    if peeked.holders.is_empty() {
+        text.push_str(&last_known(name, peeked));
+    }
+    text
+}
+
+/// Who holds the lock, with something more about each, and how many wait; `unknown` is who may hold
+/// it if nobody says so.
+fn holders_and_waiters(
+    name: &LockName,
+    peeked: &Peeked,
+    unknown: &str,
+    more: impl Fn(&SessionInfo) -> String,
+) -> String {
     let mut text = String::new();
     if !peeked.locked {
         text.push_str(&format!("{name} is free\n"));
     }
     for holder in &peeked.holders {
-        text.push_str(&format!("{name} is held by {}\n", escaped(&sessions::describe(holder))));
+        text.push_str(&format!("{name} is held by {}\n{}", escaped(&sessions::describe(holder)), more(holder)));
     }
     if let Some(total) = peeked.holders_total {
         text.push_str(&format!("{name} is held by {total} sessions in all\n"));
     }
     if is_unknown(peeked) {
-        text.push_str(&format!("{name} is held through another daemon, or by another program that locks its file\n"));
+        text.push_str(&format!("{name} is held {unknown}\n"));
     }
     match sessions::waiters(peeked) {
         0 => {}
         1 => text.push_str("1 session waits for it\n"),
         count => text.push_str(&format!("{count} sessions wait for it\n")),
-    }
-    if peeked.holders.is_empty() {
-        text.push_str(&last_known(name, peeked));
     }
     text
 }
@@ -107,29 +121,10 @@ fn last_known(name: &LockName, peeked: &Peeked) -> String {
 
 /// What `who` says.
 fn explanation(name: &LockName, peeked: &Peeked) -> String {
-    let mut text = String::new();
-    if !peeked.locked {
-        text.push_str(&format!("{name} is free\n"));
-    }
-    for holder in &peeked.holders {
-        text.push_str(&format!("{name} is held by {}\n", escaped(&sessions::describe(holder))));
-        text.push_str(&format!("  {}\n", escaped(&details(holder))));
-    }
-    if let Some(total) = peeked.holders_total {
-        text.push_str(&format!("{name} is held by {total} sessions in all\n"));
-    }
-    if is_unknown(peeked) {
-        text.push_str(&format!(
-            "{name} is held by a program that locks its file and is no daemon, or by a daemon that does not show it (--no-board)\n"
-        ));
-    }
-    match sessions::waiters(peeked) {
-        0 => {}
-        1 => text.push_str("1 session waits for it\n"),
-        count => text.push_str(&format!("{count} sessions wait for it\n")),
-    }
-    text.push_str(&last_known(name, peeked));
-    text
+    let unknown =
+        "by a program that locks its file and is no daemon, or by a daemon that does not show it (--no-board)";
+    let more = |holder: &SessionInfo| format!("  {}\n", escaped(&details(holder)));
+    holders_and_waiters(name, peeked, unknown, more) + &last_known(name, peeked)
 }
 
 /// How a session holds a lock, and through which daemon. Not escaped.

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::error::CommandError;
 use super::options::HistoryOptions;
-use super::output::{duration, escaped, json_line, message, print};
+use super::output::{columns, duration, escaped, json_line, message, print};
 use super::status;
 use event::{Event, FIELDS, IDS};
 use rows::{ROWS_MAX, Row, Rows};
@@ -119,14 +119,7 @@ fn table(rows: &VecDeque<Row>, zone: &TimeZone) -> String {
         let (from, to) = (time(row.from_us), time(row.to_us));
         [escaped(&row.lock), escaped(&row.holder), from, to, span(row.held_ms), span(row.waited_ms), ended]
     }));
-    let widths: Vec<usize> = (0..HEADINGS.len())
-        .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    let line = |cells: &[String; HEADINGS.len()]| {
-        let cells = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  "));
-        format!("{}\n", cells.collect::<String>().trim_end())
-    };
-    lines.iter().map(line).collect()
+    columns(&lines)
 }
 
 #[cfg(test)]
