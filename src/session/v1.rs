@@ -6,6 +6,7 @@ use super::boards::Question;
 use super::{Kind, ReplyTo, Session};
 use crate::clock::now_ms;
 use crate::limits::LIST_BYTES_ENOUGH;
+use crate::lock_table::boards::listed;
 use crate::slice::TimeSlice;
 use distrilock_engine::limits::{QUERIES_MAX, QUEUE_MAX};
 use distrilock_engine::{Answer, Claim, Input, Mode, View, Want, Withdrawal};
@@ -129,17 +130,7 @@ impl Session {
 
     pub(super) fn listed(&self, name: &LockName, view: &View) -> Listed {
         let seen = |sessions: &[Claim]| sessions.iter().map(|session| self.seen(session)).collect::<Vec<_>>();
-        let (holders, waiters) = (seen(&view.holders), seen(&view.waiters));
-        Listed {
-            lock: name.to_string(),
-            mode: view.holders.first().map(|holder| ModeWord::from(holder.mode())),
-            holders_total: (view.holders_total > holders.len()).then_some(view.holders_total),
-            waiters_total: (view.waiters_total > waiters.len()).then_some(view.waiters_total),
-            holders,
-            waiters,
-            contender: view.contender,
-            last_known: Vec::new(),
-        }
+        listed(name, view, seen(&view.holders), seen(&view.waiters))
     }
 
     fn seen(&self, session: &Claim) -> SessionInfo {

@@ -474,16 +474,22 @@ impl LockTable {
             claims.iter().take(BOARD_SESSIONS_MAX).map(|claim| self.seen(claim, claim.since_ms)).collect()
         };
         let (holders, waiters) = (seen(holders), seen(waiters));
-        shown.locks.push(Listed {
-            lock: name.to_string(),
-            mode: view.holders.first().map(|holder| ModeWord::from(holder.mode())),
-            holders_total: (view.holders_total > holders.len()).then_some(view.holders_total),
-            waiters_total: (view.waiters_total > waiters.len()).then_some(view.waiters_total),
-            holders,
-            waiters,
-            contender: false,
-            last_known: Vec::new(),
-        });
+        shown.locks.push(Listed { contender: false, ..listed(name, view, holders, waiters) });
+    }
+}
+
+/// What the daemon knows of a name, with those of its holders and waiters that are shown.
+#[must_use]
+pub(crate) fn listed(name: &LockName, view: &View, holders: Vec<SessionInfo>, waiters: Vec<SessionInfo>) -> Listed {
+    Listed {
+        lock: name.to_string(),
+        mode: view.holders.first().map(|holder| ModeWord::from(holder.mode())),
+        holders_total: (view.holders_total > holders.len()).then_some(view.holders_total),
+        waiters_total: (view.waiters_total > waiters.len()).then_some(view.waiters_total),
+        holders,
+        waiters,
+        contender: view.contender,
+        last_known: Vec::new(),
     }
 }
 
