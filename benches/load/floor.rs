@@ -9,7 +9,7 @@
 //! |---|---|
 //! | each burst of requests | epoll_wait |
 //! | each request | recvfrom, sendto |
-//! | acquire, file open | fcntl (F_OFD_SETLK, F_WRLCK), newfstatat: does the name still mean this file? |
+//! | acquire, file open | fcntl (F_OFD_SETLK, F_WRLCK), newfstatat: is it still this file? |
 //! | acquire, new name | openat, newfstatat: which file is it?, then the same two calls |
 //! | release, file stays open | fcntl (F_OFD_SETLK, F_UNLCK) |
 //! | release, file is deleted | newfstatat: is it this file?, unlink, fcntl (as above), close |

@@ -26,7 +26,8 @@ const LIST_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// ```
 /// use distrilock_client::Client;
 ///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let daemon = distrilock_testing::Daemon::start();
 /// # let servers = daemon.servers();
 /// let client = Client::connect(&servers).await?;
@@ -60,7 +61,8 @@ impl Client {
     /// use std::os::fd::AsRawFd;
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -81,7 +83,8 @@ impl Client {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -98,7 +101,8 @@ impl Client {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -124,7 +128,8 @@ impl Client {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -141,7 +146,8 @@ impl Client {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -158,7 +164,8 @@ impl Client {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let scripted = distrilock_testing::scripted(r#"{"id":2,"ok":true,"locks":[{"lock":"a"},{"lock":"b"}]}"#);
     /// # let servers = scripted.servers();
     /// let client = Client::connect(&servers).await?;
@@ -195,7 +202,8 @@ impl Client {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::builder().name("backup@db1").connect(&servers).await?;
@@ -225,7 +233,8 @@ impl Client {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -262,7 +271,8 @@ impl Client {
     /// ```
     /// use distrilock_client::{Client, ModeWord};
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -287,7 +297,8 @@ impl Client {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -333,7 +344,8 @@ impl Client {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// Client::connect(&servers).await?.ping().await?;
@@ -353,7 +365,8 @@ impl Client {
     /// ```
     /// use distrilock_client::{Client, Introduction};
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;

@@ -175,7 +175,8 @@ impl Builder {
     /// ```
     /// use std::time::Duration;
     ///
-    /// let builder = distrilock_client::Client::builder().connect_within_in_all(Duration::from_secs(3));
+    /// let three = Duration::from_secs(3);
+    /// let builder = distrilock_client::Client::builder().connect_within_in_all(three);
     /// ```
     pub fn connect_within_in_all(mut self, time: Duration) -> Self {
         self.connect_within_in_all = Some(time);

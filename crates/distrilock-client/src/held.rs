@@ -24,7 +24,8 @@ use distrilock_protocol::v1::{Op, RequestObject, Stamped};
 /// ```
 /// use distrilock_client::Client;
 ///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let daemon = distrilock_testing::Daemon::start();
 /// # let servers = daemon.servers();
 /// # async fn work() {}
@@ -67,7 +68,8 @@ impl Held {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let scripted = distrilock_testing::scripted(r#"{"id":2,"ok":true,"locks":[{"lock":"b"},{"lock":"a"}]}"#);
     /// # let servers = scripted.servers();
     /// let client = Client::connect(&servers).await?;
@@ -85,7 +87,8 @@ impl Held {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let scripted = distrilock_testing::scripted(r#"{"id":2,"ok":true,"lock":"gpu","slot":0}"#);
     /// # let servers = scripted.servers();
     /// let client = Client::connect(&servers).await?;
@@ -117,7 +120,8 @@ impl Held {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -149,7 +153,8 @@ impl Held {
     /// ```
     /// use distrilock_client::{Client, Standing};
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let scripted = distrilock_testing::scripted(concat!(
     /// #     r#"{"id":2,"ok":true,"lock":"a"}"#, "\n", r#"{"event":"suspect","lock":"a","valid_ms":20000}"#));
     /// # let servers = scripted.servers();
@@ -187,7 +192,8 @@ impl Held {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -206,7 +212,8 @@ impl Held {
     /// ```
     /// use distrilock_client::{BootTime, Client};
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -226,7 +233,8 @@ impl Held {
     /// use std::time::Duration;
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -247,7 +255,8 @@ impl Held {
     /// ```
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
@@ -288,7 +297,8 @@ impl Held {
     /// use std::time::Duration;
     /// use distrilock_client::Client;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let daemon = distrilock_testing::Daemon::start();
     /// # let servers = daemon.servers();
     /// let client = Client::connect(&servers).await?;
